@@ -1,0 +1,1 @@
+//! ovenbird-cli

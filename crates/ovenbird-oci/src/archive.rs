@@ -1,0 +1,1 @@
+//! OCI layouts and docker archives.

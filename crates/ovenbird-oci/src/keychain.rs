@@ -1,0 +1,1 @@
+//! Docker config and credential helpers.

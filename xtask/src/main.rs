@@ -1,0 +1,2 @@
+//! Chores of the repository: tidy, fixtures, references.
+fn main() {}
