@@ -19,5 +19,11 @@ pub fn parse(_text: &str) -> Parsed {
 
 /// Parses one instruction (an `ONBUILD` trigger) with the given escape character.
 pub fn parse_instruction(_text: &str, _escape: char) -> Result<Instruction, Diagnostic> {
-    Err(Diagnostic { severity: crate::Severity::Error, code: "unknown-instruction", message: String::new(), help: None, span: crate::Span::default() })
+    Err(Diagnostic {
+        severity: crate::Severity::Error,
+        code: "unknown-instruction",
+        message: String::new(),
+        help: None,
+        span: crate::Span::default(),
+    })
 }

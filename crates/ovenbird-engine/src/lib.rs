@@ -6,7 +6,9 @@
 pub mod build;
 pub mod event;
 pub mod frontend;
+pub mod ops;
 pub mod plan;
+pub mod snapshot;
 
 pub use build::{BuildInput, BuildOutput, Cancel};
 pub use event::{Event, EventSink};

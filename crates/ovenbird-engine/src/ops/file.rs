@@ -1,0 +1,1 @@
+//! `COPY`, `ADD`, `WORKDIR` without running anything: writes a new diff folder above a base.

@@ -1,0 +1,3 @@
+//! What each kind of vertex does.
+
+pub mod file;
