@@ -1,5 +1,7 @@
 //! What the parser and the linter have to say, with the place in the text.
 
+use std::fmt::Write as _;
+
 /// A half-open range of byte offsets into the Dockerfile's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Span {
@@ -31,4 +33,113 @@ pub struct Diagnostic {
     pub help: Option<String>,
     /// Where.
     pub span: Span,
+}
+
+/// Most columns of a source line that are shown.
+const MAX_COLUMNS: usize = 160;
+
+/// Shows a finding with its place:
+///
+/// ```text
+/// error[unknown-instruction]: unknown instruction: RUNS (did you mean RUN?)
+///   --> Dockerfile:3:1
+///    |
+///  3 | RUNS make
+///    | ^^^^
+///    = help: write `RUN`
+/// ```
+///
+/// Lines and columns count from one; a column is a character. Control characters of the text are
+/// replaced, so a Dockerfile cannot write to the terminal. The result ends in a line feed.
+pub fn render(diagnostic: &Diagnostic, file_name: &str, text: &str) -> String {
+    let severity = match diagnostic.severity {
+        Severity::Warning => "warning",
+        Severity::Error => "error",
+    };
+    let mut out = format!("{severity}[{}]: {}\n", diagnostic.code, printable(&diagnostic.message));
+    let (number, column) = line_column(text, diagnostic.span.start);
+    let gutter = number.to_string().len() + 1;
+    let line = text.split('\n').nth(number - 1).unwrap_or_default().trim_end_matches('\r');
+    let length = text.get(diagnostic.span.start..diagnostic.span.end).map_or(0, |part| {
+        let first = part.split('\n').next().unwrap_or_default();
+        first.trim_end_matches('\r').chars().count()
+    });
+    // A long line is cut so that the marked place stays visible.
+    let skip = if column > MAX_COLUMNS / 2 { column - MAX_COLUMNS / 2 } else { 0 };
+    let mut shown = String::new();
+    let mut marks = String::new();
+    for (index, c) in line.chars().enumerate().skip(skip).take(MAX_COLUMNS) {
+        let width = if c == '\t' { 4 } else { 1 };
+        shown.extend(if c == '\t' { std::iter::repeat_n(' ', 4) } else { std::iter::repeat_n(visible(c), 1) });
+        if index + 1 < column {
+            marks.extend(std::iter::repeat_n(' ', width));
+        } else if index + 1 < column + length.max(1) {
+            marks.extend(std::iter::repeat_n('^', width));
+        }
+    }
+    if !marks.contains('^') {
+        marks.push('^');
+    }
+    let _ = writeln!(out, "{:>gutter$}--> {}:{number}:{column}", "", printable(file_name));
+    let _ = writeln!(out, "{:>gutter$} |", "");
+    let _ = writeln!(out, "{number:>gutter$} | {}", shown.trim_end());
+    let _ = writeln!(out, "{:>gutter$} | {marks}", "");
+    if let Some(help) = &diagnostic.help {
+        let _ = writeln!(out, "{:>gutter$} = help: {}", "", printable(help));
+    }
+    out
+}
+
+/// Line and column of a byte offset, both counted from one; a column is a character.
+pub fn line_column(text: &str, offset: usize) -> (usize, usize) {
+    let offset = text.floor_char_boundary(offset.min(text.len()));
+    let before = &text[..offset];
+    let start = before.rfind('\n').map_or(0, |i| i + 1);
+    (before.matches('\n').count() + 1, before[start..].chars().count() + 1)
+}
+
+fn visible(c: char) -> char {
+    if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }
+}
+
+fn printable(text: &str) -> String {
+    text.chars().map(visible).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse;
+
+    #[test]
+    fn rendered_findings() {
+        let mut shown = String::new();
+        for text in [
+            "FROM scratch\nRUNS echo hi\n",
+            "FROM scratch\n\nCOPY --form=x \\\n  a b\n",
+            "FROM scratch\nRUN \\\n\t--boo true\n",
+            "FROM a AS 1\n",
+            "",
+            "# only a comment\n",
+            "FROM scratch\nCOPY <<EOF /x\nbody\n",
+            "FROM scratch\nBAD\u{1b}[31m x\n",
+            "FROM scratch\r\nENV 안녕 \r\n",
+            "FROM scratch\nHEALTHCHECK --interval=5 CMD x\n",
+            "FROM scratch\nONBUILD COPY --chown=a --chown=b x y\n",
+            &format!("FROM scratch\nRUN --mount=type=cache,target=/{},tgt=x true\n", "a".repeat(300)),
+        ] {
+            for diagnostic in parse(text).diagnostics {
+                shown.push_str(&render(&diagnostic, "Dockerfile", text));
+                shown.push('\n');
+            }
+        }
+        insta::assert_snapshot!(shown);
+    }
+
+    #[test]
+    fn places_count_from_one() {
+        for (offset, expect) in [(0, (1, 1)), (1, (1, 2)), (3, (2, 1)), (4, (2, 1)), (5, (2, 1)), (6, (2, 2)), (99, (2, 3))] {
+            assert_eq!(line_column("ab\n안b", offset), expect, "{offset}");
+        }
+    }
 }

@@ -6,11 +6,15 @@
 
 pub mod ast;
 pub mod diagnostic;
+pub mod duration;
 pub mod expand;
 pub mod ignore;
+pub mod lint;
 pub mod mount;
 pub mod parse;
+pub mod suggest;
 
 pub use ast::Dockerfile;
 pub use diagnostic::{Diagnostic, Severity, Span};
+pub use lint::lint;
 pub use parse::{Parsed, parse, parse_instruction};

@@ -1,131 +1,292 @@
-//! One build from request to image.
+//! One build from request to image, and the engine that does it.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
-use ovenbird_dockerfile::ignore::Patterns;
-use ovenbird_oci::layer::Compression;
-use ovenbird_oci::{Descriptor, Digest, Platform};
+use ovenbird_dockerfile::{Diagnostic, Severity};
+use ovenbird_oci::registry::Client;
+use ovenbird_oci::store::Store;
+use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
+use ovenbird_sandbox::Level;
 
-use crate::frontend::Options;
+use crate::error::BuildError;
+use crate::event::{Event, EventSink};
+use crate::export::{assemble, output};
+use crate::frontend::{self, Images, Lowered, Options};
+use crate::input::{BuildInput, BuildOutput, Cancel};
+use crate::ops::{LazyRuntime, Session, image, progress_events};
+use crate::plan::Plan;
+use crate::prune::{self, DiskUsage, PruneOptions, PruneReport};
+use crate::snapshot::tree::Tree;
+use crate::snapshot::view::Folder;
+use crate::solve;
+use crate::state::State;
 
-/// Set once; every part of a build looks at it.
-#[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+/// Rounds of image look-ups (base images, then what their triggers need) before a Dockerfile counts as endless.
+const MOST_ROUNDS: usize = 16;
 
-impl Cancel {
-    /// Stops the build.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-    /// Was it stopped?
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
-    }
-    /// The flag itself, for the sandbox.
-    pub fn flag(&self) -> &Arc<AtomicBool> {
-        &self.0
-    }
-}
-
-/// A local folder given to the build.
+/// How to open an [`Engine`].
 #[derive(Debug, Clone)]
-pub struct LocalContext {
-    /// Where.
-    pub dir: PathBuf,
-    /// Its `.dockerignore`.
-    pub ignore: Patterns,
+pub struct EngineOptions {
+    /// State folder.
+    pub root: PathBuf,
+    /// Isolation level this process entered ([`ovenbird_sandbox::enter`]); `None`: no `RUN`.
+    pub level: Option<Level>,
+    /// Overlay mounts work (from the probe).
+    pub overlay: bool,
+    /// Registries.
+    pub client: Client,
 }
 
-/// Where a secret's bytes come from. Read when a step needs them, never stored.
-#[derive(Debug, Clone)]
-pub enum SecretSource {
-    /// `src=`.
-    File(PathBuf),
-    /// Value (from an environment variable, read at the door).
-    Value(Secret),
+/// An open state folder and what is needed to build in it.
+pub struct Engine {
+    options: EngineOptions,
+    state: State,
+    runtime: LazyRuntime,
 }
 
-/// Bytes that print as `***`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub Vec<u8>);
+impl Engine {
+    /// Opens the state folder.
+    pub fn open(options: EngineOptions) -> Result<Self, BuildError> {
+        let state = State::open(&options.root, options.level)?;
+        Ok(Self { options, state, runtime: LazyRuntime::default() })
+    }
 
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
+    /// The blob store.
+    pub fn store(&self) -> &Store {
+        self.state.store()
+    }
+
+    /// Builds. Blocks; must not be called from an async runtime's own threads.
+    pub fn build(&self, input: &BuildInput, sink: &Arc<dyn EventSink>, cancel: &Cancel) -> Result<BuildOutput, BuildError> {
+        let parsed = ovenbird_dockerfile::parse(&input.dockerfile);
+        if parsed.diagnostics.iter().any(|d| d.severity == Severity::Error) {
+            return Err(dockerfile_error(input, parsed.diagnostics));
+        }
+        self.describe_isolation(&**sink);
+        let session = self.session(input, sink, cancel);
+        let mut seen = std::collections::HashSet::new();
+        let mut warn = |diagnostic: Diagnostic| {
+            let line = input.dockerfile[..diagnostic.span.start.min(input.dockerfile.len())].matches('\n').count() as u32 + 1;
+            if seen.insert((diagnostic.code, diagnostic.message.clone(), line)) {
+                sink.emit(Event::Warning { code: diagnostic.code.into(), message: diagnostic.message, line: Some(line) });
+            }
+        };
+        parsed.diagnostics.into_iter().for_each(&mut warn);
+        let mut plans = vec![];
+        for options in &input.options {
+            let (plan, warnings) = lower(&session, &parsed.dockerfile, options)?;
+            warnings.into_iter().for_each(&mut warn);
+            check_emulator(&plan, &options.build_platform)?;
+            plans.push(plan);
+        }
+        let built = run(&session, &plans);
+        // Whatever failed, the hashes of context files are still right.
+        session.stat_cache.save();
+        let images = match built {
+            Err(_) if cancel.is_cancelled() => return Err(BuildError::Cancelled),
+            other => other?,
+        };
+        let target = match &images[..] {
+            [only] if !input.options.iter().any(|o| o.multi_platform) => only.manifest.clone(),
+            _ => assemble::index(&session, &images)?,
+        };
+        Ok(BuildOutput {
+            target,
+            platforms: images.into_iter().map(|image| (image.platform, image.manifest, image.config)).collect(),
+            ran: session.slots.ran.load(Ordering::Relaxed),
+            cached: session.slots.cached.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Pushes an image of the store under each name.
+    pub fn push(&self, target: &Descriptor, to: &[Reference], sink: &Arc<dyn EventSink>, cancel: &Cancel) -> Result<(), BuildError> {
+        let origins = self.origins(target)?;
+        for reference in to {
+            if cancel.is_cancelled() {
+                return Err(BuildError::Cancelled);
+            }
+            sink.emit(Event::Message { text: format!("pushing {}", reference.familiar()) });
+            let progress = progress_events(sink.clone(), "pushing");
+            let push = self.options.client.push(self.store(), target, reference, &origins, &progress);
+            self.cancellable(cancel, push)??;
+        }
+        Ok(())
+    }
+
+    /// Pulls an image into the store and names it there.
+    pub fn pull(
+        &self,
+        from: &Reference,
+        platform: Option<&Platform>,
+        sink: &Arc<dyn EventSink>,
+        cancel: &Cancel,
+    ) -> Result<Descriptor, BuildError> {
+        let progress = progress_events(sink.clone(), "pulling");
+        let descriptor = self.cancellable(cancel, self.options.client.pull(from, platform, self.store(), &progress))??;
+        if from.tag().is_some() {
+            self.store().tag(from, &descriptor)?;
+        }
+        Ok(descriptor)
+    }
+
+    /// Writes an image of the store somewhere else.
+    pub fn export(
+        &self,
+        target: &Descriptor,
+        form: &output::Export,
+        names: &[Reference],
+        source_date_epoch: Option<i64>,
+        sink: &Arc<dyn EventSink>,
+        cancel: &Cancel,
+    ) -> Result<(), BuildError> {
+        let input = BuildInput { source_date_epoch, ..BuildInput::default() };
+        output::export(&self.session(&input, sink, cancel), target, form, names)
+    }
+
+    /// Removes cached results.
+    pub fn prune(&self, options: &PruneOptions) -> Result<PruneReport, BuildError> {
+        Ok(prune::prune(&self.state, options)?)
+    }
+
+    /// What the state folder holds.
+    pub fn disk_usage(&self) -> Result<DiskUsage, BuildError> {
+        Ok(prune::disk_usage(&self.state)?)
+    }
+
+    fn session<'a>(&'a self, input: &'a BuildInput, sink: &Arc<dyn EventSink>, cancel: &Cancel) -> Session<'a> {
+        let contexts = input
+            .contexts
+            .iter()
+            .map(|(name, context)| (name.clone(), Arc::new(Folder::new(&context.dir, context.ignore.clone())) as Arc<dyn Tree>))
+            .collect();
+        Session::new(
+            &self.state,
+            self.options.level,
+            self.options.overlay,
+            &self.options.client,
+            &self.runtime,
+            input,
+            contexts,
+            sink.clone(),
+            cancel.follow(),
+        )
+    }
+
+    fn describe_isolation(&self, sink: &dyn EventSink) {
+        let (level, detail) = match self.options.level {
+            Some(Level::Root) => ("root", "own namespaces, as root"),
+            Some(Level::Rootless) => ("rootless", "user namespace with subordinate ids"),
+            Some(Level::SingleId) => ("single-id", "user namespace with one id; owners are recorded"),
+            Some(Level::Chroot) => ("chroot", "no namespaces here; steps see the machine's processes"),
+            None => ("none", "only builds without RUN; see `ovenbird doctor`"),
+        };
+        sink.emit(Event::Isolation { level: level.into(), detail: detail.into() });
+    }
+
+    /// Runs a future until it ends or the build is cancelled.
+    fn cancellable<F: Future>(&self, cancel: &Cancel, future: F) -> Result<F::Output, BuildError> {
+        let flag = cancel.follow();
+        self.runtime.block_on(async {
+            let stopped = async {
+                while !flag.load(Ordering::SeqCst) {
+                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                }
+            };
+            tokio::select! {
+                done = future => Ok(done),
+                () = stopped => Err(BuildError::Cancelled),
+            }
+        })
+    }
+
+    /// Where the layers of an image can be had: all that are known, since one that is here may be mounted instead of sent.
+    fn origins(&self, target: &Descriptor) -> Result<BTreeMap<Digest, Reference>, BuildError> {
+        #[derive(serde::Deserialize)]
+        struct Links {
+            #[serde(default)]
+            manifests: Vec<Descriptor>,
+            #[serde(default)]
+            layers: Vec<Descriptor>,
+        }
+        let mut origins = BTreeMap::new();
+        let mut open = vec![target.digest];
+        while let Some(digest) = open.pop() {
+            let links: Links = serde_json::from_slice(&self.store().read(&digest)?)
+                .map_err(|error| BuildError::Malformed { digest: digest.to_string(), reason: error.to_string() })?;
+            open.extend(links.manifests.iter().map(|m| m.digest).filter(|digest| self.store().has(digest)));
+            for layer in links.layers {
+                if let Some(origin) = self.state.origin(&layer.digest) {
+                    origins.insert(layer.digest, origin);
+                }
+            }
+        }
+        Ok(origins)
     }
 }
 
-/// Resource limits of every step; `None` everywhere: unlimited.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct StepLimits {
-    /// Bytes.
-    pub memory: Option<u64>,
-    /// Cores.
-    pub cpus: Option<f64>,
-    /// name, soft, hard (-1 unlimited).
-    pub ulimits: Vec<(String, i64, i64)>,
-    /// Bytes of `/dev/shm`.
-    pub shm_size: Option<u64>,
-    /// `--dns`.
-    pub dns: Vec<IpAddr>,
+fn lower(session: &Session, dockerfile: &ovenbird_dockerfile::Dockerfile, options: &Options) -> Result<(Plan, Vec<Diagnostic>), BuildError> {
+    let mut images = Images::new();
+    for _ in 0..MOST_ROUNDS {
+        session.check_stop()?;
+        let lowered = frontend::lower(dockerfile, &session.input.dockerfile, options, &images)
+            .map_err(|diagnostics| dockerfile_error(session.input, diagnostics))?;
+        match lowered {
+            Lowered::Done(plan, warnings) => return Ok((*plan, warnings)),
+            Lowered::Needs(requests) => {
+                for request in requests {
+                    let resolved = image::resolve(session, &request)?;
+                    images.insert(request, resolved);
+                }
+            }
+        }
+    }
+    Err(BuildError::Refused { option: "the Dockerfile".into(), reason: format!("its images need more than {MOST_ROUNDS} rounds of triggers") })
 }
 
-/// When base images are looked up in the registry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum PullPolicy {
-    /// Local store first.
-    #[default]
-    Missing,
-    /// Registry first (`--pull`).
-    Always,
-    /// Never.
-    Never,
+fn run(session: &Session, plans: &[Plan]) -> Result<Vec<assemble::Assembled>, BuildError> {
+    let created = assemble::created(session.input.source_date_epoch);
+    let mut offset = 0;
+    let offsets: Vec<usize> = plans.iter().map(|plan| std::mem::replace(&mut offset, offset + plan.vertices.len())).collect();
+    let chains: Vec<_> = std::thread::scope(|scope| {
+        let running: Vec<_> =
+            plans.iter().zip(&offsets).map(|(plan, offset)| scope.spawn(move || solve::solve(session, plan, *offset))).collect();
+        running.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    // The first real error counts, not the cancellation it caused elsewhere.
+    let mut chains: Vec<_> = chains;
+    if let Some(at) = chains.iter().position(|c| c.as_ref().is_err_and(|e| !matches!(e, BuildError::Cancelled))) {
+        return chains.swap_remove(at).map(|_| vec![]);
+    }
+    let chains = chains.into_iter().collect::<Result<Vec<_>, _>>()?;
+    session.sink.emit(Event::Message { text: "exporting".into() });
+    plans.iter().zip(&chains).map(|(plan, chain)| assemble::assemble(session, plan, chain, &created)).collect()
 }
 
-/// A resolved request: all that the engine needs.
-#[derive(Debug, Clone)]
-pub struct BuildInput {
-    /// Text of the Dockerfile.
-    pub dockerfile: String,
-    /// Its name, for messages.
-    pub dockerfile_name: String,
-    /// `context` and named local contexts.
-    pub contexts: BTreeMap<String, LocalContext>,
-    /// One a platform; `platform` differs, the rest is the same.
-    pub options: Vec<Options>,
-    /// `--secret`.
-    pub secrets: BTreeMap<String, SecretSource>,
-    /// `--ssh`: id → agent socket.
-    pub ssh: BTreeMap<String, PathBuf>,
-    /// Limits.
-    pub limits: StepLimits,
-    /// `--pull`.
-    pub pull: PullPolicy,
-    /// Layers.
-    pub compression: Compression,
-    /// `Some(t)`: every time in the image is `t` (seconds since 1970).
-    pub source_date_epoch: Option<i64>,
-    /// Docker media types instead of OCI ones.
-    pub docker_media_types: bool,
-    /// Most vertices that run at once.
-    pub parallelism: usize,
-    /// Annotations of the manifest.
-    pub annotations: BTreeMap<String, String>,
+/// A step for another architecture needs an emulator registered with the kernel; say so before any work.
+fn check_emulator(plan: &Plan, host: &Platform) -> Result<(), BuildError> {
+    use crate::plan::Op;
+    let foreign = plan.platform.architecture != host.architecture
+        && !(host.architecture == "amd64" && plan.platform.architecture == "386")
+        && plan.vertices.iter().any(|vertex| matches!(vertex.op, Op::Exec(_)) && !vertex.name.contains("--platform"));
+    let name = match plan.platform.architecture.as_str() {
+        "arm64" => "qemu-aarch64",
+        "amd64" => "qemu-x86_64",
+        "386" => "qemu-i386",
+        "arm" => "qemu-arm",
+        other => &format!("qemu-{other}"),
+    };
+    if foreign && !std::path::Path::new("/proc/sys/fs/binfmt_misc").join(name).exists() {
+        return Err(BuildError::Refused {
+            option: format!("--platform {}", plan.platform),
+            reason: format!("its RUN steps need the emulator {name}, which is not registered (Debian: install qemu-user-static and binfmt-support)"),
+        });
+    }
+    Ok(())
 }
 
-/// The image(s) of a build; all blobs are in the store.
-#[derive(Debug, Clone, PartialEq)]
-pub struct BuildOutput {
-    /// Manifest, or index when several platforms were asked for.
-    pub target: Descriptor,
-    /// Each platform: manifest and config digest.
-    pub platforms: Vec<(Platform, Descriptor, Digest)>,
-    /// Steps that ran and steps that came from the cache.
-    pub ran: usize,
-    /// See `ran`.
-    pub cached: usize,
+fn dockerfile_error(input: &BuildInput, diagnostics: Vec<Diagnostic>) -> BuildError {
+    BuildError::Dockerfile { name: input.dockerfile_name.clone(), text: input.dockerfile.clone(), diagnostics }
 }

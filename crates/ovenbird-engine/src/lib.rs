@@ -1,14 +1,25 @@
 //! The build engine: Dockerfile in, image out. One engine for every place.
 //!
 //! Layers of modules, imports go left to right only:
-//! `event plan snapshot state | cache frontend | ops export | solve | build`.
+//! `event plan snapshot state input | cache frontend | ops export | solve | build`.
 
 pub mod build;
+pub mod cache;
+pub mod error;
 pub mod event;
+pub mod export;
 pub mod frontend;
+pub mod input;
 pub mod ops;
 pub mod plan;
+pub mod prune;
 pub mod snapshot;
+pub mod solve;
+pub mod state;
 
-pub use build::{BuildInput, BuildOutput, Cancel};
+pub use build::{Engine, EngineOptions};
+pub use error::{BuildError, ErrorKind};
 pub use event::{Event, EventSink};
+pub use export::output::{Export, PathOrStdout};
+pub use input::{BuildInput, BuildOutput, Cancel};
+pub use prune::{DiskUsage, PruneOptions, PruneReport};

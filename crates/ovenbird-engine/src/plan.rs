@@ -1,7 +1,6 @@
 //! The plan: a graph of vertices, what the Dockerfile means for one target and one platform.
 //! Pure data; made by [`crate::frontend`], run by [`crate::solve`].
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ovenbird_dockerfile::mount::Sharing;
@@ -51,7 +50,8 @@ pub struct Vertex {
     pub no_cache: bool,
 }
 
-/// What a vertex does. Serialised into the cache key, so it holds no names for people and no secrets.
+/// What a vertex does. Serialised into the cache key, so it holds no names for people and no secrets, and no vertex ids: these differ
+/// from plan to plan; the keys of the inputs take their place.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum Op {
     /// Layers of a base image.
@@ -72,8 +72,10 @@ pub enum Op {
     /// `--link`: the layer of `layer` on top of `base`, without looking at `base`.
     Merge {
         /// Below; `None` is scratch.
+        #[serde(skip)]
         base: Option<VertexId>,
         /// A [`Op::File`] on scratch.
+        #[serde(skip)]
         layer: VertexId,
     },
 }
@@ -191,6 +193,7 @@ pub enum NetworkMode {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ExecOp {
     /// Root file system; `None`: empty.
+    #[serde(skip)]
     pub base: Option<VertexId>,
     /// Program and arguments.
     pub args: Vec<String>,
@@ -234,6 +237,7 @@ pub enum ExecMountKind {
     /// Files of a vertex.
     Bind {
         /// Whose; `None`: an empty folder.
+        #[serde(skip)]
         from: Option<VertexId>,
         /// Path below its root.
         source: String,
@@ -245,6 +249,7 @@ pub enum ExecMountKind {
         /// Name, with namespace.
         id: String,
         /// Initial content.
+        #[serde(skip)]
         from: Option<VertexId>,
         /// Path below its root.
         source: String,
@@ -317,6 +322,7 @@ fn sharing_name<S: serde::Serializer>(sharing: &Sharing, s: S) -> Result<S::Ok, 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FileOp {
     /// Below; `None`: scratch.
+    #[serde(skip)]
     pub base: Option<VertexId>,
     /// In order.
     pub actions: Vec<FileAction>,
@@ -353,6 +359,7 @@ pub enum FileAction {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CopyAction {
     /// Whose files.
+    #[serde(skip)]
     pub from: VertexId,
     /// Expanded, cleaned, relative to the root of `from`; may hold wildcards.
     pub sources: Vec<String>,
@@ -373,6 +380,3 @@ pub struct CopyAction {
     /// Permission bits for a downloaded file (0600), when `--chmod` is absent.
     pub default_mode: Option<u32>,
 }
-
-/// Local folders by name, for plan users.
-pub type Labels = BTreeMap<String, String>;

@@ -66,7 +66,7 @@ impl Digest {
 }
 
 /// Computes a [`Digest`] and a size piece by piece.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Hasher {
     state: Sha256,
     size: u64,
@@ -77,6 +77,11 @@ impl Hasher {
     pub fn update(&mut self, bytes: &[u8]) {
         self.state.update(bytes);
         self.size += bytes.len() as u64;
+    }
+
+    /// How many bytes went in.
+    pub const fn size(&self) -> u64 {
+        self.size
     }
 
     /// The digest and how many bytes went in.

@@ -48,7 +48,7 @@ pub struct Descriptor {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub platform: Option<Platform>,
     /// Free annotations.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default, deserialize_with = "null_as_default")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -64,10 +64,10 @@ pub struct Manifest {
     /// The config blob.
     pub config: Descriptor,
     /// Lowest first.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub layers: Vec<Descriptor>,
     /// Free annotations.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default, deserialize_with = "null_as_default")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -81,10 +81,10 @@ pub struct Index {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub media_type: Option<String>,
     /// Manifests, one a platform (and attestations).
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub manifests: Vec<Descriptor>,
     /// Free annotations.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default, deserialize_with = "null_as_default")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -110,13 +110,13 @@ pub struct ImageConfig {
     #[serde(rename = "os.version", skip_serializing_if = "Option::is_none", default)]
     pub os_version: Option<String>,
     /// How a container runs.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub config: RunConfig,
     /// Layers by diff id.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub rootfs: RootFs,
     /// How it was made.
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    #[serde(skip_serializing_if = "Vec::is_empty", default, deserialize_with = "null_as_default")]
     pub history: Vec<History>,
     /// Everything else.
     #[serde(flatten)]
@@ -161,11 +161,12 @@ pub struct History {
 }
 
 /// `config.config`: field names as Docker writes them.
+#[allow(clippy::zero_sized_map_values, reason = "sets are written as maps to {}")]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct RunConfig {
     /// `name`, `uid`, `user:group`.
-    #[serde(skip_serializing_if = "String::is_empty", default)]
+    #[serde(skip_serializing_if = "String::is_empty", default, deserialize_with = "null_as_default")]
     pub user: String,
     /// `80/tcp` → {}.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default, deserialize_with = "null_as_default")]
@@ -186,7 +187,7 @@ pub struct RunConfig {
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default, deserialize_with = "null_as_default")]
     pub volumes: BTreeMap<String, Empty>,
     /// Absolute.
-    #[serde(skip_serializing_if = "String::is_empty", default)]
+    #[serde(skip_serializing_if = "String::is_empty", default, deserialize_with = "null_as_default")]
     pub working_dir: String,
     /// Labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default, deserialize_with = "null_as_default")]
@@ -217,7 +218,7 @@ pub struct Empty {}
 #[serde(rename_all = "PascalCase")]
 pub struct HealthConfig {
     /// `["NONE"]`, `["CMD", …]` or `["CMD-SHELL", "…"]`.
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    #[serde(skip_serializing_if = "Vec::is_empty", default, deserialize_with = "null_as_default")]
     pub test: Vec<String>,
     /// Nanoseconds.
     #[serde(skip_serializing_if = "is_zero", default)]
@@ -236,10 +237,35 @@ pub struct HealthConfig {
     pub retries: i64,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn is_zero(n: &i64) -> bool {
     *n == 0
 }
 
 fn null_as_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(d: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_write_is_kept() {
+        // Nulls as Docker and old builders write them; unknown fields on both levels.
+        let text = r#"{"architecture":"arm","variant":"v7","os":"linux","config":{"Hostname":"h","Env":null,"Labels":null,"ExposedPorts":{"80/tcp":{}},
+            "Volumes":null,"OnBuild":null,"Cmd":null,"User":null,"Healthcheck":{"Test":null,"Interval":5}},"rootfs":{"type":"layers","diff_ids":null},
+            "history":null,"container":"x"}"#;
+        let config: ImageConfig = serde_json::from_str(text).unwrap();
+        assert_eq!((config.other["container"].as_str(), config.config.other["Hostname"].as_str()), (Some("x"), Some("h")));
+        assert_eq!(config.config.healthcheck.as_ref().unwrap().interval, 5);
+        let again: ImageConfig = serde_json::from_slice(&serde_json::to_vec(&config).unwrap()).unwrap();
+        assert_eq!(again, config);
+        for text in [r#"{"config":null,"rootfs":null}"#, "{}"] {
+            assert_eq!(serde_json::from_str::<ImageConfig>(text).unwrap(), ImageConfig::default());
+        }
+        let index: Index = serde_json::from_str(r#"{"schemaVersion":2,"manifests":null,"annotations":null}"#).unwrap();
+        assert_eq!((index.manifests.len(), index.annotations.len()), (0, 0));
+        assert!(serde_json::from_str::<Descriptor>(r#"{"mediaType":"x","digest":"md5:0","size":1}"#).is_err());
+    }
 }

@@ -1,1 +1,20 @@
-//! ovenbird
+//! Ovenbird, the product: what was asked ([`request`]), how this machine is set up ([`settings`]), where the source comes from
+//! ([`source`]), what builds it ([`builder`]) and what runs the whole job ([`driver`]).
+//!
+//! Doors (command line, service, Python) call [`driver::Driver::run`] and render [`Error`] and [`BuildReport`].
+//! It must not know of terminals or HTTP routes. Environment, home and clock are read in [`settings`] only.
+
+pub mod builder;
+pub mod driver;
+pub mod error;
+pub mod report;
+pub mod request;
+pub mod settings;
+pub mod source;
+
+pub use builder::{Builder, EngineBuilder, Image, Job};
+pub use driver::{Driver, LocalDriver};
+pub use error::{Detail, Error, Kind};
+pub use report::BuildReport;
+pub use request::BuildRequest;
+pub use settings::{Environment, Settings};

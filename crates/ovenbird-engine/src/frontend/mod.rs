@@ -1,12 +1,38 @@
 //! Dockerfile to plan. Pure: images are asked for as data ([`Lowered::Needs`]) and come back resolved.
+//!
+//! The meaning of every instruction, the text of history and the fields of the config are those of BuildKit's Dockerfile
+//! frontend 1.26, because images are compared with BuildKit's field by field. Nothing here knows of files, registries,
+//! sandboxes or time. Invariant: [`lower`] never panics, and what it makes is bounded by a multiple of its input.
 
-use std::collections::BTreeMap;
+mod checks;
+mod from;
+mod git_url;
+mod history;
+mod image_config;
+mod names;
+mod paths;
+mod run;
+mod scope;
+mod stage;
+mod transfer;
+mod vertices;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use ovenbird_dockerfile::{Diagnostic, Dockerfile};
+use ovenbird_dockerfile::ast::{ArgDecl, Kind};
+use ovenbird_dockerfile::expand::{Env, ExpandError, Expanded, Expander};
+use ovenbird_dockerfile::suggest::nearest;
+use ovenbird_dockerfile::{Diagnostic, Dockerfile, Span};
 use ovenbird_oci::Platform;
+use ovenbird_oci::image::Empty;
 
-use crate::plan::{ImageRequest, NetworkMode, Plan, ResolvedImage};
+use self::checks::{Checks, error};
+use self::from::Contexts;
+use self::scope::Variables;
+use self::stage::{Node, NodeId, Step};
+use self::vertices::Vertices;
+use crate::plan::{FileAction, FileOp, ImageRequest, NetworkMode, Op, Plan, ResolvedImage, VertexId};
 
 /// What `--no-cache` and `--no-cache-filter` say.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -72,7 +98,404 @@ pub enum Lowered {
     Done(Box<Plan>, Vec<Diagnostic>),
 }
 
+/// Most bytes that expansion and history may make in one build: a hostile file doubles variables on every line.
+const BUDGET: usize = 256 << 20;
+
+/// What a step of lowering gives, or the error that ends it.
+type Outcome<T> = Result<T, Diagnostic>;
+
 /// Lowers a parsed Dockerfile. `text` is what the spans point into.
-pub fn lower(_dockerfile: &Dockerfile, _text: &str, _options: &Options, _images: &Images) -> Result<Lowered, Vec<Diagnostic>> {
-    Ok(Lowered::Needs(vec![]))
+///
+/// Errors come last, behind the warnings that were found before.
+pub fn lower(dockerfile: &Dockerfile, text: &str, options: &Options, images: &Images) -> Result<Lowered, Vec<Diagnostic>> {
+    let directive = options.build_args.get("BUILDKIT_DOCKERFILE_CHECK").or(dockerfile.directives.check.as_ref());
+    let checks = Checks::parse(directive.map_or("", String::as_str)).map_err(|e| vec![e])?;
+    let mut lowering = Lowering {
+        dockerfile,
+        options,
+        images,
+        expander: Expander { escape: dockerfile.directives.escape, keep_unset: false, raw_quotes: false },
+        line_starts: std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect(),
+        checks,
+        contexts: Contexts::new(&options.contexts),
+        proxy_env: scope::proxy_env(&options.build_args),
+        globals: Variables::default(),
+        nodes: Vec::new(),
+        names: HashMap::new(),
+        references: HashMap::new(),
+        needs: BTreeSet::new(),
+        vertices: Vertices::default(),
+        budget: BUDGET,
+    };
+    match lowering.plan() {
+        Ok(None) => Ok(Lowered::Needs(lowering.needs.into_iter().collect())),
+        Ok(Some(plan)) => Ok(Lowered::Done(plan, lowering.checks.into_warnings())),
+        Err(last) => {
+            let mut diagnostics = lowering.checks.into_warnings();
+            diagnostics.push(last);
+            Err(diagnostics)
+        }
+    }
+}
+
+/// Everything that is known while one plan is made.
+struct Lowering<'a> {
+    dockerfile: &'a Dockerfile,
+    options: &'a Options,
+    images: &'a Images,
+    expander: Expander,
+    line_starts: Vec<usize>,
+    checks: Checks,
+    contexts: Contexts<'a>,
+    proxy_env: Vec<String>,
+    /// Predefined arguments and those before the first `FROM`.
+    globals: Variables,
+    /// Stages in the order of the file, then what is only referred to.
+    nodes: Vec<Node<'a>>,
+    /// Stages by name, lower case; the last of equal names.
+    names: HashMap<String, NodeId>,
+    /// Nodes that are no stages, by the name they are referred to.
+    references: HashMap<String, NodeId>,
+    needs: BTreeSet<ImageRequest>,
+    vertices: Vertices,
+    /// Bytes that may still be made.
+    budget: usize,
+}
+
+impl Lowering<'_> {
+    /// The plan, or `None` when `needs` must be resolved first.
+    fn plan(&mut self) -> Outcome<Option<Box<Plan>>> {
+        if self.dockerfile.stages.is_empty() {
+            let mut diagnostic = error("no-stages", Span::default(), "the Dockerfile contains no stages to build");
+            diagnostic.help = Some("start it with FROM".into());
+            return Err(diagnostic);
+        }
+        self.globals = scope::predefined(self.options, "");
+        self.check_default_bases();
+        self.globals = self.global_args(&self.options.build_args)?;
+        self.add_stages()?;
+        self.check_epoch()?;
+        let target = self.target()?;
+        self.link_stages()?;
+        let reachable = self.resolve_bases(target)?;
+        if !self.needs.is_empty() {
+            return Ok(None);
+        }
+        for (id, reached) in reachable.into_iter().enumerate() {
+            if reached && !self.nodes[id].dispatched {
+                self.dispatch_stage(id)?;
+            }
+        }
+        self.make_layer_of_folder(target);
+        let unconsumed = scope::unconsumed(self.dockerfile, self.options);
+        self.checks.verdict()?;
+        if !unconsumed.is_empty() {
+            let message = format!("One or more build-args [{}] were not consumed", unconsumed.join(" "));
+            self.checks.warn("UnconsumedBuildArg", Span::default(), message, None);
+        }
+
+        let state = self.nodes[target].state.clone();
+        let mut config = state.config;
+        let chosen = self.options.multi_platform || self.options.platform != self.options.build_platform;
+        image_config::finish(&mut config, &self.options.platform, chosen, &self.options.labels);
+        let (vertices, root) = std::mem::take(&mut self.vertices).prune(state.root);
+        let platform = self.options.platform.clone();
+        Ok(Some(Box::new(Plan { platform, vertices, root, config, history: state.history, base: state.base })))
+    }
+
+    /// `SOURCE_DATE_EPOCH` is a number of seconds, `context`, or a stage.
+    fn check_epoch(&self) -> Outcome<()> {
+        const NAME: &str = "SOURCE_DATE_EPOCH";
+        let value = self.options.build_args.get(NAME).map(String::as_str).or_else(|| self.globals.lookup(NAME)).unwrap_or_default();
+        if value.is_empty() || value == "context" || value.parse::<i64>().is_ok() || self.names.contains_key(&value.to_lowercase()) {
+            return Ok(());
+        }
+        let mut diagnostic = error("source-date-epoch", Span::default(), format!("invalid SOURCE_DATE_EPOCH: {value}"));
+        diagnostic.help = Some("give seconds since 1970-01-01, for example 1700000000".into());
+        Err(diagnostic)
+    }
+
+    fn dispatch_stage(&mut self, id: NodeId) -> Outcome<()> {
+        if let Some(base) = self.nodes[id].base {
+            let mut state = self.nodes[base].state.clone();
+            state.config.config.on_build.clear();
+            state.cmd_set = false;
+            self.nodes[id].state = state;
+        }
+        self.make_layer_of_folder(id);
+        let state = &mut self.nodes[id].state;
+        let env = &mut state.config.config.env;
+        if state.platform.os != "windows" && !env.iter().any(|pair| scope::split_pair(pair).0 == "PATH") {
+            env.push(format!("PATH={}", image_config::DEFAULT_PATH));
+        }
+        for pair in env.iter() {
+            let (name, value) = scope::split_pair(pair);
+            state.env.set(name, value);
+        }
+        if !state.config.config.working_dir.is_empty() && state.platform.os != "windows" {
+            state.cwd = paths::absolute("/", &state.config.config.working_dir);
+            state.config.config.working_dir.clone_from(&state.cwd);
+        }
+        let steps = std::mem::take(&mut self.nodes[id].steps);
+        for step in &steps {
+            self.dispatch(id, step)?;
+        }
+        self.nodes[id].steps = steps;
+        self.nodes[id].dispatched = true;
+        Ok(())
+    }
+
+    fn dispatch(&mut self, id: NodeId, step: &Step<'_>) -> Outcome<()> {
+        let span = step.instruction.span;
+        match &step.instruction.kind {
+            Kind::Run(run) => return self.run(id, run, step),
+            Kind::Copy(transfer) => return self.transfer(id, transfer, false, step),
+            Kind::Add(transfer) => return self.transfer(id, transfer, true, step),
+            Kind::Workdir(path) => return self.workdir(id, path, step),
+            Kind::Arg(args) => return self.arg(id, args, span),
+            _ => {}
+        }
+        let mut layer_less = match &step.instruction.kind {
+            Kind::Env(pairs) => {
+                // All values see the environment before the instruction.
+                let pairs = self.pairs(id, pairs.iter().map(|pair| (&pair.key, &pair.value)), span)?;
+                let state = &mut self.nodes[id].state;
+                for (name, value) in &pairs {
+                    state.env.set(name, value);
+                    image_config::set_env(&mut state.config.config.env, name, value);
+                }
+                joined("ENV", &pairs)
+            }
+            Kind::Label(pairs) => {
+                let pairs = self.pairs(id, pairs.iter().map(|pair| (&pair.key, &pair.value)), span)?;
+                let line = joined("LABEL", &pairs);
+                self.nodes[id].state.config.config.labels.extend(pairs);
+                line
+            }
+            Kind::User(user) => {
+                let user = self.word(id, user, span)?;
+                let line = format!("USER {user}");
+                self.nodes[id].state.config.config.user = user;
+                line
+            }
+            Kind::Volume(volumes) => {
+                let volumes = volumes.iter().map(|volume| self.word(id, volume, span)).collect::<Outcome<Vec<_>>>()?;
+                if volumes.iter().any(String::is_empty) {
+                    return Err(error("volume", span, "VOLUME specified can not be an empty string"));
+                }
+                let line = format!("VOLUME {}", history::plain_list(&volumes));
+                self.nodes[id].state.config.config.volumes.extend(volumes.into_iter().map(|volume| (volume, Empty {})));
+                line
+            }
+            Kind::Expose(words) => {
+                let mut specs = Vec::new();
+                for word in words {
+                    specs.extend(self.words(id, word, span)?);
+                }
+                let ports = image_config::ports(&specs).map_err(|reason| error("expose", span, reason))?;
+                let line = format!("EXPOSE {}", history::plain_list(&ports));
+                self.nodes[id].state.config.config.exposed_ports.extend(ports.into_iter().map(|port| (port, Empty {})));
+                line
+            }
+            Kind::StopSignal(signal) => {
+                let signal = self.word(id, signal, span)?;
+                if !image_config::is_signal(&signal) {
+                    return Err(error("stopsignal", span, format!("invalid signal: {signal}")));
+                }
+                let line = format!("STOPSIGNAL {signal}");
+                self.nodes[id].state.config.config.stop_signal = Some(signal);
+                line
+            }
+            kind => self.plain(id, kind, span)?,
+        };
+        if let Kind::Onbuild(trigger) = &step.instruction.kind {
+            self.nodes[id].state.config.config.on_build.push(trigger.clone());
+            return Ok(());
+        }
+        self.spend(layer_less.len(), span)?;
+        layer_less.shrink_to_fit();
+        self.nodes[id].state.commit(layer_less, false);
+        Ok(())
+    }
+
+    /// Instructions whose words are not expanded. Gives the line of history.
+    fn plain(&mut self, id: NodeId, kind: &Kind, span: Span) -> Outcome<String> {
+        let state = &mut self.nodes[id].state;
+        Ok(match kind {
+            Kind::Cmd(command) => {
+                let args = image_config::arguments(command, &state.config);
+                let line = format!("CMD {}", history::quoted_list(&args));
+                state.config.config.cmd = image_config::non_empty(args);
+                state.config.config.args_escaped = true;
+                state.cmd_set = true;
+                line
+            }
+            Kind::Entrypoint(command) => {
+                let args = image_config::arguments(command, &state.config);
+                let line = format!("ENTRYPOINT {}", history::quoted_list(&args));
+                state.config.config.entrypoint = image_config::non_empty(args);
+                if !state.cmd_set {
+                    state.config.config.cmd = None;
+                }
+                line
+            }
+            Kind::Shell(shell) => {
+                state.config.config.shell = image_config::non_empty(shell.clone());
+                format!("SHELL {}", history::plain_list(shell))
+            }
+            Kind::Maintainer(author) => {
+                state.config.author = Some(author.clone()).filter(|author| !author.is_empty());
+                format!("MAINTAINER {author}")
+            }
+            Kind::Healthcheck(check) => {
+                let health = image_config::health(check).map_err(|reason| error("healthcheck", span, reason))?;
+                let line = format!("HEALTHCHECK {}", history::health(&health));
+                state.config.config.healthcheck = Some(health);
+                line
+            }
+            _ => String::new(),
+        })
+    }
+
+    fn workdir(&mut self, id: NodeId, path: &str, step: &Step<'_>) -> Outcome<()> {
+        let span = step.instruction.span;
+        let path = self.word(id, path, span)?;
+        let lines = self.lines(span);
+        let node = &mut self.nodes[id];
+        let dir = paths::absolute(&node.state.cwd, &path);
+        node.state.cwd.clone_from(&dir);
+        node.state.config.config.working_dir.clone_from(&dir);
+        let layer = dir != "/";
+        if layer {
+            let text = names::instruction(&step.instruction.original, self.expander, &node.state.env);
+            let name = node.counter.next(&node.state.platform, &node.state.env, step.on_build) + &text;
+            let owner = Some(node.state.config.config.user.clone()).filter(|user| !user.is_empty());
+            let op = Op::File(FileOp { base: node.state.root, actions: vec![FileAction::Mkdir { path: dir.clone(), owner }] });
+            node.state.root = Some(self.vertices.add(op, name, lines, false));
+        }
+        self.spend(dir.len(), span)?;
+        self.nodes[id].state.commit(format!("WORKDIR {dir}"), layer);
+        Ok(())
+    }
+
+    fn arg(&mut self, id: NodeId, args: &[ArgDecl], span: Span) -> Outcome<()> {
+        let mut line = String::from("ARG");
+        for arg in args {
+            let value = if let Some(given) = self.options.build_args.get(&arg.name) {
+                Some(given.clone())
+            } else if let Some(default) = &arg.default {
+                Some(self.word(id, default, span)?)
+            } else {
+                self.globals.lookup(&arg.name).map(str::to_owned)
+            };
+            line.push(' ');
+            line.push_str(&arg.name);
+            let state = &mut self.nodes[id].state;
+            if let Some(value) = &value {
+                if !scope::is_scanner_key(&arg.name) {
+                    state.env.set(&arg.name, value);
+                }
+                line.push('=');
+                line.push_str(value);
+            }
+            state.args.push((arg.name.clone(), value));
+        }
+        self.spend(line.len(), span)?;
+        self.nodes[id].state.commit(line, false);
+        Ok(())
+    }
+
+    fn pairs<'p>(&mut self, id: NodeId, pairs: impl Iterator<Item = (&'p String, &'p String)>, span: Span) -> Outcome<Vec<(String, String)>> {
+        pairs.map(|(name, value)| Ok((self.word(id, name, span)?, self.word(id, value, span)?))).collect()
+    }
+
+    /// Expands one word with the variables of a stage.
+    fn word(&mut self, id: NodeId, word: &str, span: Span) -> Outcome<String> {
+        let expanded = self.expander.word(word, &self.nodes[id].state.env);
+        self.taken(id, word, expanded, span)
+    }
+
+    /// Expands a word into several.
+    fn words(&mut self, id: NodeId, word: &str, span: Span) -> Outcome<Vec<String>> {
+        let result = self.expander.words(word, &self.nodes[id].state.env);
+        let (words, expanded) = result.map_err(|reason| cannot_expand(word, &reason, span))?;
+        self.taken(id, word, Ok(expanded), span)?;
+        Ok(words)
+    }
+
+    /// Expands the body of a here-document.
+    fn heredoc(&mut self, id: NodeId, body: &str, span: Span) -> Outcome<String> {
+        // The escape directive is for instructions: bodies always escape with a backslash.
+        let expander = Expander { escape: '\\', ..self.expander };
+        let expanded = expander.heredoc(body, &self.nodes[id].state.env);
+        self.taken(id, body, expanded, span)
+    }
+
+    fn taken(&mut self, id: NodeId, word: &str, expanded: Result<Expanded, ExpandError>, span: Span) -> Outcome<String> {
+        let expanded = expanded.map_err(|reason| cannot_expand(word, &reason, span))?;
+        self.spend(expanded.value.len(), span)?;
+        self.report_unset(id, &expanded.unset, span);
+        Ok(expanded.value)
+    }
+
+    /// Expands a word with other variables than those of a stage.
+    fn expand(&mut self, word: &str, env: &dyn Env, span: Span) -> Outcome<Expanded> {
+        let expanded = self.expander.word(word, env).map_err(|reason| cannot_expand(word, &reason, span))?;
+        self.spend(expanded.value.len(), span)?;
+        Ok(expanded)
+    }
+
+    /// Warns of variables that are neither set nor declared.
+    fn report_unset(&mut self, id: NodeId, unset: &BTreeSet<String>, span: Span) {
+        let state = &self.nodes[id].state;
+        for name in unset {
+            if scope::is_scanner_key(name) || state.args.iter().any(|(declared, _)| declared == name) {
+                continue;
+            }
+            let hint = nearest(name, state.env.names()).map(|hint| format!("${hint}"));
+            self.checks.warn("UndefinedVar", span, format!("Usage of undefined variable '${name}'"), hint.as_deref());
+        }
+    }
+
+    fn spend(&mut self, bytes: usize, span: Span) -> Outcome<()> {
+        match self.budget.checked_sub(bytes) {
+            Some(rest) => {
+                self.budget = rest;
+                Ok(())
+            }
+            None => {
+                let message = format!("variables of this Dockerfile expand to more than {} MiB", BUDGET >> 20);
+                let mut diagnostic = error("too-large", span, message);
+                diagnostic.help = Some("look for a variable that contains itself several times".into());
+                Err(diagnostic)
+            }
+        }
+    }
+
+    /// The build context.
+    fn main_context(&mut self) -> VertexId {
+        self.vertices.add(Op::Local { name: "context".into() }, "[internal] load build context".into(), None, false)
+    }
+
+    /// First and last line of a span, from 1.
+    fn lines(&self, span: Span) -> Option<(u32, u32)> {
+        let line = |at: usize| u32::try_from(self.line_starts.partition_point(|start| *start <= at)).ok();
+        Some((line(span.start)?, line(span.end.saturating_sub(1).max(span.start))?))
+    }
+}
+
+fn cannot_expand(word: &str, reason: &ExpandError, span: Span) -> Diagnostic {
+    let shown: String = word.chars().take(200).collect();
+    error("expansion", span, format!("failed to process {}: {reason}", history::quote(&shown)))
+}
+
+fn joined(instruction: &str, pairs: &[(String, String)]) -> String {
+    let mut line = instruction.to_owned();
+    for (key, value) in pairs {
+        line.push(' ');
+        line.push_str(key);
+        line.push('=');
+        line.push_str(value);
+    }
+    line
 }

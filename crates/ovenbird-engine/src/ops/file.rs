@@ -1,1 +1,286 @@
 //! `COPY`, `ADD`, `WORKDIR` without running anything: writes a new diff folder above a base.
+//!
+//! The rules are BuildKit's (its file operations and fsutil's copy): the destination's links are
+//! followed inside the root, a folder gives its content, parents are made 0755. What is written is
+//! an overlayfs diff: folders of the base on the way are copied up with what the base says of them.
+
+mod archive;
+pub(crate) mod chmod;
+mod dest;
+pub(crate) mod owner;
+pub(crate) mod select;
+mod tar_reader;
+pub(crate) mod transfer;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ovenbird_dockerfile::ignore::PatternError;
+use ovenbird_oci::layer::{Owners, Ownership};
+
+use crate::plan::{CopyAction, FileAction, FileOp, VertexId};
+use crate::snapshot::Snapshot;
+use crate::snapshot::tree::{self, Kind, Tree, clean};
+
+pub(crate) use dest::Dest;
+use select::Selected;
+use transfer::Meta;
+
+/// Why `COPY`, `ADD` or `WORKDIR` failed.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// A source does not exist.
+    #[error("{name:?}: not found")]
+    NotFound {
+        /// As the Dockerfile names it, absolute.
+        name: String,
+    },
+    /// A source exists, but is hidden.
+    #[error("{name:?}: not found: it is there, but excluded by .dockerignore; remove the pattern, or add `!{}`", name.trim_start_matches('/'))]
+    Ignored {
+        /// As the Dockerfile names it, absolute.
+        name: String,
+    },
+    /// Wildcards match nothing.
+    #[error("no source files were specified: nothing matches {}", names.join(", "))]
+    NoMatch {
+        /// The patterns, quoted.
+        names: Vec<String>,
+    },
+    /// A wildcard or `--exclude` pattern cannot be read.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// `--chmod` cannot be read.
+    #[error("--chmod={mode:?} is not a mode: {reason}; write octal digits (0755) or symbols (u=rwX,go=rX)")]
+    Mode {
+        /// As written.
+        mode: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// `--chown` names somebody whom the image does not know.
+    #[error("--chown={spec:?}: the image's {file} has no entry {name:?}; add it before this step, or give a number")]
+    Owner {
+        /// As written.
+        spec: String,
+        /// Which part.
+        name: String,
+        /// `/etc/passwd` or `/etc/group`.
+        file: &'static str,
+    },
+    /// A folder is copied onto something else.
+    #[error("cannot copy to non-directory: {path:?} exists in the image and is not a folder")]
+    NotDirectory {
+        /// In the image, absolute.
+        path: String,
+    },
+    /// A file is copied onto a folder.
+    #[error("cannot replace the folder {path:?} with a file")]
+    IsDirectory {
+        /// In the image, absolute.
+        path: String,
+    },
+    /// Links that never end.
+    #[error("{path:?}: too many levels of symbolic links (more than 255)")]
+    Links {
+        /// Absolute.
+        path: String,
+    },
+    /// An archive is damaged or hostile.
+    #[error("cannot unpack {name:?}: {reason}")]
+    Archive {
+        /// The archive, as the Dockerfile names it.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// The machine refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what: a path of the machine, or one in the image.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl FileError {
+    /// For `map_err`: what was tried on what.
+    pub(crate) fn io<E: Into<io::Error>>(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(E) -> Self {
+        move |error| {
+            let (path, source) = (path.as_ref(), error.into());
+            if source.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
+                return Self::Links { path: absolute(path) };
+            }
+            Self::Io { action, path: path.to_owned(), source }
+        }
+    }
+}
+
+/// As people know it: with a slash in front.
+pub(crate) fn absolute(path: &Path) -> String {
+    format!("/{}", path.display())
+}
+
+/// Does what `op` says above `base` and writes the changes, in overlayfs form, into the existing empty folder `out`.
+/// `source` gives the tree of a vertex. Returns the intended owners that the disk does not hold.
+pub fn apply(
+    op: &FileOp,
+    base: &Snapshot,
+    source: &dyn Fn(VertexId) -> io::Result<Arc<dyn Tree>>,
+    out: &Path,
+    ownership: Ownership,
+) -> Result<Owners, FileError> {
+    let mut dest = Dest::new(base, out, ownership)?;
+    for action in &op.actions {
+        match action {
+            FileAction::Copy(copy) => {
+                let from = source(copy.from).map_err(FileError::io("read the sources of", &copy.dest))?;
+                copy_all(&mut dest, &*from, copy)?;
+            }
+            FileAction::Inline { name, content, dest: to, chown, chmod } => {
+                inline(&mut dest, name, content, to, chown.as_deref(), chmod.as_deref())?;
+            }
+            FileAction::Mkdir { path, owner } => {
+                let path = dest.resolve(Path::new(path))?;
+                if dest.kind(&path)?.is_none() {
+                    // `USER` may name somebody whom only a later step makes: root then, as in BuildKit.
+                    let owner = owner.as_deref().map_or(Ok((0, 0)), |spec| owner::lookup(spec, dest.base())).unwrap_or((0, 0));
+                    dest.make_dirs(&path, owner)?;
+                } else if dest.kind(&path)? != Some(Kind::Dir) {
+                    return Err(FileError::NotDirectory { path: absolute(&path) });
+                }
+            }
+        }
+    }
+    dest.finish()
+}
+
+/// What a copy changes about what it copies.
+struct Changes {
+    /// `--chown`, else `None`.
+    chown: Option<(u32, u32)>,
+    chmod: Option<chmod::Change>,
+    keep_owner: bool,
+    default_mode: Option<u32>,
+}
+
+impl Changes {
+    fn new(copy: &CopyAction, dest: &Dest) -> Result<Self, FileError> {
+        Ok(Self {
+            chown: copy.chown.as_deref().map(|spec| owner::lookup(spec, dest.base())).transpose()?,
+            chmod: copy.chmod.as_deref().map(chmod::Change::parse).transpose()?,
+            keep_owner: copy.keep_owner,
+            default_mode: copy.default_mode,
+        })
+    }
+
+    /// Owner of folders that are made on the way.
+    fn parents(&self) -> (u32, u32) {
+        self.chown.unwrap_or((0, 0))
+    }
+
+    fn apply(&self, entry: &tree::Entry) -> Meta {
+        let mode = match (&self.chmod, self.default_mode) {
+            (Some(change), _) => change.apply(entry.mode, entry.is_dir()),
+            (None, Some(mode)) if entry.kind == Kind::File => mode,
+            _ => entry.mode,
+        };
+        let (uid, gid) = self.chown.unwrap_or(if self.keep_owner { (entry.uid, entry.gid) } else { (0, 0) });
+        Meta { mode, uid, gid, mtime: Some(entry.mtime) }
+    }
+}
+
+fn copy_all(dest: &mut Dest, from: &dyn Tree, copy: &CopyAction) -> Result<(), FileError> {
+    let changes = Changes::new(copy, dest)?;
+    let selection = select::Selection::new(from, copy)?;
+    let mut any = false;
+    for source in &selection.sources {
+        if copy.unpack && source.entry.kind == Kind::File && archive::unpack(dest, from, source, &copy.dest, changes.chown)? {
+            any = true;
+            continue;
+        }
+        any |= copy_one(dest, from, &selection, source, &copy.dest, &changes)?;
+    }
+    selection.check_any(any)
+}
+
+/// Where the source goes: makes the folders on the way. `dest` is as written, with the slash at its end.
+fn place(dest: &mut Dest, to: &str, is_dir: bool, name: &OsStr, parents: (u32, u32)) -> Result<PathBuf, FileError> {
+    let folder = to.ends_with('/') || to.ends_with("/.") || to == "." || to.is_empty();
+    let written = clean(to);
+    let on_the_way = if folder { written.as_path() } else { written.parent().unwrap_or(Path::new("")) };
+    let on_the_way = dest.resolve(on_the_way)?;
+    dest.make_dirs(&on_the_way, parents)?;
+    let mut target = dest.resolve(&written)?;
+    let existing = dest.kind(&target)?;
+    if !is_dir && existing == Some(Kind::Dir) {
+        target.push(name);
+    }
+    let needed = if is_dir && existing.is_none() { target.as_path() } else { target.parent().unwrap_or(Path::new("")) };
+    dest.make_dirs(needed, parents)?;
+    Ok(target)
+}
+
+/// False when filters left nothing.
+fn copy_one(
+    dest: &mut Dest,
+    from: &dyn Tree,
+    selection: &select::Selection,
+    source: &Selected,
+    to: &str,
+    changes: &Changes,
+) -> Result<bool, FileError> {
+    let is_dir = source.entry.is_dir();
+    let target = place(dest, to, is_dir, &source.name, changes.parents())?;
+    if is_dir && dest.kind(&target)? != Some(Kind::Dir) {
+        return Err(FileError::NotDirectory { path: absolute(&target) });
+    }
+    let mut any = false;
+    let walk = selection.walk(from, source);
+    dest.write(|dest, queue| {
+        let mut open: Vec<Arc<dest::DirHandle>> = Vec::new();
+        for visit in walk {
+            let visit = visit.map_err(FileError::io("read", &source.entry.disk))?;
+            any |= visit.depth > 0 || !source.filtered();
+            let meta = changes.apply(&visit.entry);
+            if visit.depth == 0 {
+                if visit.entry.is_dir() {
+                    open.push(dest.dir(&target)?);
+                } else {
+                    let parent = dest.dir(target.parent().unwrap_or(Path::new("")))?;
+                    let name = target.file_name().unwrap_or(OsStr::new("."));
+                    dest.put(&parent, name, from, &visit, meta, queue)?;
+                }
+                continue;
+            }
+            open.truncate(visit.depth);
+            let name = visit.path.file_name().unwrap_or(OsStr::new("."));
+            let parent = open[visit.depth - 1].clone();
+            if visit.entry.is_dir() {
+                open.push(dest.put_dir(&parent, name, from, &visit, meta)?);
+            } else {
+                dest.put(&parent, name, from, &visit, meta, queue)?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(any)
+}
+
+fn inline(dest: &mut Dest, name: &str, content: &str, to: &str, chown: Option<&str>, chmod: Option<&str>) -> Result<(), FileError> {
+    let owner = chown.map_or(Ok((0, 0)), |spec| owner::lookup(spec, dest.base()))?;
+    let mode = chmod.map_or(Ok(0o644), |text| chmod::Change::parse(text).map(|change| change.apply(0o644, false)))?;
+    let name = clean(name);
+    let target = place(dest, to, false, name.file_name().unwrap_or(OsStr::new("heredoc")), owner)?;
+    let parent = dest.dir(target.parent().unwrap_or(Path::new("")))?;
+    let meta = Meta { mode, uid: owner.0, gid: owner.1, mtime: None };
+    dest.put_content(&parent, target.file_name().unwrap_or(OsStr::new(".")), &mut content.as_bytes(), &[], meta)
+}

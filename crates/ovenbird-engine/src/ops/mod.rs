@@ -1,3 +1,168 @@
-//! What each kind of vertex does.
+//! What each kind of vertex does. Every operation reads its inputs from a [`Session`] and leaves a
+//! committed snapshot; none of them knows the plan's shape or the cache.
 
+pub mod account;
+pub mod content;
+pub mod exec;
 pub mod file;
+pub mod image;
+pub mod log;
+pub mod merged;
+pub mod mount;
+pub mod remote;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+
+use ovenbird_oci::Digest;
+use ovenbird_oci::registry::{Client, ProgressFn};
+use ovenbird_sandbox::Level;
+use tokio::runtime::Runtime;
+
+use crate::input::BuildInput;
+use crate::error::BuildError;
+use crate::event::{Event, EventSink};
+use crate::snapshot::stat_cache::FileStatCache;
+use crate::snapshot::tree::Tree;
+use crate::state::State;
+
+/// A tokio runtime that is started when something first needs the network.
+#[derive(Debug, Default)]
+pub struct LazyRuntime(OnceLock<Runtime>);
+
+impl LazyRuntime {
+    /// Runs a future to its end on this thread.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.0
+            .get_or_init(|| {
+                tokio::runtime::Builder::new_multi_thread()
+                    .worker_threads(2)
+                    .thread_name("ovenbird-net")
+                    .enable_all()
+                    .build()
+                    .unwrap_or_else(|error| panic!("cannot start the network threads: {error}"))
+            })
+            .block_on(future)
+    }
+}
+
+/// Everything the operations of one build share.
+pub struct Session<'a> {
+    /// The state folder.
+    pub state: &'a State,
+    /// How steps are isolated; `None`: no step can run.
+    pub level: Option<Level>,
+    /// Overlay mounts work.
+    pub overlay: bool,
+    /// Registries.
+    pub client: &'a Client,
+    /// The network's runtime.
+    pub runtime: &'a LazyRuntime,
+    /// The request.
+    pub input: &'a BuildInput,
+    /// Local contexts by name.
+    pub contexts: BTreeMap<String, Arc<dyn Tree>>,
+    /// Hashes of context files.
+    pub stat_cache: FileStatCache,
+    /// Takes events.
+    pub sink: Arc<dyn EventSink>,
+    /// Set when the build must stop, for whatever reason.
+    pub stop: Arc<AtomicBool>,
+    /// Steps that may still start.
+    pub slots: Slots,
+    /// One unpacking per base layer at a time.
+    unpacking: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
+}
+
+impl<'a> Session<'a> {
+    /// A session over these parts.
+    #[expect(clippy::too_many_arguments, reason = "made in one place, from parts with different lives")]
+    pub fn new(
+        state: &'a State,
+        level: Option<Level>,
+        overlay: bool,
+        client: &'a Client,
+        runtime: &'a LazyRuntime,
+        input: &'a BuildInput,
+        contexts: BTreeMap<String, Arc<dyn Tree>>,
+        sink: Arc<dyn EventSink>,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            state,
+            level,
+            overlay,
+            client,
+            runtime,
+            input,
+            contexts,
+            stat_cache: FileStatCache::new(state.stat_cache()),
+            sink,
+            stop,
+            slots: Slots::new(input.parallelism.max(1)),
+            unpacking: Mutex::default(),
+        }
+    }
+
+    /// Fails when the build was stopped.
+    pub fn check_stop(&self) -> Result<(), BuildError> {
+        if self.stop.load(Ordering::SeqCst) { Err(BuildError::Cancelled) } else { Ok(()) }
+    }
+
+    /// A progress function that turns bytes into events.
+    pub fn progress(&self, verb: &'static str) -> ProgressFn {
+        progress_events(self.sink.clone(), verb)
+    }
+
+    fn unpack_lock(&self, layer: &Digest) -> Arc<Mutex<()>> {
+        self.unpacking.lock().unwrap_or_else(PoisonError::into_inner).entry(*layer).or_default().clone()
+    }
+}
+
+/// Turns the registry client's byte counts into [`Event::Progress`].
+pub fn progress_events(sink: Arc<dyn EventSink>, verb: &'static str) -> ProgressFn {
+    Arc::new(move |blob, current, total| {
+        sink.emit(Event::Progress {
+            id: format!("{verb} {blob}"),
+            label: format!("{verb} {}", blob.short()),
+            current,
+            total: Some(total),
+            done: current >= total,
+        });
+    })
+}
+
+/// A counting semaphore for running steps.
+#[derive(Debug)]
+pub struct Slots {
+    free: Mutex<usize>,
+    freed: Condvar,
+    /// Steps that ran.
+    pub ran: AtomicUsize,
+    /// Steps found in the cache.
+    pub cached: AtomicUsize,
+}
+
+impl Slots {
+    fn new(count: usize) -> Self {
+        Self { free: Mutex::new(count), freed: Condvar::new(), ran: AtomicUsize::new(0), cached: AtomicUsize::new(0) }
+    }
+
+    /// Waits for a slot; it is given back when the guard is dropped.
+    pub fn take(&self) -> impl Drop + '_ {
+        struct Guard<'s>(&'s Slots);
+        impl Drop for Guard<'_> {
+            fn drop(&mut self) {
+                *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+                self.0.freed.notify_one();
+            }
+        }
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        while *free == 0 {
+            free = self.freed.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
+        *free -= 1;
+        Guard(self)
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! Only [`tree::Tree`] and what implements it know overlayfs' whiteout and opaque marks.
 
+pub mod stat_cache;
 pub mod tree;
 pub mod view;
 

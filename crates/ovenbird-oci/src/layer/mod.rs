@@ -6,15 +6,34 @@
 //! Where the file system cannot hold an owner, a device node or an xattr (one id mapped), an
 //! [`Owners`] table beside the folder says what was meant.
 
+mod compress;
+mod pack;
+pub mod tar;
+mod unpack;
+mod walk;
+
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::ffi::{CStr, OsString};
+use std::io;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
-use crate::store::{Store, StoreError};
+use crate::store::{StoreError, remedy};
+
+pub use pack::pack;
+pub(crate) use unpack::decompress;
+pub use unpack::{extract, unpack};
+
+/// Longest path, with its end, that programs can open (PATH_MAX).
+const MAX_PATH: usize = 4096;
+/// Mark of a folder that hides the lower one.
+const OPAQUE: &CStr = c"user.overlay.opaque";
+/// Capabilities of a program.
+const CAPABILITY: &CStr = c"security.capability";
+/// Where they are kept when the file system lets us set no others; never in a layer.
+const STASHED_CAPABILITY: &CStr = c"user.ovenbird.capability";
 
 /// Intended metadata of one path, where the disk holds something else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +92,7 @@ pub struct Packed {
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     /// The file system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), remedy(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -83,13 +102,21 @@ pub enum LayerError {
         source: io::Error,
     },
     /// The tar or its compression cannot be read.
-    #[error("the layer cannot be read: {reason}")]
+    #[error("the layer cannot be read: {reason}; get the image again, or from whoever made it")]
     Malformed {
         /// Why.
         reason: String,
     },
+    /// Something in the diff folder cannot be expressed in a layer.
+    #[error("cannot put {} in a layer: {reason}", path.display())]
+    Unpackable {
+        /// What.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: &'static str,
+    },
     /// An entry tries to leave the root.
-    #[error("the layer entry {entry:?} leaves the root: {reason}")]
+    #[error("the layer entry {entry:?} leaves the root: {reason}; do not use this image")]
     Escape {
         /// Entry name.
         entry: String,
@@ -97,7 +124,7 @@ pub enum LayerError {
         reason: &'static str,
     },
     /// Bytes do not match the digest.
-    #[error("the layer's content hashes to {actual}, not to {expected}")]
+    #[error("the layer's content hashes to {actual}, not to {expected}; get the image again")]
     Mismatch {
         /// Wanted.
         expected: Digest,
@@ -116,21 +143,4 @@ pub enum Ownership {
     Real,
     /// One id: owners and devices are recorded in the [`Owners`] table.
     Recorded,
-}
-
-/// Packs the diff folder into a blob of `store`: sorted, PAX, hard links kept, whiteouts turned into OCI form.
-pub fn pack(_dir: &Path, _owners: &Owners, _options: &PackOptions, _store: &Store) -> Result<Packed, LayerError> {
-    Err(LayerError::Malformed { reason: "missing".into() })
-}
-
-/// Unpacks a layer blob (compression found by magic) into the empty folder `dir`; verifies `diff_id` when given.
-/// `lower` finds a path in the layers below, for hard links that cross layers.
-pub fn unpack(
-    _blob: impl Read,
-    _dir: &Path,
-    _diff_id: Option<&Digest>,
-    _ownership: Ownership,
-    _lower: &dyn Fn(&Path) -> Option<PathBuf>,
-) -> Result<Owners, LayerError> {
-    Err(LayerError::Malformed { reason: "missing".into() })
 }

@@ -1,16 +1,40 @@
 //! The distribution API: pull and push, streamed both ways.
+//!
+//! Blobs go between socket and [`Store`] in pieces; only manifests (at most 4 MiB) are ever whole in memory. Whatever comes from a
+//! registry is believed only after its digest was computed here. Nothing is sent before the first request is made: a [`Client`] costs
+//! nothing until then, and certificate authorities are loaded for HTTPS only.
+//! Source: OCI distribution-spec 1.1; Docker's token authentication specification.
 
-use std::collections::BTreeMap;
+mod auth;
+pub mod challenge;
+mod endpoint;
+mod error;
+mod pull;
+mod push;
+mod transport;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::store::Store;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+
+use crate::keychain::{Keychain, Secret};
+use crate::store::{Store, StoreError};
 use crate::{Descriptor, Digest, Platform, Reference};
+
+pub(crate) use error::printable;
+pub use error::RegistryError;
+
+/// Largest manifest or index, in bytes (the distribution specification's advice).
+pub const MAX_MANIFEST: u64 = 4 << 20;
 
 /// How to talk to one registry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RegistryOptions {
-    /// Plain HTTP (loopback registries get it anyway).
+    /// Plain HTTP (loopback registries get it anyway, unless `ca` or `client_identity` is set).
     pub plain_http: bool,
     /// PEM file with more certificate authorities.
     pub ca: Option<PathBuf>,
@@ -42,75 +66,148 @@ pub struct Fetched {
     pub bytes: Vec<u8>,
 }
 
-/// Told about bytes: (blob, done, total).
+/// Told about bytes: (blob, done, total). A blob that needs no transfer is reported once, as done.
 pub type ProgressFn = Arc<dyn Fn(&Digest, u64, u64) + Send + Sync>;
 
 /// A registry client with connection pools and tokens; cheap to clone.
-#[derive(Debug, Clone)]
+///
+/// Dropping a future that it returned stops the work; complete blobs stay in the store, partial ones are removed.
+#[derive(Clone)]
 pub struct Client {
-    _options: Arc<ClientOptions>,
+    inner: Arc<Inner>,
 }
 
-/// What can go wrong with a registry (the registry helper replaces this by precise variants).
-#[derive(Debug, thiserror::Error)]
-pub enum RegistryError {
-    /// No such manifest or blob.
-    #[error("{reference} is not in the registry")]
-    NotFound {
-        /// Asked for.
-        reference: String,
-    },
+struct Inner {
+    options: ClientOptions,
+    http: transport::Http,
+    auth: auth::Auth,
+    transfers: Arc<Semaphore>,
+    flights: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("options", &self.inner.options).finish_non_exhaustive()
+    }
 }
 
 impl Client {
     /// Makes a client; does no I/O.
     pub fn new(options: ClientOptions) -> Self {
-        Self { _options: Arc::new(options) }
+        let keychain = Keychain::new(options.docker_config.clone(), options.auth_file.clone());
+        Self::assemble(options, keychain)
+    }
+
+    /// The same, but credential helpers are looked for in this search path (in the form of `PATH`).
+    pub fn with_search_path(options: ClientOptions, search_path: OsString) -> Self {
+        let keychain = Keychain::new(options.docker_config.clone(), options.auth_file.clone()).with_search_path(search_path);
+        Self::assemble(options, keychain)
+    }
+
+    fn assemble(options: ClientOptions, keychain: Keychain) -> Self {
+        let parallel = if options.parallel == 0 { 4 } else { options.parallel.min(Semaphore::MAX_PERMITS) };
+        let inner = Inner {
+            options,
+            http: transport::Http::default(),
+            auth: auth::Auth::new(keychain),
+            transfers: Arc::new(Semaphore::new(parallel)),
+            flights: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Fetches a manifest or index by tag or digest (digest wins).
     pub async fn manifest(&self, reference: &Reference) -> Result<Fetched, RegistryError> {
-        Err(RegistryError::NotFound { reference: reference.to_string() })
+        self.inner.manifest(reference).await
     }
 
-    /// `HEAD`: what a tag points at; `None` when there is nothing.
-    pub async fn head(&self, _reference: &Reference) -> Result<Option<Descriptor>, RegistryError> {
-        Ok(None)
+    /// `HEAD`: what a tag points at; `None` when there is nothing. Mirrors are asked first.
+    pub async fn head(&self, reference: &Reference) -> Result<Option<Descriptor>, RegistryError> {
+        self.inner.head(reference).await
     }
 
     /// Fetches a blob into the store (nothing to do when it is there), verified while it streams.
     pub async fn fetch_blob(
         &self,
         from: &Reference,
-        _blob: &Descriptor,
-        _store: &Store,
-        _progress: &ProgressFn,
+        blob: &Descriptor,
+        store: &Store,
+        progress: &ProgressFn,
     ) -> Result<(), RegistryError> {
-        Err(RegistryError::NotFound { reference: from.to_string() })
+        self.inner.fetch_blob(from, blob, store, progress).await
     }
 
     /// Pulls an image: the manifest of `platform` (or everything in the index when `None`), config and layers.
-    /// Returns the descriptor of what was asked for.
+    ///
+    /// Returns the descriptor of what is complete in the store now: of the platform's manifest, or of what the reference names
+    /// when `platform` is `None`. An index on the way is stored too. The platform of an image without index is not checked.
     pub async fn pull(
         &self,
         from: &Reference,
-        _platform: Option<&Platform>,
-        _store: &Store,
-        _progress: &ProgressFn,
+        platform: Option<&Platform>,
+        store: &Store,
+        progress: &ProgressFn,
     ) -> Result<Descriptor, RegistryError> {
-        Err(RegistryError::NotFound { reference: from.to_string() })
+        pull::pull(&self.inner, from, platform, store, progress).await
     }
 
     /// Pushes manifest or index with everything below it. Blobs already there are skipped; a blob that `origins` names on the same
     /// registry is mounted; one that is not in the store is fetched from its origin first. The pushed digest is read back.
     pub async fn push(
         &self,
-        _store: &Store,
-        _target: &Descriptor,
+        store: &Store,
+        target: &Descriptor,
         to: &Reference,
-        _origins: &BTreeMap<Digest, Reference>,
-        _progress: &ProgressFn,
+        origins: &BTreeMap<Digest, Reference>,
+        progress: &ProgressFn,
     ) -> Result<(), RegistryError> {
-        Err(RegistryError::NotFound { reference: to.to_string() })
+        push::push(&self.inner, store, target, to, origins, progress).await
     }
+
+    /// Asks a registry (`docker.io`, `localhost:5000`) whether it takes this name and password. Nothing is kept.
+    pub async fn check_login(&self, registry: &str, username: &str, password: &Secret) -> Result<(), RegistryError> {
+        auth::check_login(&self.inner, registry, username, password).await
+    }
+}
+
+impl Inner {
+    /// Waits until nobody else here works on `key`: the same blob is transferred once.
+    async fn flight(&self, key: String) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            if flights.len() > 1024 {
+                flights.retain(|_, lock| Arc::strong_count(lock) > 1);
+            }
+            Arc::clone(flights.entry(key).or_default())
+        };
+        lock.lock_owned().await
+    }
+
+    async fn transfer(&self, action: &str) -> Result<OwnedSemaphorePermit, RegistryError> {
+        let transfers = Arc::clone(&self.transfers);
+        transfers.acquire_owned().await.map_err(|_| RegistryError::Cancelled { action: action.into() })
+    }
+}
+
+/// Runs file work where it may block.
+async fn blocking<T: Send + 'static>(
+    action: &str,
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, RegistryError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(|source| RegistryError::store(action, source)),
+        Err(_) => Err(RegistryError::Cancelled { action: action.into() }),
+    }
+}
+
+/// Ends with the first error; the other tasks are stopped then.
+async fn all(mut tasks: tokio::task::JoinSet<Result<(), RegistryError>>, action: &str) -> Result<(), RegistryError> {
+    while let Some(done) = tasks.join_next().await {
+        match done {
+            Ok(result) => result?,
+            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+            Err(_) => return Err(RegistryError::Cancelled { action: action.into() }),
+        }
+    }
+    Ok(())
 }

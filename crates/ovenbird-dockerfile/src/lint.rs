@@ -1,0 +1,467 @@
+//! The checks of BuildKit that can be decided from the tree alone, under the same names.
+//!
+//! What needs images, the context or build arguments (`InvalidBaseImagePlatform`,
+//! `CopyIgnoredFile`, `UndefinedVar`) belongs to the frontend.
+
+mod base_name;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use regex::Regex;
+
+use crate::ast::{Command, Dockerfile, Instruction, KeyValue, Kind, Stage};
+use crate::diagnostic::{Diagnostic, Severity, Span};
+use crate::expand::{EmptyEnv, Env, Expander};
+use crate::parse::lines::{Lines, Logical};
+use crate::parse::words;
+use crate::suggest;
+
+/// Arguments that BuildKit defines before the first `FROM`.
+pub const PREDEFINED_GLOBAL_ARGS: [&str; 11] = [
+    "BUILDPLATFORM",
+    "BUILDOS",
+    "BUILDOSVERSION",
+    "BUILDARCH",
+    "BUILDVARIANT",
+    "TARGETPLATFORM",
+    "TARGETOS",
+    "TARGETOSVERSION",
+    "TARGETARCH",
+    "TARGETVARIANT",
+    "TARGETSTAGE",
+];
+
+/// The value of `# check=` (or of `BUILDKIT_DOCKERFILE_CHECK`): `skip=A,B;error=true;experimental=C`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CheckConfig {
+    /// Rules to leave out; `all` for every rule.
+    pub skip: BTreeSet<String>,
+    /// Experimental rules to run; `all` for every one.
+    pub experimental: BTreeSet<String>,
+    /// Warnings fail the build.
+    pub error: bool,
+}
+
+/// A `# check=` value that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CheckError {
+    /// A part is not `key=value`.
+    #[error("invalid check option {part:?}: write `skip=Rule1,Rule2`, `error=true` or `experimental=Rule`")]
+    Part {
+        /// The part as written.
+        part: String,
+    },
+    /// `error=` that is neither true nor false.
+    #[error("failed to parse check option error={value:?}: write true or false")]
+    Boolean {
+        /// As written.
+        value: String,
+    },
+}
+
+impl CheckConfig {
+    /// Parses the value of the directive.
+    pub fn parse(text: &str) -> Result<Self, CheckError> {
+        let mut config = Self::default();
+        for part in text.split(';').map(str::trim).filter(|p| !p.is_empty()) {
+            let names = |list: &str| list.split(',').map(|name| name.trim().to_owned()).collect();
+            match part.split_once('=').map(|(key, value)| (key.trim(), value.trim())) {
+                Some(("skip", list)) => config.skip = names(list),
+                Some(("experimental", list)) => config.experimental = names(list),
+                Some(("error", value)) => {
+                    config.error = match value.to_ascii_lowercase().as_str() {
+                        "true" | "1" | "t" => true,
+                        "false" | "0" | "f" => false,
+                        _ => return Err(CheckError::Boolean { value: value.to_owned() }),
+                    }
+                }
+                _ => return Err(CheckError::Part { part: part.to_owned() }),
+            }
+        }
+        Ok(config)
+    }
+
+    /// Does a rule run under this configuration?
+    pub fn allows(&self, rule: &str) -> bool {
+        !self.skip.contains("all") && !self.skip.contains(rule)
+    }
+
+    fn allows_experimental(&self, rule: &str) -> bool {
+        self.allows(rule) && (self.experimental.contains("all") || self.experimental.contains(rule))
+    }
+}
+
+/// Runs the checks on a parsed file, as its own `# check=` directive says. A directive that cannot
+/// be read is itself an error. Findings are in the order of the text.
+pub fn lint(dockerfile: &Dockerfile, text: &str) -> Vec<Diagnostic> {
+    match CheckConfig::parse(dockerfile.directives.check.as_deref().unwrap_or_default()) {
+        Ok(config) => lint_with(dockerfile, text, &config),
+        Err(error) => {
+            let start = text.find("check").unwrap_or(0);
+            let end = text[start..].find(['\r', '\n']).map_or(text.len(), |i| start + i);
+            let span = Span { start, end };
+            vec![Diagnostic { severity: Severity::Error, code: "invalid-check", message: error.to_string(), help: None, span }]
+        }
+    }
+}
+
+/// Runs the checks with a given configuration (a build argument overrides the directive).
+pub fn lint_with(dockerfile: &Dockerfile, text: &str, config: &CheckConfig) -> Vec<Diagnostic> {
+    let mut lines = Lines::of_file(text);
+    let mut places = BTreeMap::new();
+    while let Some(logical) = lines.next_logical() {
+        places.insert(logical.span.start, logical);
+    }
+    let mut linter = Linter { dockerfile, config, places, found: vec![] };
+    linter.lines();
+    linter.stage_names();
+    linter.base_images();
+    for instruction in dockerfile.global_args.iter().chain(dockerfile.stages.iter().flat_map(|s| &s.instructions)) {
+        linter.instruction(instruction);
+    }
+    linter.stage_bodies();
+    linter.found.sort_by_key(|d| d.span.start);
+    linter.found
+}
+
+struct Linter<'a> {
+    dockerfile: &'a Dockerfile,
+    config: &'a CheckConfig,
+    /// Logical lines by the offset of their first byte.
+    places: BTreeMap<usize, Logical>,
+    found: Vec<Diagnostic>,
+}
+
+/// Begins a comment that configures the checks of one instruction.
+pub(crate) const IN_PLACE: &str = "check=";
+
+/// What a stage hands on to the stages built from it.
+#[derive(Clone, Copy, Default)]
+struct Inherited {
+    shell: bool,
+    workdir: bool,
+}
+
+impl Linter<'_> {
+    fn report(&mut self, rule: &'static str, message: String, help: &str, span: Span) {
+        if self.config.allows(rule) && !self.skipped_in_place(rule, span) {
+            let help = Some(help.to_owned());
+            self.found.push(Diagnostic { severity: Severity::Warning, code: rule, message, help, span });
+        }
+    }
+
+    /// A comment `# check=skip=Rule` right above an instruction holds for that instruction.
+    fn skipped_in_place(&self, rule: &str, span: Span) -> bool {
+        let Some((_, logical)) = self.places.range(..=span.start).next_back() else { return false };
+        let mut configs = logical.comments.iter().filter_map(|c| CheckConfig::parse(c.strip_prefix(IN_PLACE)?).ok());
+        configs.any(|config| !config.allows(rule))
+    }
+
+    /// Place of the word that `pick` finds in the folded text of the instruction at `span`.
+    fn place(&self, span: Span, pick: impl Fn(&str) -> Option<Range<usize>>) -> Span {
+        let Some(logical) = self.places.get(&span.start) else { return span };
+        pick(&logical.folded.text).map_or(span, |range| logical.folded.span(range))
+    }
+
+    fn command_place(&self, span: Span) -> Span {
+        self.place(span, |text| Some(words::split_command(text).word))
+    }
+
+    /// Checks on the text of every instruction: casing, empty continuation lines, descriptions.
+    fn lines(&mut self) {
+        let mut commands = Vec::new();
+        let mut empty = Vec::new();
+        for logical in self.places.values() {
+            let command = words::split_command(&logical.folded.text);
+            commands.push((command.name(&logical.folded.text).to_owned(), logical.folded.span(command.word)));
+            if logical.empty_continuation {
+                empty.push(logical.span);
+            }
+        }
+        for span in empty {
+            let help = "remove the empty lines or begin them with `#`";
+            self.report("NoEmptyContinuation", "Empty continuation line".to_owned(), help, span);
+        }
+        let lower = commands.iter().filter(|(name, _)| *name == name.to_lowercase()).count();
+        let upper = commands.iter().filter(|(name, _)| *name == name.to_uppercase()).count();
+        let casing = if lower > upper { "lowercase" } else { "uppercase" };
+        for (name, span) in commands {
+            let expected = if lower > upper { name.to_lowercase() } else { name.to_uppercase() };
+            if name != expected {
+                let message = format!("Command '{name}' should match the case of the command majority ({casing})");
+                self.report("ConsistentInstructionCasing", message, &format!("write `{expected}`"), span);
+            }
+        }
+        if self.config.allows_experimental("InvalidDefinitionDescription") {
+            self.descriptions();
+        }
+    }
+
+    fn descriptions(&mut self) {
+        let stages = self.dockerfile.stages.iter().map(|s| (s.span, "FROM", s.name.iter().cloned().collect::<Vec<_>>()));
+        let instructions = self.dockerfile.global_args.iter().chain(self.dockerfile.stages.iter().flat_map(|s| &s.instructions));
+        let args = instructions.filter_map(|i| match &i.kind {
+            Kind::Arg(decls) => Some((i.span, "ARG", decls.iter().map(|d| d.name.clone()).collect::<Vec<_>>())),
+            _ => None,
+        });
+        let mut found = Vec::new();
+        for (span, instruction, keys) in stages.chain(args) {
+            let comment = self.places.get(&span.start).and_then(|l| l.comments.iter().rfind(|c| !c.starts_with(IN_PLACE)));
+            let (Some(comment), Some(first)) = (comment, keys.first()) else { continue };
+            let word = comment.split(' ').next().unwrap_or_default();
+            if !keys.iter().any(|key| key == word) {
+                let key = if keys.len() > 1 { "<arg_key>" } else { first };
+                found.push((span, format!("Comment for {instruction} should follow the format: `# {key} <description>`")));
+            }
+        }
+        for (span, message) in found {
+            let help = "write an empty line between the comment and the instruction if it is not a description";
+            self.report("InvalidDefinitionDescription", message, help, span);
+        }
+    }
+
+    fn stage_names(&mut self) {
+        let mut seen = BTreeSet::new();
+        for stage in &self.dockerfile.stages {
+            self.from_casing(stage);
+            let (Some(name), Some(written)) = (&stage.name, &stage.name_as_written) else { continue };
+            let place = self.place(stage.span, |text| words::blank_separated(text, 0..text.len()).pop().map(|w| w.range));
+            if name != written {
+                let message = format!("Stage name '{written}' should be lowercase");
+                self.report("StageNameCasing", message, &format!("write `{name}`"), place);
+            }
+            if matches!(name.as_str(), "context" | "scratch") {
+                let message = format!("Stage name should not use the same name as reserved stage {name:?}");
+                self.report("ReservedStageName", message, "choose another name", place);
+            }
+            if !seen.insert(name) {
+                let message = format!("Duplicate stage name {name:?}, stage names should be unique");
+                self.report("DuplicateStageName", message, "choose another name", place);
+            }
+        }
+    }
+
+    fn from_casing(&mut self, stage: &Stage) {
+        let words = words::blank_separated(&stage.original, 0..stage.original.len());
+        let (Some(from), true) = (words.first(), stage.name.is_some()) else { return };
+        let Some(keyword) = words.len().checked_sub(2).and_then(|i| words.get(i)) else { return };
+        let (lower, upper) = (from.text.to_lowercase(), from.text.to_uppercase());
+        let expected = if from.text == lower { keyword.text.to_lowercase() } else { keyword.text.to_uppercase() };
+        // A FROM of mixed case is a matter of ConsistentInstructionCasing.
+        if (from.text == lower || from.text == upper) && keyword.text != expected {
+            let message = format!("'{}' and '{}' keywords' casing do not match", keyword.text, from.text);
+            let place = self.place(stage.span, |text| {
+                let mut words = words::blank_separated(text, 0..text.len());
+                words.pop();
+                words.pop().map(|w| w.range)
+            });
+            self.report("FromAsCasing", message, &format!("write `{expected}`"), place);
+        }
+    }
+
+    /// What `FROM` makes of the global arguments.
+    fn base_images(&mut self) {
+        let defaults = Defaults::of(self.dockerfile);
+        let lexer = Expander { escape: self.dockerfile.directives.escape, ..Expander::default() };
+        for stage in &self.dockerfile.stages {
+            let place = self.place(stage.span, |text| {
+                let rest = words::take_flags(text, words::split_command(text).rest).rest;
+                words::blank_separated(text, rest).into_iter().next().map(|w| w.range)
+            });
+            if let Ok(base) = lexer.word(&stage.base, &defaults) {
+                self.undeclared(&base.unset, &defaults, place);
+                let variables = !base.used.is_empty() || !base.unset.is_empty();
+                if variables && !base_name::is_valid(&base.value) {
+                    let message = format!("Default value for ARG {} results in empty or invalid base image name", stage.base);
+                    self.report("InvalidDefaultArgInFrom", message, "give the ARG a default that makes a valid name", place);
+                }
+            }
+            let Some(platform) = &stage.platform else { continue };
+            let place = self.place(stage.span, |text| {
+                words::take_flags(text, words::split_command(text).rest).flags.into_iter().next().map(|f| f.range)
+            });
+            let Ok(expanded) = lexer.word(platform, &defaults) else { continue };
+            self.undeclared(&expanded.unset, &defaults, place);
+            if expanded.used.len() == 1 && expanded.used.contains("TARGETPLATFORM") && expanded.value == PLACEHOLDER_PLATFORM {
+                let message = "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior";
+                self.report("RedundantTargetPlatform", message.to_owned(), "remove --platform", place);
+            }
+            if expanded.used.is_empty() && expanded.unset.is_empty() {
+                self.constant_platform(stage, &expanded.value, place);
+            }
+        }
+    }
+
+    fn constant_platform(&mut self, stage: &Stage, platform: &str, place: Span) {
+        // A stage named after its platform is meant for it.
+        let name = stage.name.as_deref().unwrap_or_default();
+        let mut parts = platform.split('/').take(2).filter(|p| !p.is_empty());
+        if platform.is_empty() || parts.any(|part| name.contains(part)) {
+            return;
+        }
+        let message = format!("FROM --platform flag should not use constant value {platform:?}");
+        let help = "remove it and build with --platform, use $BUILDPLATFORM, or name the stage after the platform";
+        self.report("FromPlatformFlagConstDisallowed", message, help, place);
+    }
+
+    fn undeclared(&mut self, unset: &BTreeSet<String>, defaults: &Defaults, place: Span) {
+        for name in unset.iter().filter(|n| !defaults.declared.contains(*n) && !PREDEFINED_GLOBAL_ARGS.contains(&n.as_str())) {
+            let known = defaults.declared.iter().map(String::as_str).chain(PREDEFINED_GLOBAL_ARGS);
+            let message = format!("FROM argument '{name}' is not declared{}", suggest::suffix(suggest::nearest(name, known)));
+            self.report("UndefinedArgInFrom", message, &format!("add `ARG {name}` before the first FROM"), place);
+        }
+    }
+
+    fn instruction(&mut self, instruction: &Instruction) {
+        let span = instruction.span;
+        match &instruction.kind {
+            Kind::Maintainer(name) => {
+                let message = "Maintainer instruction is deprecated in favor of using label".to_owned();
+                let help = format!("write `LABEL org.opencontainers.image.authors=\"{name}\"`");
+                self.report("MaintainerDeprecated", message, &help, self.command_place(span));
+            }
+            Kind::Env(pairs) => {
+                self.legacy("ENV", pairs, span);
+                pairs.iter().for_each(|pair| self.secret("ENV", &pair.key, span));
+            }
+            Kind::Label(pairs) => self.legacy("LABEL", pairs, span),
+            Kind::Arg(decls) => decls.iter().for_each(|decl| self.secret("ARG", &decl.name, span)),
+            Kind::Expose(ports) => {
+                for port in ports {
+                    let place = self.place(span, |text| {
+                        words::blank_separated(text, words::split_command(text).rest).into_iter().find(|w| w.text == *port).map(|w| w.range)
+                    });
+                    let protocol = port.split_once('/').map_or("", |(_, protocol)| protocol);
+                    if !protocol.contains('$') && protocol != protocol.to_lowercase() {
+                        let message = format!("Defined protocol '{port}' in EXPOSE instruction should be lowercase");
+                        self.report("ExposeProtoCasing", message, &format!("write `{}`", port.to_lowercase()), place);
+                    }
+                    if !port.contains('$') && port.contains(':') {
+                        let message = format!("EXPOSE instruction should not define an IP address or host-port mapping, found '{port}'");
+                        self.report("ExposeInvalidFormat", message, "name only the port of the container", place);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn legacy(&mut self, name: &str, pairs: &[KeyValue], span: Span) {
+        if pairs.iter().any(|pair| pair.legacy) {
+            let message = format!("\"{name} key=value\" should be used instead of legacy \"{name} key value\" format");
+            self.report("LegacyKeyValueFormat", message, "put `=` between key and value, quote a value with blanks", span);
+        }
+    }
+
+    fn secret(&mut self, instruction: &str, key: &str, span: Span) {
+        static SECRET: OnceLock<Option<Regex>> = OnceLock::new();
+        let secret = SECRET.get_or_init(|| {
+            Regex::new("(?i)(?:_|^)(?:apikey|auth|credential|credentials|key|password|pword|passwd|secret|token)(?:_|$)").ok()
+        });
+        let public = key.split('_').any(|part| part.eq_ignore_ascii_case("public"));
+        if secret.as_ref().is_some_and(|r| r.is_match(key)) && !public {
+            let message = format!("Do not use ARG or ENV instructions for sensitive data ({instruction} {key:?})");
+            let place = self.place(span, |text| {
+                let rest = words::split_command(text).rest;
+                text[rest.clone()].find(key).map(|i| rest.start + i..rest.start + i + key.len())
+            });
+            self.report("SecretsUsedInArgOrEnv", message, "hand it over with RUN --mount=type=secret", place);
+        }
+    }
+
+    /// Checks that need the order of instructions in a stage.
+    fn stage_bodies(&mut self) {
+        let mut stages: BTreeMap<&str, Inherited> = BTreeMap::new();
+        for stage in &self.dockerfile.stages {
+            let mut state = stages.get(stage.base.to_lowercase().as_str()).copied().unwrap_or_default();
+            let mut last: BTreeMap<&str, Span> = BTreeMap::new();
+            for instruction in &stage.instructions {
+                let span = instruction.span;
+                let (name, shell_form) = match &instruction.kind {
+                    Kind::Cmd(command) => ("CMD", matches!(command, Command::Shell(_))),
+                    Kind::Entrypoint(command) => ("ENTRYPOINT", matches!(command, Command::Shell(_))),
+                    Kind::Healthcheck(_) => ("HEALTHCHECK", false),
+                    Kind::Shell(_) => {
+                        state.shell = true;
+                        continue;
+                    }
+                    Kind::Workdir(path) => {
+                        self.relative_workdir(path, span, state.workdir);
+                        state.workdir = true;
+                        continue;
+                    }
+                    _ => continue,
+                };
+                if shell_form && !state.shell {
+                    let message = format!("JSON arguments recommended for {name} to prevent unintended behavior related to OS signals");
+                    self.report("JSONArgsRecommended", message, &format!("write `{name} [\"program\", \"argument\"]`"), span);
+                }
+                if let Some(earlier) = last.insert(name, span) {
+                    let message = format!(
+                        "Multiple {name} instructions should not be used in the same stage because only the last one will be used"
+                    );
+                    self.report("MultipleInstructionsDisallowed", message, "remove this one", self.command_place(earlier));
+                }
+            }
+            if let Some(name) = &stage.name {
+                stages.insert(name, state);
+            }
+        }
+    }
+
+    fn relative_workdir(&mut self, path: &str, span: Span, known: bool) {
+        let lexer = Expander { escape: self.dockerfile.directives.escape, keep_unset: true, raw_quotes: false };
+        let Ok(plain) = lexer.word(path, &EmptyEnv) else { return };
+        let mut chars = plain.value.chars();
+        let windows = chars.next().is_some_and(|c| c.is_ascii_alphabetic()) && chars.next() == Some(':');
+        if known || windows || plain.value.starts_with(['/', '\\', '$']) {
+            return;
+        }
+        let message = format!("Relative workdir {path:?} can have unexpected results if the base image changes");
+        self.report("WorkdirRelativePath", message, "write an absolute path", span);
+    }
+}
+
+/// Stands for any target: only whether a word is just `$TARGETPLATFORM` is asked.
+const PLACEHOLDER_PLATFORM: &str = "linux/amd64";
+
+/// Global arguments with their defaults, as if no build argument was given.
+struct Defaults {
+    declared: BTreeSet<String>,
+    values: BTreeMap<String, String>,
+}
+
+impl Env for Defaults {
+    fn get(&self, name: &str) -> Option<String> {
+        self.values.get(name).cloned()
+    }
+}
+
+impl Defaults {
+    fn of(dockerfile: &Dockerfile) -> Self {
+        let mut values = BTreeMap::new();
+        for side in ["BUILD", "TARGET"] {
+            for (part, value) in [("PLATFORM", PLACEHOLDER_PLATFORM), ("OS", "linux"), ("ARCH", "amd64"), ("OSVERSION", ""), ("VARIANT", "")] {
+                values.insert(format!("{side}{part}"), value.to_owned());
+            }
+        }
+        values.insert("TARGETSTAGE".to_owned(), "default".to_owned());
+        let mut defaults = Self { declared: BTreeSet::new(), values };
+        let lexer = Expander { escape: dockerfile.directives.escape, ..Expander::default() };
+        for instruction in &dockerfile.global_args {
+            let Kind::Arg(decls) = &instruction.kind else { continue };
+            for decl in decls {
+                defaults.declared.insert(decl.name.clone());
+                if let Some(Ok(value)) = decl.default.as_ref().map(|raw| lexer.word(raw, &defaults)) {
+                    defaults.values.insert(decl.name.clone(), value.value);
+                }
+            }
+        }
+        defaults
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,2 @@
+#[path = "throwaway.rs"]
+mod throwaway;

@@ -1,0 +1,146 @@
+//! Cache keys and what they lead to.
+//!
+//! Every vertex has two keys. The *definition key* follows from the plan and the content of local
+//! contexts alone, so that an unchanged build is answered without looking at any stage. The *content
+//! key* is known once the inputs are: for copied files it is their content, so a stage that was built
+//! again with the same outcome changes nothing behind it. Results are filed under both. No key holds a
+//! time, an inode, a path of this machine or a secret.
+
+use ovenbird_oci::digest::Hasher;
+use ovenbird_oci::{Digest, Platform, Reference};
+use serde::{Deserialize, Serialize};
+
+use crate::plan::Op;
+use crate::state::{SnapshotId, State, StateError};
+
+/// Bumped whenever the same key would mean another result.
+const FORMAT: &str = "ovenbird-cache-1";
+
+/// Names a result by what it was made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CacheKey(Digest);
+
+impl CacheKey {
+    /// Key of an operation whose inputs have these keys, in the order of [`Op::inputs`] with `None` for an absent one.
+    pub fn of(op: &Op, platform: &Platform, inputs: &[Option<Self>]) -> Self {
+        let mut hasher = Hasher::default();
+        let definition = serde_json::to_vec(op).unwrap_or_default();
+        for part in [FORMAT.as_bytes(), platform.to_string().as_bytes(), &definition] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        for input in inputs {
+            match input {
+                None => hasher.update(&[0]),
+                Some(key) => {
+                    hasher.update(&[1]);
+                    hasher.update(key.0.as_bytes());
+                }
+            }
+        }
+        Self(hasher.finish().0)
+    }
+
+    /// Key of content.
+    pub const fn of_content(digest: Digest) -> Self {
+        Self(digest)
+    }
+
+    fn file_name(&self) -> String {
+        self.0.hex()
+    }
+}
+
+/// One part of a root file system, lowest first.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Link {
+    /// All layers of a base image (not unpacked until something reads them).
+    Image {
+        /// The platform's manifest.
+        manifest: Digest,
+        /// Where it came from.
+        reference: Reference,
+    },
+    /// What one step changed.
+    Diff(SnapshotId),
+}
+
+/// What a vertex came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Content key.
+    pub key: CacheKey,
+    /// Lowest first.
+    pub chain: Vec<Link>,
+}
+
+/// Finds a result whose parts are all still there.
+pub fn find(state: &State, key: &CacheKey) -> Option<Record> {
+    let record: Record = serde_json::from_slice(&state.read_record(&key.file_name())?).ok()?;
+    is_complete(state, &record.chain).then_some(record)
+}
+
+/// Files a result.
+pub fn save(state: &State, key: &CacheKey, record: &Record) -> Result<(), StateError> {
+    state.write_record(&key.file_name(), &serde_json::to_vec(record).unwrap_or_default())
+}
+
+/// The chain a manifest was made from, if this machine made it.
+pub fn find_image(state: &State, manifest: &Digest) -> Option<Vec<Link>> {
+    let chain: Vec<Link> = serde_json::from_slice(&state.read_record(&image_name(manifest))?).ok()?;
+    is_complete(state, &chain).then_some(chain)
+}
+
+/// Remembers the chain of a manifest made here.
+pub fn save_image(state: &State, manifest: &Digest, chain: &[Link]) -> Result<(), StateError> {
+    state.write_record(&image_name(manifest), &serde_json::to_vec(chain).unwrap_or_default())
+}
+
+fn image_name(manifest: &Digest) -> String {
+    format!("image-{}", manifest.hex())
+}
+
+fn is_complete(state: &State, chain: &[Link]) -> bool {
+    chain.iter().all(|link| match link {
+        Link::Image { .. } => true,
+        Link::Diff(id) => state.has_snapshot(id),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{FileAction, FileOp};
+
+    fn key(path: &str, base: Option<CacheKey>, platform: &str) -> CacheKey {
+        let op = Op::File(FileOp { base: base.map(|_| 7), actions: vec![FileAction::Mkdir { path: path.into(), owner: None }] });
+        CacheKey::of(&op, &platform.parse().unwrap(), &[base])
+    }
+
+    #[test]
+    fn keys_follow_definition_inputs_and_platform() {
+        let a = key("/a", None, "linux/amd64");
+        assert_eq!(a, key("/a", None, "linux/amd64"));
+        let others = [key("/b", None, "linux/amd64"), key("/a", Some(a), "linux/amd64"), key("/a", None, "linux/arm64")];
+        for (i, other) in others.iter().enumerate() {
+            assert_ne!(a, *other, "{i}");
+        }
+    }
+
+    #[test]
+    fn a_record_whose_snapshot_is_gone_is_no_hit() {
+        let root = tempfile::tempdir().unwrap();
+        let state = State::open(root.path(), Some(ovenbird_sandbox::Level::Root)).unwrap();
+        let work = state.work_dir().unwrap();
+        work.subdir("fs").unwrap();
+        let id = state.commit(work, None, &std::collections::BTreeMap::new()).unwrap();
+        let key = key("/a", None, "linux/amd64");
+        let record = Record { key, chain: vec![Link::Diff(id.clone())] };
+        save(&state, &key, &record).unwrap();
+        assert_eq!(find(&state, &key), Some(record));
+        std::fs::remove_dir_all(root.path().join("real/snapshots").join(id.as_str())).unwrap();
+        assert_eq!(find(&state, &key), None);
+    }
+}

@@ -1,0 +1,203 @@
+//! Why a build failed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ovenbird_dockerfile::Diagnostic;
+use ovenbird_oci::archive::ArchiveError;
+use ovenbird_oci::layer::LayerError;
+use ovenbird_oci::registry::RegistryError;
+use ovenbird_oci::store::StoreError;
+use ovenbird_sandbox::SandboxError;
+
+use crate::ops::file::FileError;
+use crate::state::StateError;
+
+/// Class of a failure; the doors turn it into an exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The engine broke a promise of its own.
+    Bug,
+    /// The request asks for something that cannot be.
+    Usage,
+    /// The state folder or the machine's configuration.
+    Configuration,
+    /// The Dockerfile.
+    Dockerfile,
+    /// A source: context file, git repository, download.
+    Source,
+    /// A step exited non-zero.
+    Step,
+    /// A registry, or the credentials for it.
+    Registry,
+    /// The sandbox is not possible here.
+    Sandbox,
+    /// Stopped by the caller.
+    Cancelled,
+}
+
+/// A failed build.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The Dockerfile has errors.
+    #[error("{name} has {} error{}", diagnostics.len(), if diagnostics.len() == 1 { "" } else { "s" })]
+    Dockerfile {
+        /// File name.
+        name: String,
+        /// Its text, for excerpts.
+        text: String,
+        /// Findings.
+        diagnostics: Vec<Diagnostic>,
+    },
+    /// A base image cannot be had.
+    #[error("cannot use the image {name}: {reason}")]
+    Image {
+        /// As written in the Dockerfile.
+        name: String,
+        /// Why.
+        reason: String,
+        /// The registry's answer, if that is why.
+        source: Option<RegistryError>,
+    },
+    /// A step's source cannot be had.
+    #[error("{step}: {source}")]
+    File {
+        /// Name of the step.
+        step: String,
+        /// First line of the instruction.
+        line: Option<u32>,
+        /// Why.
+        source: FileError,
+    },
+    /// A remote source cannot be fetched.
+    #[error("cannot fetch {url}: {reason}")]
+    Fetch {
+        /// Without credentials.
+        url: String,
+        /// First line of the instruction.
+        line: Option<u32>,
+        /// Why.
+        reason: String,
+    },
+    /// A secret, ssh agent or context that a step needs was not given.
+    #[error("{step} needs {what}: {hint}")]
+    NotGiven {
+        /// Name of the step.
+        step: String,
+        /// First line of the instruction.
+        line: Option<u32>,
+        /// `secret "token"`.
+        what: String,
+        /// How to give it.
+        hint: String,
+    },
+    /// A step exited non-zero.
+    #[error("{name}: {}", step_reason(*code, *out_of_memory))]
+    Step {
+        /// Name of the step.
+        name: String,
+        /// First and last line of the instruction.
+        lines: Option<(u32, u32)>,
+        /// What ran.
+        command: String,
+        /// Exit code; 128 + signal.
+        code: i32,
+        /// Killed by `--memory`.
+        out_of_memory: bool,
+        /// Last lines of its output.
+        tail: Vec<String>,
+    },
+    /// A step could not be run.
+    #[error("{step}: {source}")]
+    Sandbox {
+        /// Name of the step.
+        step: String,
+        /// First line of the instruction.
+        line: Option<u32>,
+        /// Why.
+        source: SandboxError,
+    },
+    /// Asked for, and not possible.
+    #[error("{option} cannot be honoured: {reason}")]
+    Refused {
+        /// `--memory`…
+        option: String,
+        /// Why and what to do.
+        reason: String,
+    },
+    /// A registry refused or broke.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The blob store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A layer could not be made or read.
+    #[error("layer {layer}: {source}")]
+    Layer {
+        /// Digest or step.
+        layer: String,
+        /// Why.
+        source: LayerError,
+    },
+    /// An archive could not be made or read.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// The state folder.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// An output could not be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Output {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// An image in the store is not what it should be.
+    #[error("image {digest} is malformed: {reason}")]
+    Malformed {
+        /// Which.
+        digest: String,
+        /// Why.
+        reason: String,
+    },
+    /// Stopped by the caller.
+    #[error("the build was cancelled")]
+    Cancelled,
+}
+
+fn step_reason(code: i32, out_of_memory: bool) -> String {
+    if out_of_memory { "killed: out of memory (the limit is --memory)".into() } else { format!("exited with code {code}") }
+}
+
+impl BuildError {
+    /// Class of this failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Dockerfile { .. } => ErrorKind::Dockerfile,
+            Self::Image { .. } | Self::Registry(_) => ErrorKind::Registry,
+            Self::File { source, .. } => match source {
+                FileError::Io { .. } => ErrorKind::Configuration,
+                _ => ErrorKind::Source,
+            },
+            Self::Fetch { .. } => ErrorKind::Source,
+            Self::NotGiven { .. } | Self::Refused { .. } => ErrorKind::Usage,
+            Self::Step { .. } => ErrorKind::Step,
+            Self::Sandbox { source, .. } => match source {
+                SandboxError::Exec { .. } => ErrorKind::Step,
+                SandboxError::Refused { .. } => ErrorKind::Usage,
+                _ => ErrorKind::Sandbox,
+            },
+            Self::Layer { source, .. } => match source {
+                LayerError::Io { .. } | LayerError::Store(_) => ErrorKind::Configuration,
+                _ => ErrorKind::Registry,
+            },
+            Self::Store(_) | Self::State(_) | Self::Archive(_) | Self::Output { .. } | Self::Malformed { .. } => ErrorKind::Configuration,
+            Self::Cancelled => ErrorKind::Cancelled,
+        }
+    }
+
+    pub(crate) fn output(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |source| Self::Output { path: path.to_owned(), source }
+    }
+}

@@ -1,0 +1,175 @@
+//! A solved plan to an image: layers, config, manifest, index; every blob made here goes to the store.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use ovenbird_oci::image::{History, media};
+use ovenbird_oci::layer::{self, Compression, PackOptions, Packed};
+use ovenbird_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform};
+
+use crate::cache::{self, Link};
+use crate::error::BuildError;
+use crate::event::Event;
+use crate::ops::{Session, image};
+use crate::plan::Plan;
+use crate::state::SnapshotId;
+
+/// One platform's image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assembled {
+    /// Which platform.
+    pub platform: Platform,
+    /// Its manifest.
+    pub manifest: Descriptor,
+    /// Digest of its config.
+    pub config: Digest,
+}
+
+/// Makes the image of a solved plan. `created` is RFC 3339.
+pub fn assemble(session: &Session, plan: &Plan, chain: &[Link], created: &str) -> Result<Assembled, BuildError> {
+    let (layers, diff_ids, inherited) = layers(session, chain)?;
+    let mut config = plan.config.clone();
+    config.created = Some(created.to_owned());
+    config.rootfs.kind = "layers".into();
+    config.rootfs.diff_ids = diff_ids;
+    config.history = plan.base.as_ref().map(|base| base.config.history.clone()).unwrap_or_default();
+    // Some tools write images without history; Docker refuses to load a config whose history and layers disagree.
+    let described = config.history.iter().filter(|entry| !entry.empty_layer).count();
+    for _ in described..inherited {
+        config.history.push(History { created_by: Some("unknown".into()), ..History::default() });
+    }
+    config.history.extend(plan.history.iter().map(|entry| History {
+        created: Some(created.to_owned()),
+        created_by: Some(entry.created_by.clone()),
+        comment: Some("ovenbird.dockerfile.v0".into()),
+        author: None,
+        empty_layer: !entry.layer,
+    }));
+    let docker = session.input.docker_media_types;
+    let config_digest = write_json(session, &config)?;
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(if docker { media::DOCKER_MANIFEST } else { media::OCI_MANIFEST }.into()),
+        config: descriptor(session, if docker { media::DOCKER_CONFIG } else { media::OCI_CONFIG }, config_digest)?,
+        layers,
+        annotations: session.input.annotations.clone(),
+    };
+    let digest = write_json(session, &manifest)?;
+    cache::save_image(session.state, &digest, chain)?;
+    let mut manifest = descriptor(session, manifest.media_type.as_deref().unwrap_or(media::OCI_MANIFEST), digest)?;
+    manifest.platform = Some(platform_of(&config, &plan.platform));
+    Ok(Assembled { platform: plan.platform.clone(), manifest, config: config_digest })
+}
+
+/// One index over several platforms.
+pub fn index(session: &Session, images: &[Assembled]) -> Result<Descriptor, BuildError> {
+    let media_type = if session.input.docker_media_types { media::DOCKER_LIST } else { media::OCI_INDEX };
+    let index = Index {
+        schema_version: 2,
+        media_type: Some(media_type.into()),
+        manifests: images.iter().map(|image| image.manifest.clone()).collect(),
+        annotations: BTreeMap::new(),
+    };
+    let digest = write_json(session, &index)?;
+    descriptor(session, media_type, digest)
+}
+
+/// RFC 3339 of now, or of the fixed time.
+pub fn created(source_date_epoch: Option<i64>) -> String {
+    match source_date_epoch {
+        Some(seconds) => Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH).to_string(),
+        None => Timestamp::now().to_string(),
+    }
+}
+
+/// Layers and diff ids of a chain; also how many of them the base image brought.
+fn layers(session: &Session, chain: &[Link]) -> Result<(Vec<Descriptor>, Vec<Digest>, usize), BuildError> {
+    let (mut layers, mut diff_ids, mut inherited) = (vec![], vec![], 0);
+    for link in chain {
+        session.check_stop()?;
+        match link {
+            Link::Image { manifest, .. } => {
+                let (manifest, config) = image::read_image(session, manifest)?;
+                inherited += manifest.layers.len();
+                layers.extend(manifest.layers.into_iter().map(|layer| Descriptor {
+                    media_type: layer_media_type(&layer.media_type, session.input.docker_media_types),
+                    ..layer
+                }));
+                diff_ids.extend(config.rootfs.diff_ids);
+            }
+            Link::Diff(id) => {
+                let packed = pack(session, id)?;
+                layers.push(Descriptor {
+                    media_type: layer_media_type(&packed.media_type, session.input.docker_media_types),
+                    digest: packed.digest,
+                    size: packed.size,
+                    platform: None,
+                    annotations: BTreeMap::new(),
+                });
+                diff_ids.push(packed.diff_id);
+            }
+        }
+    }
+    Ok((layers, diff_ids, inherited))
+}
+
+/// A manifest holds layer types of its own family; zstd has no Docker name.
+fn layer_media_type(media_type: &str, docker: bool) -> String {
+    let pairs = [(media::OCI_LAYER_GZIP, media::DOCKER_LAYER_GZIP), (media::OCI_LAYER, media::DOCKER_LAYER)];
+    let found = pairs.iter().find(|(oci, dock)| media_type == *oci || media_type == *dock);
+    match found {
+        Some((oci, dock)) => if docker { *dock } else { *oci }.to_owned(),
+        None => media_type.to_owned(),
+    }
+}
+
+fn pack(session: &Session, id: &SnapshotId) -> Result<Packed, BuildError> {
+    let options = PackOptions { compression: session.input.compression, mtime: session.input.source_date_epoch, threads: threads() };
+    let compression = match options.compression {
+        Compression::None => "tar".to_owned(),
+        Compression::Gzip(level) => format!("gzip{level}"),
+        Compression::Zstd(level) => format!("zstd{level}"),
+    };
+    let variant = match options.mtime {
+        Some(time) => format!("{compression}-{time}"),
+        None => compression,
+    };
+    if let Some(packed) = session.state.packed(id, &variant) {
+        return Ok(packed);
+    }
+    let layer = session
+        .state
+        .layer_dir(id)?
+        .ok_or_else(|| BuildError::Malformed { digest: id.as_str().to_owned(), reason: "its files were removed while the build ran".into() })?;
+    let event = |current, total, done| Event::Progress { id: format!("packing {}", id.as_str()), label: "packing layer".into(), current, total, done };
+    session.sink.emit(event(0, None, false));
+    let packed = layer::pack(&layer.dir, &layer.owners, &options, session.state.store())
+        .map_err(|source| BuildError::Layer { layer: id.as_str().to_owned(), source })?;
+    session.sink.emit(event(packed.size, Some(packed.size), true));
+    session.state.set_packed(id, &variant, &packed)?;
+    Ok(packed)
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get).min(8)
+}
+
+fn platform_of(config: &ImageConfig, wanted: &Platform) -> Platform {
+    Platform {
+        architecture: if config.architecture.is_empty() { wanted.architecture.clone() } else { config.architecture.clone() },
+        os: if config.os.is_empty() { wanted.os.clone() } else { config.os.clone() },
+        variant: config.variant.clone(),
+        os_version: config.os_version.clone(),
+    }
+}
+
+fn write_json<T: serde::Serialize>(session: &Session, value: &T) -> Result<Digest, BuildError> {
+    let bytes = serde_json::to_vec(value).map_err(|error| BuildError::Malformed { digest: "new".into(), reason: error.to_string() })?;
+    Ok(session.state.store().write(&bytes)?)
+}
+
+fn descriptor(session: &Session, media_type: &str, digest: Digest) -> Result<Descriptor, BuildError> {
+    let path = session.state.store().blob_path(&digest);
+    let size = std::fs::metadata(&path).map_err(BuildError::output(&path))?.len();
+    Ok(Descriptor { media_type: media_type.into(), digest, size, platform: None, annotations: BTreeMap::new() })
+}

@@ -1,0 +1,4 @@
+//! Snapshots to images, images to files.
+
+pub mod assemble;
+pub mod output;

@@ -1,0 +1,167 @@
+//! What a build is given and what it gives: the engine's own request and result.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use ovenbird_dockerfile::ignore::Patterns;
+use ovenbird_oci::layer::Compression;
+use ovenbird_oci::{Descriptor, Digest, Platform};
+
+use crate::frontend::Options;
+
+/// Set once; every part of a build looks at it.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<Flags>);
+
+#[derive(Debug, Default)]
+struct Flags {
+    cancelled: AtomicBool,
+    /// Flags of running builds: a build also stops itself when a step fails, which must not cancel its caller.
+    running: Mutex<Vec<Weak<AtomicBool>>>,
+}
+
+impl Cancel {
+    /// Stops the build.
+    pub fn cancel(&self) {
+        self.0.cancelled.store(true, Ordering::SeqCst);
+        for flag in self.0.running.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade) {
+            flag.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Was it stopped?
+    pub fn is_cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// A flag for one build that follows this one.
+    pub(crate) fn follow(&self) -> Arc<AtomicBool> {
+        let mut running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|flag| flag.strong_count() > 0);
+        let flag = Arc::new(AtomicBool::new(self.is_cancelled()));
+        running.push(Arc::downgrade(&flag));
+        flag
+    }
+}
+
+/// A local folder given to the build.
+#[derive(Debug, Clone)]
+pub struct LocalContext {
+    /// Where.
+    pub dir: PathBuf,
+    /// Its `.dockerignore`.
+    pub ignore: Patterns,
+}
+
+/// Where a secret's bytes come from. Read when a step needs them, never stored.
+#[derive(Debug, Clone)]
+pub enum SecretSource {
+    /// `src=`.
+    File(PathBuf),
+    /// Value (from an environment variable, read at the door).
+    Value(Secret),
+}
+
+/// Bytes that print as `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub Vec<u8>);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Resource limits of every step; `None` everywhere: unlimited.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepLimits {
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Cores.
+    pub cpus: Option<f64>,
+    /// name, soft, hard (-1 unlimited).
+    pub ulimits: Vec<(String, i64, i64)>,
+    /// Bytes of `/dev/shm`.
+    pub shm_size: Option<u64>,
+    /// `--dns`.
+    pub dns: Vec<IpAddr>,
+}
+
+/// When base images are looked up in the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PullPolicy {
+    /// Local store first.
+    #[default]
+    Missing,
+    /// Registry first (`--pull`).
+    Always,
+    /// Never.
+    Never,
+}
+
+/// A resolved request: all that the engine needs.
+#[derive(Debug, Clone)]
+pub struct BuildInput {
+    /// Text of the Dockerfile.
+    pub dockerfile: String,
+    /// Its name, for messages.
+    pub dockerfile_name: String,
+    /// `context` and named local contexts.
+    pub contexts: BTreeMap<String, LocalContext>,
+    /// One a platform; `platform` differs, the rest is the same.
+    pub options: Vec<Options>,
+    /// `--secret`.
+    pub secrets: BTreeMap<String, SecretSource>,
+    /// `--ssh`: id → agent socket.
+    pub ssh: BTreeMap<String, PathBuf>,
+    /// Limits.
+    pub limits: StepLimits,
+    /// `--pull`.
+    pub pull: PullPolicy,
+    /// Layers.
+    pub compression: Compression,
+    /// `Some(t)`: every time in the image is `t` (seconds since 1970).
+    pub source_date_epoch: Option<i64>,
+    /// Docker media types instead of OCI ones.
+    pub docker_media_types: bool,
+    /// Most vertices that run at once.
+    pub parallelism: usize,
+    /// Annotations of the manifest.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The image(s) of a build; all blobs are in the store.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BuildOutput {
+    /// Manifest, or index when several platforms were asked for.
+    pub target: Descriptor,
+    /// Each platform: manifest and config digest.
+    pub platforms: Vec<(Platform, Descriptor, Digest)>,
+    /// Steps that ran and steps that came from the cache.
+    pub ran: usize,
+    /// See `ran`.
+    pub cached: usize,
+}
+
+impl Default for BuildInput {
+    fn default() -> Self {
+        Self {
+            dockerfile: String::new(),
+            dockerfile_name: "Dockerfile".into(),
+            contexts: BTreeMap::new(),
+            options: vec![],
+            secrets: BTreeMap::new(),
+            ssh: BTreeMap::new(),
+            limits: StepLimits::default(),
+            pull: PullPolicy::default(),
+            compression: Compression::Gzip(5),
+            source_date_epoch: None,
+            docker_media_types: false,
+            parallelism: 16,
+            annotations: BTreeMap::new(),
+        }
+    }
+}

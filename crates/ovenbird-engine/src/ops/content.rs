@@ -1,0 +1,217 @@
+//! Content keys: what a copy or a bind mount would see of a tree, as one digest. Times, inodes and
+//! places on disk have no part in it.
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use ovenbird_oci::Digest;
+use ovenbird_oci::digest::Hasher;
+
+use super::file::FileError;
+use super::file::select::Selection;
+use crate::plan::CopyAction;
+use crate::snapshot::tree::{self, Entry, Kind, Tree, Visit, Walk, resolve};
+
+pub use crate::snapshot::stat_cache::StatCache;
+
+/// Digested first, so that a change of the form changes every key.
+const FORM: &[u8] = b"ovenbird content 1\n";
+/// Files that are worth a second thread.
+const PARALLEL_FILES: usize = 16;
+/// Most hashing threads.
+const MAX_THREADS: usize = 4;
+
+/// Which metadata counts.
+#[derive(Clone, Copy)]
+struct Counted {
+    mode: bool,
+    owner: bool,
+}
+
+/// What `copy` selects of `from`: names relative to each source, kinds, modes (unless `--chmod` replaces them), owners (if kept),
+/// link targets, extended attributes and content. Fails where the copy itself would fail to find its sources.
+pub fn digest(from: &dyn Tree, copy: &CopyAction, cache: &dyn StatCache) -> Result<Digest, FileError> {
+    let absolute_mode = copy.chmod.as_deref().is_some_and(|mode| mode.bytes().all(|b| b.is_ascii_digit()));
+    let counted = Counted { mode: !absolute_mode, owner: copy.keep_owner && copy.chown.is_none() };
+    let selection = Selection::new(from, copy)?;
+    let mut items = Vec::new();
+    let mut any = false;
+    for source in &selection.sources {
+        // The name matters even for a file that is renamed: the destination may be a folder.
+        items.push(Item::Source(source.name.as_encoded_bytes().to_vec()));
+        let found = collect(from, selection.walk(from, source), &source.path, &mut items)?;
+        // Folders made only for the sake of `--parents` do not count.
+        any |= found > usize::from(source.filtered());
+    }
+    selection.check_any(any)?;
+    hash(from, &items, counted, cache)
+}
+
+/// Everything at and below a path (links in it are followed inside the root) that the ignore file leaves. A path that does not exist
+/// is [`FileError::NotFound`].
+pub fn digest_path(from: &dyn Tree, path: &Path, cache: &dyn StatCache) -> Result<Digest, FileError> {
+    let target = resolve(from, path).map_err(FileError::io("follow", path))?;
+    let Some(entry) = from.entry(&target).map_err(FileError::io("read", path))? else {
+        return Err(FileError::NotFound { name: super::file::absolute(path) });
+    };
+    if !tree::is_visible(from, &target, &entry).map_err(FileError::io("read", path))? {
+        return Err(FileError::Ignored { name: super::file::absolute(path) });
+    }
+    let mut items = Vec::new();
+    collect(from, tree::walk(from, &target), &target, &mut items)?;
+    hash(from, &items, Counted { mode: true, owner: true }, cache)
+}
+
+enum Item {
+    Source(Vec<u8>),
+    Entry { rel: Vec<u8>, visit: Visit },
+}
+
+fn collect(from: &dyn Tree, walk: Walk, root: &Path, items: &mut Vec<Item>) -> Result<usize, FileError> {
+    let _ = from;
+    let mut found = 0;
+    for visit in walk {
+        let visit = visit.map_err(FileError::io("read", root))?;
+        if visit.entry.kind == Kind::Socket {
+            continue;
+        }
+        found += 1;
+        let rel = visit.path.strip_prefix(root).unwrap_or(&visit.path).as_os_str().as_encoded_bytes().to_vec();
+        items.push(Item::Entry { rel, visit });
+    }
+    Ok(found)
+}
+
+fn hash(from: &dyn Tree, items: &[Item], counted: Counted, cache: &dyn StatCache) -> Result<Digest, FileError> {
+    let parts = in_parallel(items, |item| match item {
+        Item::Source(_) => Ok(None),
+        Item::Entry { visit, .. } => read(from, visit, cache).map(Some),
+    })?;
+    let mut hasher = Hasher::default();
+    hasher.update(FORM);
+    for (item, read) in items.iter().zip(parts) {
+        match (item, read) {
+            (Item::Entry { rel, visit }, Some(read)) => describe(&mut hasher, rel, &visit.entry, &read, counted),
+            (Item::Source(name), _) => {
+                hasher.update(b"S");
+                field(&mut hasher, name);
+            }
+            (Item::Entry { .. }, None) => {}
+        }
+    }
+    Ok(hasher.finish().0)
+}
+
+fn field(hasher: &mut Hasher, bytes: &[u8]) {
+    hasher.update(&(bytes.len() as u64).to_le_bytes());
+    hasher.update(bytes);
+}
+
+fn describe(hasher: &mut Hasher, rel: &[u8], entry: &Entry, read: &Read, counted: Counted) {
+    hasher.update(b"E");
+    field(hasher, rel);
+    let (kind, device) = match entry.kind {
+        Kind::File => (b'f', (0, 0)),
+        Kind::Dir => (b'd', (0, 0)),
+        Kind::Symlink => (b'l', (0, 0)),
+        Kind::Fifo => (b'p', (0, 0)),
+        Kind::Socket => (b's', (0, 0)),
+        Kind::Char(major, minor) => (b'c', (major, minor)),
+        Kind::Block(major, minor) => (b'b', (major, minor)),
+    };
+    hasher.update(&[kind]);
+    // A link has no mode of its own.
+    let mode = if entry.kind == Kind::Symlink || (!counted.mode) { u32::MAX } else { entry.mode };
+    let (uid, gid) = if counted.owner { (entry.uid, entry.gid) } else { (u32::MAX, u32::MAX) };
+    for number in [mode, uid, gid, device.0, device.1] {
+        hasher.update(&number.to_le_bytes());
+    }
+    field(hasher, &read.content);
+    hasher.update(&(read.xattrs.len() as u64).to_le_bytes());
+    for (name, value) in &read.xattrs {
+        field(hasher, name.as_encoded_bytes());
+        field(hasher, value);
+    }
+}
+
+/// What must be read of an entry.
+struct Read {
+    /// Digest of a file, target of a link.
+    content: Vec<u8>,
+    xattrs: Vec<(std::ffi::OsString, Vec<u8>)>,
+}
+
+fn read(from: &dyn Tree, visit: &Visit, cache: &dyn StatCache) -> Result<Read, FileError> {
+    let disk = &visit.entry.disk;
+    let Some(location) = from.locate(&visit.path).map_err(FileError::io("read", disk))? else {
+        // An empty root has no place on disk; anything else was removed meanwhile.
+        return Ok(Read { content: Vec::new(), xattrs: Vec::new() });
+    };
+    let content = match visit.entry.kind {
+        Kind::Symlink => location.read_link().map_err(FileError::io("read", disk))?.into_os_string().into_encoded_bytes(),
+        Kind::File => {
+            let stat = location.stat().map_err(FileError::io("read", disk))?;
+            let meta = Entry::from_stat(&stat, disk.clone());
+            let ctime = (stat.st_ctime, stat.st_ctime_nsec as u32);
+            let digest = match cache.get(disk, &meta, ctime) {
+                Some(digest) => digest,
+                None => {
+                    let file = location.open().map_err(FileError::io("read", disk))?;
+                    // Bounded by the size seen: the file may grow without end.
+                    let (digest, read) = Digest::of_reader(std::io::Read::take(&file, meta.size)).map_err(FileError::io("read", disk))?;
+                    let after = rustix::fs::fstat(&file).map_err(FileError::io("read", disk))?;
+                    if read == meta.size && (after.st_ctime, after.st_ctime_nsec as u32) == ctime && after.st_ino == stat.st_ino {
+                        cache.put(disk, &meta, ctime, digest);
+                    }
+                    digest
+                }
+            };
+            digest.as_bytes().to_vec()
+        }
+        _ => Vec::new(),
+    };
+    let xattrs = location.xattrs().map_err(FileError::io("read the attributes of", disk))?;
+    Ok(Read { content, xattrs })
+}
+
+/// Results in the order of the items.
+fn in_parallel<T: Send>(items: &[Item], work: impl Fn(&Item) -> Result<T, FileError> + Sync) -> Result<Vec<T>, FileError> {
+    let files = items.iter().filter(|i| matches!(i, Item::Entry { visit, .. } if visit.entry.kind == Kind::File)).count();
+    let threads = if files < PARALLEL_FILES { 1 } else { thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_THREADS) };
+    if threads == 1 {
+        return items.iter().map(work).collect();
+    }
+    // Pieces are small, so that a thread with large files does not keep the others waiting.
+    const PIECE: usize = 64;
+    let next = AtomicUsize::new(0);
+    let done: Mutex<Vec<(usize, Vec<T>)>> = Mutex::default();
+    let failure: Mutex<Option<FileError>> = Mutex::default();
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let piece = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(begin) = piece.checked_mul(PIECE).filter(|b| *b < items.len()) else { return };
+                    let results = items[begin..items.len().min(begin + PIECE)].iter().map(&work).collect::<Result<Vec<_>, _>>();
+                    match results {
+                        Ok(results) => done.lock().unwrap_or_else(PoisonError::into_inner).push((piece, results)),
+                        Err(error) => {
+                            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                            next.store(usize::MAX / PIECE, Ordering::Relaxed);
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_unstable_by_key(|(piece, _)| *piece);
+    Ok(done.into_iter().flat_map(|(_, results)| results).collect())
+}

@@ -1,0 +1,160 @@
+//! `RUN`: one sandboxed step above a snapshot.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use ovenbird_oci::layer::{Owner, Owners};
+use ovenbird_sandbox::{Limits, Mount, MountSource, Network, Root, SandboxError, Step, Stream};
+
+use crate::cache::Link;
+use crate::error::BuildError;
+use crate::event::{Event, LogStream};
+use crate::ops::log::{LogText, Tail};
+use crate::ops::{Session, account, image, merged, mount};
+use crate::plan::{ExecOp, NetworkMode, Security};
+use crate::snapshot::{Snapshot, view};
+use crate::state::{SnapshotId, remove_tree};
+
+/// How a step is called in events and errors.
+#[derive(Debug, Clone)]
+pub struct StepName {
+    /// Number in events.
+    pub index: usize,
+    /// `[build 2/5] RUN make`.
+    pub name: String,
+    /// Lines of the instruction.
+    pub lines: Option<(u32, u32)>,
+}
+
+impl StepName {
+    /// First line of the instruction.
+    pub fn line(&self) -> Option<u32> {
+        self.lines.map(|(first, _)| first)
+    }
+
+    /// The error for something the request should have given.
+    pub fn not_given(&self, what: String, hint: String) -> BuildError {
+        BuildError::NotGiven { step: self.name.clone(), line: self.line(), what, hint }
+    }
+
+    fn sandbox(&self, source: SandboxError) -> BuildError {
+        BuildError::Sandbox { step: self.name.clone(), line: self.line(), source }
+    }
+}
+
+/// Runs the step; the result is its diff.
+pub fn run(
+    session: &Session,
+    step: &StepName,
+    op: &ExecOp,
+    base: &[Link],
+    chain: &dyn Fn(usize, &str) -> Result<Vec<Link>, BuildError>,
+) -> Result<SnapshotId, BuildError> {
+    let level = session.level.ok_or_else(|| {
+        step.sandbox(SandboxError::Impossible { reason: "no isolation level works; `ovenbird doctor` says what is missing".into() })
+    })?;
+    if let Some(device) = op.devices.first() {
+        return Err(BuildError::Refused { option: format!("RUN --device={device}"), reason: "devices cannot be given to a step yet; remove the flag".into() });
+    }
+    let base = image::snapshot(session, base)?;
+    let work = session.state.work_dir()?;
+    let fs_dir = work.subdir("fs")?;
+    let scratch = session.state.work_dir()?;
+    let in_place = !session.overlay;
+    let (root, before) = if in_place {
+        let dir = scratch.subdir("root")?;
+        let file_error = |source| BuildError::File { step: step.name.clone(), line: step.line(), source };
+        merged::materialize(&base, &dir, session.state.ownership()).map_err(file_error)?;
+        let before = merged::Index::of(&dir).map_err(file_error)?;
+        (Root::Dir(dir), Some(before))
+    } else {
+        let lowers = base.layers.iter().rev().map(|layer| layer.dir.clone()).collect();
+        (Root::Overlay { lowers, upper: fs_dir.clone(), work: scratch.subdir("overlay")? }, None)
+    };
+
+    let tree = view::View::new(&base);
+    let account = account::lookup(&op.user, &|path| view::read_text(&tree, path))
+        .map_err(|reason| step.sandbox(SandboxError::Setup { what: format!("USER {}", op.user), source: std::io::Error::other(reason) }))?;
+    let mut mounts = mount::prepare(session, step, &op.mounts, chain)?;
+    for (path, content, mode) in &op.inline_files {
+        mounts.mounts.push(Mount {
+            target: PathBuf::from(path),
+            source: MountSource::Secret { content: content.clone().into_bytes(), mode: *mode, uid: account.user.uid, gid: account.user.gid },
+            read_only: true,
+        });
+    }
+    let mut env: Vec<String> = op.env.iter().chain(&op.proxy_env).chain(&mounts.env).cloned().collect();
+    if !env.iter().any(|e| e.starts_with("HOME=")) {
+        env.push(format!("HOME={}", account.home));
+    }
+    let limits = &session.input.limits;
+    let request = Step {
+        root: root.clone(),
+        args: op.args.iter().map(OsString::from).collect(),
+        env: env.into_iter().map(OsString::from).collect(),
+        cwd: PathBuf::from(&op.cwd),
+        user: account.user,
+        hostname: op.hostname.clone(),
+        network: if op.network == NetworkMode::None { Network::None } else { Network::Host },
+        mounts: mounts.mounts.clone(),
+        hosts: op.hosts.clone(),
+        dns: limits.dns.clone(),
+        limits: Limits { memory: limits.memory, cpus: limits.cpus, ulimits: limits.ulimits.clone(), shm_size: limits.shm_size },
+        insecure: op.security == Security::Insecure,
+        stdin: vec![],
+        scratch: scratch.subdir("sandbox")?,
+        lower_owners: lower_owners(&base),
+    };
+
+    let mut streams = [LogText::new(&mounts.masked), LogText::new(&mounts.masked)];
+    let mut tail = Tail::default();
+    let mut tell = |stream: LogStream, text: String| {
+        if !text.is_empty() {
+            tail.feed(&text);
+            session.sink.emit(Event::Log { vertex: step.index, stream, text });
+        }
+    };
+    let outcome = ovenbird_sandbox::run(
+        level,
+        &request,
+        &mut |stream, bytes| match stream {
+            Stream::Stdout => tell(LogStream::Stdout, streams[0].feed(bytes)),
+            Stream::Stderr => tell(LogStream::Stderr, streams[1].feed(bytes)),
+        },
+        &session.stop,
+    );
+    tell(LogStream::Stdout, streams[0].finish());
+    tell(LogStream::Stderr, streams[1].finish());
+    let outcome = outcome.map_err(|error| step.sandbox(error))?;
+    if outcome.cancelled {
+        return Err(BuildError::Cancelled);
+    }
+    if outcome.code != 0 {
+        return Err(BuildError::Step {
+            name: step.name.clone(),
+            lines: step.lines,
+            command: op.args.join(" "),
+            code: outcome.code,
+            out_of_memory: outcome.out_of_memory,
+            tail: tail.into_lines(),
+        });
+    }
+    let mut owners: Owners =
+        outcome.owners.into_iter().map(|(path, uid, gid, node)| (path.into_os_string(), Owner { uid, gid, node })).collect();
+    if let (Root::Dir(dir), Some(before)) = (&root, &before) {
+        owners = merged::diff(before, dir, &fs_dir, owners).map_err(|source| BuildError::File { step: step.name.clone(), line: step.line(), source })?;
+        let _ = remove_tree(&dir);
+    }
+    Ok(session.state.commit(work, None, &owners)?)
+}
+
+/// Intended owners of the merged tree, highest layer first wins.
+fn lower_owners(base: &Snapshot) -> Vec<(PathBuf, u32, u32)> {
+    let mut merged = std::collections::BTreeMap::new();
+    for layer in &base.layers {
+        for (path, owner) in layer.owners.iter() {
+            merged.insert(path, (owner.uid, owner.gid));
+        }
+    }
+    merged.into_iter().map(|(path, (uid, gid))| (PathBuf::from(path), uid, gid)).collect()
+}

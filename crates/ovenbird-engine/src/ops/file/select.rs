@@ -1,0 +1,257 @@
+//! Which files of a tree a `COPY` means: wildcards, links, `--parents`, `--exclude`, ignore files.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use ovenbird_dockerfile::ignore::{Patterns, go_match};
+
+use super::FileError;
+use crate::plan::CopyAction;
+use crate::snapshot::tree::{self, Choice, Entry, Kind, Tree, Walk, clean, ignore_choice, is_visible, resolve};
+
+/// One source after wildcards and links.
+pub(crate) struct Selected {
+    /// As the Dockerfile names it, absolute.
+    pub(crate) shown: String,
+    /// Without links.
+    pub(crate) path: PathBuf,
+    /// Last part of the name as given: what it becomes in a folder.
+    pub(crate) name: OsString,
+    /// What is there.
+    pub(crate) entry: Entry,
+    /// `--parents`: what is wanted below.
+    include: Option<Include>,
+}
+
+impl Selected {
+    /// The folder itself does not count, only what is found below.
+    pub(crate) fn filtered(&self) -> bool {
+        self.include.is_some()
+    }
+}
+
+/// `--parents`: a pattern below the pivot.
+struct Include {
+    pattern: Patterns,
+    parts: Vec<String>,
+}
+
+impl Include {
+    fn choice(&self, rel: &Path, entry: &Entry) -> Choice {
+        let text = rel.to_string_lossy();
+        if self.pattern.is_ignored(&text) {
+            Choice::Take
+        } else if entry.is_dir() && self.reaches_below(&text) {
+            Choice::Descend
+        } else {
+            Choice::Skip
+        }
+    }
+
+    fn reaches_below(&self, rel: &str) -> bool {
+        let mut parts = self.parts.iter();
+        for name in rel.split('/') {
+            match parts.next() {
+                None => return false,
+                Some(part) if part == "**" => return true,
+                Some(part) if go_match(part, name).unwrap_or(false) => {}
+                Some(_) => return false,
+            }
+        }
+        parts.next().is_some()
+    }
+}
+
+/// Everything a copy means, in order.
+pub(crate) struct Selection {
+    pub(crate) sources: Vec<Selected>,
+    excludes: Patterns,
+    /// Names of what must match something, for the message.
+    wanted: Vec<String>,
+}
+
+impl Selection {
+    /// Looks the sources up.
+    pub(crate) fn new(from: &dyn Tree, copy: &CopyAction) -> Result<Self, FileError> {
+        let excludes = Patterns::new(&copy.excludes)?;
+        let mut sources = Vec::new();
+        for source in &copy.sources {
+            if copy.parents {
+                with_parents(from, source, &mut sources)?;
+            } else {
+                expand(from, source, &mut sources)?;
+            }
+        }
+        if !excludes.is_empty() {
+            // What a wildcard or a name picks is subject to --exclude by its path and by its own name.
+            sources.retain(|s| {
+                let path = s.shown.trim_start_matches('/');
+                path.is_empty() || s.include.is_some() || !(excludes.is_ignored(path) || excludes.is_ignored(&s.name.to_string_lossy()))
+            });
+        }
+        let wanted = copy.sources.iter().map(|s| format!("{:?}", shown(s))).collect();
+        Ok(Self { sources, excludes, wanted })
+    }
+
+    /// A copy whose wildcards match nothing at all is a mistake.
+    pub(crate) fn check_any(self, any: bool) -> Result<(), FileError> {
+        // Excluded by name is what was asked for.
+        if any || !self.excludes.is_empty() { Ok(()) } else { Err(FileError::NoMatch { names: self.wanted }) }
+    }
+
+    /// Entries of one source that are copied, itself first.
+    pub(crate) fn walk<'t>(&'t self, from: &'t dyn Tree, source: &'t Selected) -> Walk<'t> {
+        tree::walk_with(
+            from,
+            &source.path,
+            Box::new(move |path, entry| {
+                let mut choice = ignore_choice(from, path, entry);
+                let rel = path.strip_prefix(&source.path).unwrap_or(path);
+                if rel.as_os_str().is_empty() {
+                    return Choice::Take;
+                }
+                if choice != Choice::Skip && !self.excludes.is_empty() {
+                    let text = rel.to_string_lossy();
+                    if self.excludes.is_ignored(&text) {
+                        let reach = entry.is_dir() && !self.excludes.can_prune(&text);
+                        choice = choice.max(if reach { Choice::Descend } else { Choice::Skip });
+                    }
+                }
+                if let (Some(include), true) = (&source.include, choice != Choice::Skip) {
+                    choice = choice.max(include.choice(rel, entry));
+                }
+                choice
+            }),
+        )
+    }
+}
+
+fn shown(source: &str) -> String {
+    format!("/{}", clean(source).display())
+}
+
+/// Does Go's `filepath.Match` give a character of it a meaning?
+pub(crate) fn has_wildcards(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' => {
+                bytes.next();
+            }
+            b'*' | b'?' | b'[' => return true,
+            _ => {}
+        }
+    }
+    false
+}
+
+fn unescape(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        plain.push(if c == '\\' { chars.next().unwrap_or('\\') } else { c });
+    }
+    plain
+}
+
+/// The source without the path's `.`, `..` and empty parts, but with backslashes kept.
+fn expand(from: &dyn Tree, source: &str, found: &mut Vec<Selected>) -> Result<(), FileError> {
+    if !has_wildcards(source) {
+        found.push(literal(from, source)?);
+        return Ok(());
+    }
+    let cleaned = clean(source);
+    let cleaned = cleaned.to_string_lossy();
+    let parts: Vec<&str> = cleaned.split('/').collect();
+    let first = parts.iter().position(|part| has_wildcards(part)).unwrap_or(parts.len());
+    let base: PathBuf = parts[..first].iter().collect();
+    let base = resolve(from, &base).map_err(FileError::io("follow", &base))?;
+    let mut matches = Vec::new();
+    glob(from, &base, &parts[first..], &mut matches)?;
+    for path in matches {
+        let name = path.file_name().unwrap_or(OsStr::new("")).to_owned();
+        let shown = format!("/{}", path.display());
+        let target = resolve(from, &path).map_err(FileError::io("follow", &path))?;
+        let entry = from.entry(&target).map_err(FileError::io("read", &target))?;
+        let entry = entry.ok_or_else(|| FileError::NotFound { name: shown.clone() })?;
+        found.push(Selected { shown, path: target, name, entry, include: None });
+    }
+    Ok(())
+}
+
+/// `*` never matches `/`, so each part of the pattern is about one level.
+fn glob(from: &dyn Tree, base: &Path, parts: &[&str], found: &mut Vec<PathBuf>) -> Result<(), FileError> {
+    let Some((part, rest)) = parts.split_first() else { return Ok(()) };
+    go_match(part, "")?;
+    if !from.entry(base).map_err(FileError::io("read", base))?.is_some_and(|e| e.is_dir()) {
+        return Ok(());
+    }
+    for name in from.names(base).map_err(FileError::io("read", base))? {
+        if !go_match(part, &name.to_string_lossy())? {
+            continue;
+        }
+        let path = base.join(&name);
+        let Some(entry) = from.entry(&path).map_err(FileError::io("read", &path))? else { continue };
+        if rest.is_empty() {
+            if is_visible(from, &path, &entry).map_err(FileError::io("read", &path))? {
+                found.push(path);
+            }
+        } else if entry.is_dir() {
+            glob(from, &path, rest, found)?;
+        }
+    }
+    Ok(())
+}
+
+fn literal(from: &dyn Tree, source: &str) -> Result<Selected, FileError> {
+    match lookup(from, &clean(source), shown(source)) {
+        // Somebody escaped a wildcard.
+        Err(FileError::NotFound { .. }) if source.contains('\\') => lookup(from, &clean(unescape(source)), shown(source)),
+        other => other,
+    }
+}
+
+fn lookup(from: &dyn Tree, written: &Path, shown: String) -> Result<Selected, FileError> {
+    let path = resolve(from, written).map_err(FileError::io("follow", written))?;
+    let Some(entry) = from.entry(&path).map_err(FileError::io("read", &path))? else {
+        return Err(FileError::NotFound { name: shown });
+    };
+    let hidden_link = match from.entry(written).map_err(FileError::io("read", written))? {
+        Some(link) if link.kind == Kind::Symlink => ignore_choice(from, written, &link) != Choice::Take,
+        _ => false,
+    };
+    if hidden_link || !is_visible(from, &path, &entry).map_err(FileError::io("read", &path))? {
+        return Err(FileError::Ignored { name: shown });
+    }
+    let name = written.file_name().unwrap_or(OsStr::new("")).to_owned();
+    Ok(Selected { shown, path, name, entry, include: None })
+}
+
+/// `--parents`: `base/./pattern` keeps what is behind the pivot.
+fn with_parents(from: &dyn Tree, source: &str, found: &mut Vec<Selected>) -> Result<(), FileError> {
+    let (base, pattern) = source.split_once("/./").or_else(|| source.strip_prefix("./").map(|rest| ("", rest))).unwrap_or(("", source));
+    let cleaned = clean(pattern);
+    let pattern = cleaned.to_string_lossy().into_owned();
+    let begin = found.len();
+    expand(from, base, found)?;
+    if pattern.is_empty() {
+        return Ok(());
+    }
+    let parts: Vec<String> = pattern.split('/').map(str::to_owned).collect();
+    for selected in &mut found[begin..] {
+        if !has_wildcards(&pattern) {
+            let plain = clean(unescape(&pattern));
+            let path = selected.path.join(&plain);
+            let shown = format!("/{}", path.display());
+            match from.entry(&path).map_err(FileError::io("read", &path))? {
+                None => return Err(FileError::NotFound { name: shown }),
+                Some(entry) if !is_visible(from, &path, &entry).map_err(FileError::io("read", &path))? => {
+                    return Err(FileError::Ignored { name: shown });
+                }
+                Some(_) => {}
+            }
+        }
+        selected.include = Some(Include { pattern: Patterns::new(&[&pattern])?, parts: parts.clone() });
+    }
+    Ok(())
+}

@@ -1,0 +1,191 @@
+//! `RUN --mount`: what each kind of mount becomes in the sandbox, and the folders of cache mounts.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ovenbird_dockerfile::mount::Sharing;
+use ovenbird_oci::Digest;
+use ovenbird_oci::layer::Ownership;
+use ovenbird_sandbox::{Mount, MountSource};
+use rustix::fs::FlockOperation;
+
+use crate::input::SecretSource;
+use crate::cache::Link;
+use crate::error::BuildError;
+use crate::ops::{Session, exec::StepName, image, merged};
+use crate::plan::{ExecMount, ExecMountKind};
+use crate::snapshot::Snapshot;
+use crate::state::{WorkDir, io_error};
+
+/// Mounts of one step with what must live as long as it runs.
+#[derive(Default)]
+pub struct Mounts {
+    /// For the sandbox.
+    pub mounts: Vec<Mount>,
+    /// `NAME=value` that mounts add.
+    pub env: Vec<String>,
+    /// Values that must not show in the log.
+    pub masked: Vec<Vec<u8>>,
+    locks: Vec<File>,
+    folders: Vec<WorkDir>,
+}
+
+/// Prepares the mounts of a step. `chain` gives the result of a vertex, of which at least the given path is needed.
+pub fn prepare(
+    session: &Session,
+    step: &StepName,
+    mounts: &[ExecMount],
+    chain: &dyn Fn(usize, &str) -> Result<Vec<Link>, BuildError>,
+) -> Result<Mounts, BuildError> {
+    let mut all = Mounts::default();
+    let mut agents = 0;
+    for mount in mounts {
+        match &mount.kind {
+            ExecMountKind::Bind { from, source, writable } => {
+                let snapshot = match from {
+                    Some(vertex) => image::snapshot(session, &chain(*vertex, source)?)?,
+                    None => Snapshot::default(),
+                };
+                let source = all.layers(session, &snapshot, source)?;
+                all.push(&mount.target, source, !writable);
+            }
+            ExecMountKind::Cache { id, from, source, sharing, read_only, mode, uid, gid } => {
+                let initial = match from {
+                    Some(vertex) => Some((image::snapshot(session, &chain(*vertex, source)?)?, source.as_str())),
+                    None => None,
+                };
+                let dir = all.cache_folder(session, id, *sharing, &|dir| {
+                    if let Some((snapshot, source)) = &initial {
+                        fill(session, snapshot, source, dir)?;
+                    }
+                    fs::set_permissions(dir, fs::Permissions::from_mode(*mode))?;
+                    if session.state.ownership() == Ownership::Real && (*uid, *gid) != (0, 0) {
+                        std::os::unix::fs::chown(dir, Some(*uid), Some(*gid))?;
+                    }
+                    Ok(())
+                })?;
+                all.push(&mount.target, MountSource::Bind(dir), *read_only);
+            }
+            ExecMountKind::Tmpfs { size } => all.push(&mount.target, MountSource::Tmpfs { size: *size }, false),
+            ExecMountKind::Secret { id, env, required, mode, uid, gid } => {
+                let Some(content) = secret(session, step, id, *required)? else { continue };
+                all.masked.push(content.clone());
+                all.masked.extend(content.split(|b| *b == b'\n').filter(|line| line.len() > 7).map(<[u8]>::to_vec));
+                if let Some(name) = env {
+                    all.env.push(format!("{name}={}", String::from_utf8_lossy(&content)));
+                }
+                if !mount.target.is_empty() {
+                    all.push(&mount.target, MountSource::Secret { content, mode: *mode, uid: *uid, gid: *gid }, true);
+                }
+            }
+            ExecMountKind::Ssh { id, required, mode, uid, gid } => {
+                let Some(socket) = session.input.ssh.get(id) else {
+                    if *required {
+                        return Err(step.not_given(format!("the ssh agent {id:?}"), format!("give it with --ssh {id}=SOCKET, or --ssh {id} for $SSH_AUTH_SOCK")));
+                    }
+                    continue;
+                };
+                let target = if mount.target.is_empty() { format!("/run/buildkit/ssh_agent.{agents}") } else { mount.target.clone() };
+                if agents == 0 {
+                    all.env.push(format!("SSH_AUTH_SOCK={target}"));
+                }
+                agents += 1;
+                all.push(&target, MountSource::Socket { path: socket.clone(), mode: *mode, uid: *uid, gid: *gid }, false);
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn secret(session: &Session, step: &StepName, id: &str, required: bool) -> Result<Option<Vec<u8>>, BuildError> {
+    match session.input.secrets.get(id) {
+        Some(SecretSource::Value(value)) => Ok(Some(value.0.clone())),
+        Some(SecretSource::File(path)) => fs::read(path)
+            .map(Some)
+            .map_err(|error| step.not_given(format!("the secret {id:?}"), format!("its file {} cannot be read: {error}", path.display()))),
+        None if required => Err(step.not_given(format!("the secret {id:?}"), format!("give it with --secret id={id},src=FILE or id={id},env=NAME"))),
+        None => Ok(None),
+    }
+}
+
+/// Copies the initial content of a cache mount.
+fn fill(session: &Session, snapshot: &Snapshot, source: &str, dir: &Path) -> io::Result<()> {
+    merged::materialize_subtree(snapshot, Path::new(source.trim_start_matches('/')), dir, session.state.ownership()).map_err(io::Error::other)
+}
+
+impl Mounts {
+    fn push(&mut self, target: &str, source: MountSource, read_only: bool) {
+        self.mounts.push(Mount { target: PathBuf::from(target), source, read_only });
+    }
+
+    /// Files of a snapshot: an overlay where that works, else a copy.
+    fn layers(&mut self, session: &Session, snapshot: &Snapshot, source: &str) -> Result<MountSource, BuildError> {
+        let subpath = PathBuf::from(source.trim_start_matches('/'));
+        if session.overlay && !snapshot.layers.is_empty() {
+            let lowers = snapshot.layers.iter().rev().map(|layer| layer.dir.clone()).collect();
+            return Ok(MountSource::Layers { lowers, subpath });
+        }
+        let work = session.state.work_dir()?;
+        let dir = work.subdir("mount")?;
+        merged::materialize(snapshot, &dir, session.state.ownership())
+            .map_err(|source| BuildError::File { step: "mount".into(), line: None, source })?;
+        self.folders.push(work);
+        Ok(MountSource::Layers { lowers: vec![dir], subpath })
+    }
+
+    /// The folder of a cache mount, locked as `sharing` says until the step is over.
+    fn cache_folder(
+        &mut self,
+        session: &Session,
+        id: &str,
+        sharing: Sharing,
+        initialise: &dyn Fn(&Path) -> io::Result<()>,
+    ) -> Result<PathBuf, BuildError> {
+        let base = session.state.mounts_dir().join(Digest::of(id.as_bytes()).hex());
+        fs::create_dir_all(&base).map_err(io_error("make", &base))?;
+        for number in 0_u32.. {
+            let lock_path = base.join(format!("{number}.lock"));
+            let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(io_error("open", &lock_path))?;
+            let operation = match sharing {
+                Sharing::Shared => FlockOperation::NonBlockingLockShared,
+                Sharing::Private | Sharing::Locked => FlockOperation::NonBlockingLockExclusive,
+            };
+            loop {
+                match rustix::fs::flock(&lock, operation) {
+                    Ok(()) => break,
+                    Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) if sharing != Sharing::Private => {
+                        // Another step has it; a blocking flock could not be cancelled.
+                        if session.stop.load(Ordering::SeqCst) {
+                            return Err(BuildError::Cancelled);
+                        }
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => break,
+                    Err(error) => return Err(io_error("lock", &lock_path)(error.into()).into()),
+                }
+            }
+            if sharing == Sharing::Private && rustix::fs::flock(&lock, operation).is_err() {
+                continue;
+            }
+            let dir = base.join(number.to_string());
+            if !dir.is_dir() {
+                // Made aside and renamed, so that a kill leaves no half-filled folder; two shared users may race.
+                let work = session.state.work_dir()?;
+                let fresh = work.subdir("cache")?;
+                initialise(&fresh).map_err(io_error("fill the cache mount", &fresh))?;
+                if let Err(error) = fs::rename(&fresh, &dir)
+                    && !dir.is_dir()
+                {
+                    return Err(io_error("make", &dir)(error).into());
+                }
+            }
+            self.locks.push(lock);
+            return Ok(dir);
+        }
+        Err(BuildError::Cancelled)
+    }
+}

@@ -1,0 +1,44 @@
+//! `ADD` of URLs and git repositories: fetched once, then a snapshot like any other.
+
+pub mod git;
+pub mod http;
+
+use ovenbird_oci::Digest;
+
+use crate::cache::{self, CacheKey, Link, Record};
+use crate::error::BuildError;
+use crate::ops::{Session, exec::StepName};
+use crate::state::WorkDir;
+
+/// A fetched source: key by content, files as one diff.
+pub type Fetched = Record;
+
+fn found(session: &Session, key: Digest) -> Option<Fetched> {
+    cache::find(session.state, &CacheKey::of_content(key))
+}
+
+fn file(session: &Session, key: Digest, work: WorkDir) -> Result<Fetched, BuildError> {
+    let id = session.state.commit(work, None, &ovenbird_oci::layer::Owners::new())?;
+    let record = Record { key: CacheKey::of_content(key), chain: vec![Link::Diff(id)] };
+    cache::save(session.state, &record.key, &record)?;
+    Ok(record)
+}
+
+fn fetch_error(step: &StepName, url: &str, reason: impl Into<String>) -> BuildError {
+    BuildError::Fetch { url: url.to_owned(), line: step.line(), reason: reason.into() }
+}
+
+/// A secret that BuildKit looks for by name (`GIT_AUTH_TOKEN.host`, `HTTP_AUTH_TOKEN_host`).
+fn named_secret(session: &Session, names: &[String]) -> Option<String> {
+    names.iter().find_map(|name| match session.input.secrets.get(name)? {
+        crate::input::SecretSource::Value(value) => Some(String::from_utf8_lossy(&value.0).trim().to_owned()),
+        crate::input::SecretSource::File(path) => std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned()),
+    })
+}
+
+fn host_of(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    host.split_once(':').map_or(host, |(host, _)| host)
+}

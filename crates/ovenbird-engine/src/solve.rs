@@ -1,0 +1,429 @@
+//! Runs a plan: asks for the target, and does only what the answer needs.
+//!
+//! First every vertex gets its definition key (see [`crate::cache`]). Then the target is asked for:
+//! a vertex whose key leads to a result is done, without its inputs ever being looked at; the others
+//! wait for their inputs, try the content key, and run. Chains of instructions are walked in a loop, not
+//! by recursion; independent inputs run on threads of their own.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::Scope;
+use std::time::Instant;
+
+use crate::cache::{self, CacheKey, Link, Record};
+use crate::error::BuildError;
+use crate::event::Event;
+use crate::ops::exec::StepName;
+use crate::ops::{Session, content, exec, file, image, remote};
+use crate::plan::{CopyAction, ExecMountKind, FileAction, FileOp, Op, Plan, VertexId};
+use crate::snapshot::tree::Tree;
+use crate::snapshot::view::View;
+
+/// The error is in [`Solver::failure`]; the first one counts.
+#[derive(Debug, Clone, Copy)]
+struct Failed;
+
+#[derive(Debug, Default)]
+struct Node {
+    definition: OnceLock<CacheKey>,
+    hit: OnceLock<Option<Record>>,
+    solved: OnceLock<Result<Arc<Record>, Failed>>,
+    announced: AtomicBool,
+}
+
+/// One plan being run.
+struct Solver<'a> {
+    session: &'a Session<'a>,
+    plan: &'a Plan,
+    /// Added to vertex ids in events, so that plans of several platforms do not collide.
+    offset: usize,
+    nodes: Vec<Node>,
+    /// The vertex or something it reads was asked to run again: its definition key must not be looked up.
+    stale: Vec<bool>,
+    /// As `stale`, but copied content does not count: it is compared by content.
+    fresh: Vec<bool>,
+    failure: Mutex<Option<BuildError>>,
+}
+
+/// Runs a plan; the result is the target's root file system.
+pub fn solve(session: &Session, plan: &Plan, offset: usize) -> Result<Vec<Link>, BuildError> {
+    let Some(root) = plan.root else { return Ok(vec![]) };
+    let mut solver = Solver {
+        session,
+        plan,
+        offset,
+        nodes: plan.vertices.iter().map(|_| Node::default()).collect(),
+        stale: vec![],
+        fresh: vec![],
+        failure: Mutex::new(None),
+    };
+    solver.mark_no_cache();
+    let outcome = solver.prepare().and_then(|()| std::thread::scope(|scope| solver.solve(scope, root)));
+    match outcome {
+        Ok(record) => Ok(record.chain.clone()),
+        Err(Failed) => {
+            Err(solver.failure.into_inner().unwrap_or_else(PoisonError::into_inner).unwrap_or(BuildError::Cancelled))
+        }
+    }
+}
+
+impl<'a> Solver<'a> {
+    fn op(&self, vertex: VertexId) -> &'a Op {
+        &self.plan.vertices[vertex].op
+    }
+
+    fn step(&self, vertex: VertexId) -> StepName {
+        let v = &self.plan.vertices[vertex];
+        StepName { index: self.offset + vertex, name: v.name.clone(), lines: v.lines }
+    }
+
+    fn fail(&self, error: BuildError) -> Failed {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.session.stop.store(true, Ordering::SeqCst);
+        Failed
+    }
+
+    fn mark_no_cache(&mut self) {
+        for (id, vertex) in self.plan.vertices.iter().enumerate() {
+            let any = |marks: &[bool], inputs: &mut dyn Iterator<Item = VertexId>| inputs.any(|input| marks[input]);
+            debug_assert!(vertex.op.inputs().iter().all(|input| *input < id));
+            let stale = vertex.no_cache || any(&self.stale, &mut vertex.op.inputs().into_iter());
+            let by_identity: Vec<VertexId> = match &vertex.op {
+                Op::File(file) => file.base.into_iter().collect(),
+                op => op.inputs(),
+            };
+            let fresh = vertex.no_cache || any(&self.fresh, &mut by_identity.into_iter());
+            self.stale.push(stale);
+            self.fresh.push(fresh);
+        }
+    }
+
+    /// Fetches remote sources and finds every definition key.
+    fn prepare(&self) -> Result<(), Failed> {
+        std::thread::scope(|scope| {
+            for vertex in 0..self.plan.vertices.len() {
+                if matches!(self.op(vertex), Op::Git(_) | Op::Http(_)) {
+                    scope.spawn(move || self.fetch(vertex));
+                }
+            }
+        });
+        for vertex in 0..self.plan.vertices.len() {
+            let key = self.definition(vertex)?;
+            let _ = self.nodes[vertex].definition.set(key);
+        }
+        Ok(())
+    }
+
+    fn fetch(&self, vertex: VertexId) {
+        let step = self.step(vertex);
+        let began = Instant::now();
+        self.announce_start(vertex);
+        let fetched = match self.op(vertex) {
+            Op::Git(op) => remote::git::fetch(self.session, &step, op),
+            Op::Http(op) => remote::http::fetch(self.session, &step, op),
+            _ => return,
+        };
+        let result = self.announce_end(vertex, began, fetched.map(Arc::new));
+        let _ = self.nodes[vertex].solved.set(result);
+    }
+
+    fn definition(&self, vertex: VertexId) -> Result<CacheKey, Failed> {
+        let known = |input: VertexId| self.nodes[input].definition.get().copied();
+        match self.op(vertex) {
+            Op::Image(image) => Ok(CacheKey::of_content(image.manifest)),
+            Op::Git(_) | Op::Http(_) => match self.nodes[vertex].solved.get() {
+                Some(Ok(record)) => Ok(record.key),
+                _ => Err(Failed),
+            },
+            // Never used alone: those who read a local folder are keyed by what they read of it.
+            Op::Local { name } => Ok(CacheKey::of_content(ovenbird_oci::Digest::of(format!("local {name}").as_bytes()))),
+            op => self.key(vertex, op, &|input| known(input).ok_or(Failed), false),
+        }
+    }
+
+    /// Key of a vertex whose inputs have the keys `of`. With `content`, copied files count by content instead of by key.
+    fn key(&self, vertex: VertexId, op: &Op, of: &dyn Fn(VertexId) -> Result<CacheKey, Failed>, content: bool) -> Result<CacheKey, Failed> {
+        let optional = |input: Option<VertexId>| input.map(of).transpose();
+        let mut inputs = vec![optional(op.base())?];
+        match op {
+            Op::File(file) => {
+                for action in &file.actions {
+                    let FileAction::Copy(copy) = action else { continue };
+                    let local = matches!(self.op(copy.from), Op::Local { .. });
+                    inputs.push(Some(if local || content { self.content_of(vertex, copy)? } else { of(copy.from)? }));
+                }
+            }
+            Op::Exec(exec) => {
+                for mount in &exec.mounts {
+                    let source = match &mount.kind {
+                        ExecMountKind::Bind { source, .. } | ExecMountKind::Cache { source, .. } => source,
+                        _ => "",
+                    };
+                    inputs.push(match mount.kind.from() {
+                        Some(from) => match self.op(from) {
+                            Op::Local { name } => Some(self.local_key(vertex, name, source)?),
+                            _ => Some(of(from)?),
+                        },
+                        None => None,
+                    });
+                }
+            }
+            Op::Merge { layer, .. } => inputs.push(Some(of(*layer)?)),
+            _ => {}
+        }
+        Ok(CacheKey::of(op, &self.plan.platform, &inputs))
+    }
+
+    fn tree(&self, vertex: VertexId) -> Result<Arc<dyn Tree>, BuildError> {
+        match self.op(vertex) {
+            Op::Local { name } => self.context(name),
+            _ => {
+                let chain = match self.nodes[vertex].solved.get() {
+                    Some(Ok(record)) => record.chain.clone(),
+                    _ => return Err(BuildError::Cancelled),
+                };
+                Ok(Arc::new(View::new(&image::snapshot(self.session, &chain)?)))
+            }
+        }
+    }
+
+    fn context(&self, name: &str) -> Result<Arc<dyn Tree>, BuildError> {
+        self.session.contexts.get(name).cloned().ok_or_else(|| BuildError::NotGiven {
+            step: "the build".into(),
+            line: None,
+            what: format!("the build context {name:?}"),
+            hint: format!("give it with --build-context {name}=PATH"),
+        })
+    }
+
+    fn content_of(&self, vertex: VertexId, copy: &CopyAction) -> Result<CacheKey, Failed> {
+        let digest = self.tree(copy.from).and_then(|tree| {
+            content::digest(&*tree, copy, &self.session.stat_cache).map_err(|source| self.file_error(vertex, source))
+        });
+        digest.map(CacheKey::of_content).map_err(|error| self.fail(error))
+    }
+
+    fn file_error(&self, vertex: VertexId, source: file::FileError) -> BuildError {
+        let step = self.step(vertex);
+        BuildError::File { line: step.line(), step: step.name, source }
+    }
+
+    fn local_key(&self, vertex: VertexId, name: &str, source: &str) -> Result<CacheKey, Failed> {
+        let path = std::path::Path::new(source.trim_matches('/'));
+        let digest = self.context(name).and_then(|tree| {
+            content::digest_path(&*tree, path, &self.session.stat_cache).map_err(|source| self.file_error(vertex, source))
+        });
+        digest.map(CacheKey::of_content).map_err(|error| self.fail(error))
+    }
+
+    /// The part of a local folder that a step mounts, as a snapshot: what `.dockerignore` hides is not there, owners are 0:0.
+    fn local_chain(&self, vertex: VertexId, from: VertexId, name: &str, source: &str) -> Result<Vec<Link>, BuildError> {
+        let key = self.local_key(vertex, name, source).map_err(|Failed| BuildError::Cancelled)?;
+        if let Some(record) = cache::find(self.session.state, &key) {
+            return Ok(record.chain);
+        }
+        let inside = source.trim_matches('/');
+        let copy = CopyAction {
+            from,
+            sources: vec![if inside.is_empty() { ".".into() } else { inside.into() }],
+            dest: "/".into(),
+            chown: None,
+            chmod: None,
+            parents: !inside.is_empty(),
+            excludes: vec![],
+            unpack: false,
+            keep_owner: false,
+            default_mode: None,
+        };
+        let chain = vec![self.write_files(vertex, &FileOp { base: None, actions: vec![FileAction::Copy(copy)] }, &[])?];
+        cache::save(self.session.state, &key, &Record { key, chain: chain.clone() })?;
+        Ok(chain)
+    }
+
+    /// A result that the definition key leads to.
+    fn hit(&self, vertex: VertexId) -> Option<&Record> {
+        self.nodes[vertex]
+            .hit
+            .get_or_init(|| {
+                let key = self.nodes[vertex].definition.get()?;
+                let cacheable = matches!(self.op(vertex), Op::Exec(_) | Op::File(_)) && !self.stale[vertex];
+                cacheable.then(|| cache::find(self.session.state, key)).flatten()
+            })
+            .as_ref()
+    }
+
+    fn solve<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, target: VertexId) -> Result<Arc<Record>, Failed> {
+        let mut path = vec![target];
+        while let Some(&vertex) = path.last()
+            && self.nodes[vertex].solved.get().is_none()
+            && self.hit(vertex).is_none()
+            && let Some(base) = self.op(vertex).base()
+        {
+            path.push(base);
+        }
+        // Start what else these vertices read before the first of them runs.
+        for &vertex in &path {
+            if self.nodes[vertex].solved.get().is_none() && self.hit(vertex).is_none() {
+                for input in self.other_inputs(vertex) {
+                    let started = std::thread::Builder::new().spawn_scoped(scope, move || {
+                        let _ = self.solve(scope, input);
+                    });
+                    if let Err(error) = started {
+                        return Err(self.fail(BuildError::Refused {
+                            option: "the build".into(),
+                            reason: format!("no more threads can be started ({error}); use fewer stages at once or --parallel 1"),
+                        }));
+                    }
+                }
+            }
+        }
+        let mut last = Err(Failed);
+        for &vertex in path.iter().rev() {
+            last = self.nodes[vertex].solved.get_or_init(|| self.solve_one(scope, vertex)).clone();
+            if last.is_err() {
+                return last;
+            }
+        }
+        last
+    }
+
+    fn other_inputs(&self, vertex: VertexId) -> Vec<VertexId> {
+        let op = self.op(vertex);
+        let mut inputs: Vec<VertexId> = op.inputs().into_iter().skip(usize::from(op.base().is_some())).collect();
+        inputs.sort_unstable();
+        inputs.dedup();
+        inputs.retain(|input| !matches!(self.op(*input), Op::Local { .. }) && self.nodes[*input].solved.get().is_none());
+        inputs
+    }
+
+    fn chain(&self, vertex: Option<VertexId>) -> Result<Vec<Link>, Failed> {
+        match vertex.map(|v| self.nodes[v].solved.get()) {
+            None => Ok(vec![]),
+            Some(Some(Ok(record))) => Ok(record.chain.clone()),
+            Some(_) => Err(Failed),
+        }
+    }
+
+    fn solve_one<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, vertex: VertexId) -> Result<Arc<Record>, Failed> {
+        let op = self.op(vertex);
+        let definition = *self.nodes[vertex].definition.get().ok_or(Failed)?;
+        if let Some(record) = self.hit(vertex) {
+            self.announce_cached(vertex);
+            return Ok(Arc::new(record.clone()));
+        }
+        for input in self.other_inputs(vertex) {
+            self.solve(scope, input)?;
+        }
+        let solved_key = |input: VertexId| match self.nodes[input].solved.get() {
+            Some(Ok(record)) => Ok(record.key),
+            _ => Err(Failed),
+        };
+        match op {
+            Op::Image(image) => {
+                let began = Instant::now();
+                self.announce_start(vertex);
+                let chain = vec![Link::Image { manifest: image.manifest, reference: image.reference.clone() }];
+                return self.announce_end(vertex, began, Ok(Arc::new(Record { key: definition, chain })));
+            }
+            Op::Local { .. } | Op::Git(_) | Op::Http(_) => return Ok(Arc::new(Record { key: definition, chain: vec![] })),
+            Op::Merge { base, layer } => {
+                let mut chain = self.chain(*base)?;
+                chain.extend(self.chain(Some(*layer))?);
+                return Ok(Arc::new(Record { key: self.key(vertex, op, &solved_key, true)?, chain }));
+            }
+            Op::Exec(_) | Op::File(_) => {}
+        }
+        let key = self.key(vertex, op, &solved_key, true)?;
+        if !self.fresh[vertex]
+            && let Some(record) = cache::find(self.session.state, &key)
+        {
+            cache::save(self.session.state, &definition, &record).map_err(|error| self.fail(error.into()))?;
+            self.announce_cached(vertex);
+            return Ok(Arc::new(record));
+        }
+        let _slot = self.session.slots.take();
+        self.session.check_stop().map_err(|error| self.fail(error))?;
+        let began = Instant::now();
+        self.announce_start(vertex);
+        let outcome = self.run(vertex, op).and_then(|link| {
+            let mut chain = self.chain(op.base()).map_err(|Failed| BuildError::Cancelled)?;
+            chain.push(link);
+            let record = Record { key, chain };
+            cache::save(self.session.state, &key, &record)?;
+            cache::save(self.session.state, &definition, &record)?;
+            Ok(Arc::new(record))
+        });
+        self.session.slots.ran.fetch_add(1, Ordering::Relaxed);
+        self.announce_end(vertex, began, outcome)
+    }
+
+    fn run(&self, vertex: VertexId, op: &Op) -> Result<Link, BuildError> {
+        let base = self.chain(op.base()).map_err(|Failed| BuildError::Cancelled)?;
+        match op {
+            Op::Exec(exec_op) => {
+                let mounts = |from: VertexId, source: &str| match self.op(from) {
+                    Op::Local { name } => self.local_chain(vertex, from, name, source),
+                    _ => self.chain(Some(from)).map_err(|Failed| BuildError::Cancelled),
+                };
+                exec::run(self.session, &self.step(vertex), exec_op, &base, &mounts).map(Link::Diff)
+            }
+            Op::File(file_op) => self.write_files(vertex, file_op, &base),
+            _ => Err(BuildError::Cancelled),
+        }
+    }
+
+    fn write_files(&self, vertex: VertexId, op: &FileOp, base: &[Link]) -> Result<Link, BuildError> {
+        let base = image::snapshot(self.session, base)?;
+        let work = self.session.state.work_dir()?;
+        let out = work.subdir("fs")?;
+        let source = |from: VertexId| self.tree(from).map_err(std::io::Error::other);
+        let owners = file::apply(op, &base, &source, &out, self.session.state.ownership()).map_err(|error| self.file_error(vertex, error))?;
+        Ok(Link::Diff(self.session.state.commit(work, None, &owners)?))
+    }
+
+    fn announce_start(&self, vertex: VertexId) {
+        if !self.nodes[vertex].announced.swap(true, Ordering::Relaxed) {
+            let step = self.step(vertex);
+            self.session.sink.emit(Event::Started { vertex: step.index, line: step.line(), name: step.name });
+        }
+    }
+
+    fn announce_end(&self, vertex: VertexId, began: Instant, outcome: Result<Arc<Record>, BuildError>) -> Result<Arc<Record>, Failed> {
+        let index = self.offset + vertex;
+        match outcome {
+            Ok(record) => {
+                self.session.sink.emit(Event::Finished { vertex: index, took: began.elapsed() });
+                Ok(record)
+            }
+            Err(error) => {
+                self.session.sink.emit(Event::Failed { vertex: index, error: error.to_string() });
+                Err(self.fail(error))
+            }
+        }
+    }
+
+    /// Says that a vertex and all it is made of came from the cache, in the order of the Dockerfile.
+    fn announce_cached(&self, vertex: VertexId) {
+        let mut reached = vec![false; vertex + 1];
+        reached[vertex] = true;
+        // Inputs have lower numbers, so one pass downwards reaches all.
+        for id in (0..=vertex).rev() {
+            if reached[id] {
+                for input in self.op(id).inputs() {
+                    reached[input] |= self.nodes[input].solved.get().is_none();
+                }
+            }
+        }
+        for vertex in (0..=vertex).filter(|id| reached[*id]) {
+            let hidden = matches!(self.op(vertex), Op::Local { .. } | Op::Merge { .. });
+            if hidden || self.nodes[vertex].announced.swap(true, Ordering::Relaxed) {
+                continue;
+            }
+            if matches!(self.op(vertex), Op::Exec(_) | Op::File(_)) {
+                self.session.slots.cached.fetch_add(1, Ordering::Relaxed);
+            }
+            let step = self.step(vertex);
+            self.session.sink.emit(Event::Cached { vertex: step.index, name: step.name });
+        }
+    }
+}

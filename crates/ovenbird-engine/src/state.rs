@@ -1,0 +1,444 @@
+//! The state folder: everything Ovenbird remembers on this machine.
+//!
+//! ```text
+//! ROOT/version                     format of this tree
+//! ROOT/lock                        shared by builds, exclusive by prune
+//! ROOT/store/…                     blobs and image names (ovenbird_oci::store)
+//! ROOT/origins/HEX                 where a base layer that was never fetched can be had
+//! ROOT/contexts.stat               hashes of context files by inode
+//! ROOT/IDS/snapshots/ID/fs         diff folder of one step or one base layer
+//! ROOT/IDS/snapshots/ID/owners     intended owners, when the disk cannot hold them
+//! ROOT/IDS/snapshots/ID/packed-*   the layer it was packed into
+//! ROOT/IDS/cache/HEX               cache key → chain of snapshots
+//! ROOT/IDS/mounts/HEX/             `RUN --mount=type=cache` folders
+//! ROOT/IDS/tmp/ID/                 one running build's work, with a lock; removed when its owner is dead
+//! ```
+//!
+//! `IDS` says how owners are kept on disk (`real`, `mapped`, `recorded`): trees made at one isolation
+//! level are of no use at another. Invariant: everything below `snapshots` and `cache` is complete and
+//! immutable; it is made below `tmp` and renamed. A process killed at any moment leaves only `tmp`.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ovenbird_oci::layer::{Owner, Owners, Ownership, Packed};
+use ovenbird_oci::store::{Store, StoreError};
+use ovenbird_oci::{Digest, Reference};
+use ovenbird_sandbox::Level;
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::snapshot::LayerDir;
+
+const VERSION: &str = "1\n";
+
+/// What can go wrong in the state folder.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file system refused.
+    #[error("cannot {action} {}: {source}{}", path.display(), disk_full_hint(source))]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Made by another version of Ovenbird.
+    #[error("{} has format {found:?}, this Ovenbird reads format \"1\": use another --root or remove the folder", path.display())]
+    Version {
+        /// The state folder.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn disk_full_hint(error: &io::Error) -> &'static str {
+    if error.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) {
+        ": the disk is full; `ovenbird prune` removes cached steps"
+    } else {
+        ""
+    }
+}
+
+pub(crate) fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StateError + 'a {
+    move |source| StateError::Io { action, path: path.to_owned(), source }
+}
+
+/// Name of a snapshot folder.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SnapshotId(String);
+
+impl SnapshotId {
+    /// The folder of a base layer, named by its content.
+    pub fn of_layer(diff_id: &Digest) -> Self {
+        Self(format!("layer-{}", diff_id.hex()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn is_safe(&self) -> bool {
+        !self.0.is_empty() && self.0.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    }
+}
+
+/// An open state folder; holds the shared lock while it lives.
+#[derive(Debug)]
+pub struct State {
+    root: PathBuf,
+    ids: PathBuf,
+    store: Store,
+    ownership: Ownership,
+    lock: File,
+    build: Work,
+}
+
+/// This process' own temporary folder; removed with all it holds on drop.
+#[derive(Debug)]
+struct Work {
+    dir: PathBuf,
+    next: AtomicU64,
+    _lock: File,
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let _ = remove_tree(&self.dir);
+    }
+}
+
+impl State {
+    /// Opens or makes the state folder for an isolation level and clears what dead processes left.
+    pub fn open(root: &Path, level: Option<Level>) -> Result<Self, StateError> {
+        fs::create_dir_all(root).map_err(io_error("make", root))?;
+        let root = root.canonicalize().map_err(io_error("open", root))?;
+        check_version(&root)?;
+        let lock = lock_file(&root.join("lock"))?;
+        rustix::fs::flock(&lock, FlockOperation::LockShared).map_err(io::Error::from).map_err(io_error("lock", &root.join("lock")))?;
+        let (name, ownership) = match level {
+            Some(Level::Root | Level::Chroot) => ("real", Ownership::Real),
+            Some(Level::Rootless) => ("mapped", Ownership::Real),
+            Some(Level::SingleId) | None => ("recorded", Ownership::Recorded),
+        };
+        let ids = root.join(name);
+        for dir in ["snapshots", "cache", "mounts", "tmp"] {
+            let dir = ids.join(dir);
+            fs::create_dir_all(&dir).map_err(io_error("make", &dir))?;
+        }
+        let origins = root.join("origins");
+        fs::create_dir_all(&origins).map_err(io_error("make", &origins))?;
+        let build = open_work(&ids.join("tmp"))?;
+        let store = Store::open(&root.join("store"))?;
+        Ok(Self { root, ids, store, ownership, lock, build })
+    }
+
+    /// The blob store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// How owners are put on disk.
+    pub fn ownership(&self) -> Ownership {
+        self.ownership
+    }
+
+    /// The state folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// File with hashes of context files.
+    pub fn stat_cache(&self) -> PathBuf {
+        self.root.join("contexts.stat")
+    }
+
+    /// A new empty folder that lives as long as this process wants it.
+    pub fn work_dir(&self) -> Result<WorkDir, StateError> {
+        let dir = self.build.dir.join(self.build.next.fetch_add(1, Ordering::Relaxed).to_string());
+        fs::create_dir(&dir).map_err(io_error("make", &dir))?;
+        Ok(WorkDir { dir })
+    }
+
+    /// Moves a finished diff folder (`work/fs`) into place. With a fixed `id` an existing one wins.
+    pub fn commit(&self, work: WorkDir, id: Option<SnapshotId>, owners: &Owners) -> Result<SnapshotId, StateError> {
+        let id = id.unwrap_or_else(|| SnapshotId(unique_name()));
+        if !owners.is_empty() {
+            let rows: Vec<(&std::ffi::OsString, &Owner)> = owners.iter().collect();
+            let path = work.path().join("owners");
+            fs::write(&path, serde_json::to_vec(&rows).unwrap_or_default()).map_err(io_error("write", &path))?;
+        }
+        let place = self.snapshot_dir(&id);
+        match fs::rename(work.path(), &place) {
+            Ok(()) => std::mem::forget(work),
+            // Somebody else was first: the content is the same by construction.
+            Err(_) if place.join("fs").is_dir() => {}
+            Err(source) => return Err(StateError::Io { action: "make", path: place, source }),
+        }
+        Ok(id)
+    }
+
+    /// Opens a snapshot's diff folder; `None` when it is gone.
+    pub fn layer_dir(&self, id: &SnapshotId) -> Result<Option<LayerDir>, StateError> {
+        let base = self.snapshot_dir(id);
+        let dir = base.join("fs");
+        if !id.is_safe() || !dir.is_dir() {
+            return Ok(None);
+        }
+        let path = base.join("owners");
+        let owners = match fs::read(&path) {
+            Ok(bytes) => match serde_json::from_slice::<Vec<(std::ffi::OsString, Owner)>>(&bytes) {
+                Ok(rows) => rows.into_iter().collect(),
+                Err(_) => return Ok(None),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Owners::new(),
+            Err(source) => return Err(StateError::Io { action: "read", path, source }),
+        };
+        Ok(Some(LayerDir { dir, owners: Arc::new(owners) }))
+    }
+
+    /// Is the snapshot there?
+    pub fn has_snapshot(&self, id: &SnapshotId) -> bool {
+        id.is_safe() && self.snapshot_dir(id).join("fs").is_dir()
+    }
+
+    /// The layer a snapshot was packed into before, with the same options (`variant`).
+    pub fn packed(&self, id: &SnapshotId, variant: &str) -> Option<Packed> {
+        let bytes = fs::read(self.snapshot_dir(id).join(format!("packed-{variant}"))).ok()?;
+        let packed: Packed = serde_json::from_slice(&bytes).ok()?;
+        self.store.has(&packed.digest).then_some(packed)
+    }
+
+    /// Remembers a packed layer.
+    pub fn set_packed(&self, id: &SnapshotId, variant: &str, packed: &Packed) -> Result<(), StateError> {
+        self.write_atomically(&self.snapshot_dir(id).join(format!("packed-{variant}")), &serde_json::to_vec(packed).unwrap_or_default())
+    }
+
+    /// Reads a cache record.
+    pub fn read_record(&self, name: &str) -> Option<Vec<u8>> {
+        fs::read(self.ids.join("cache").join(name)).ok()
+    }
+
+    /// Writes a cache record.
+    pub fn write_record(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        self.write_atomically(&self.ids.join("cache").join(name), bytes)
+    }
+
+    /// Says where a blob that is not in the store can be had.
+    pub fn set_origin(&self, blob: &Digest, origin: &Reference) -> Result<(), StateError> {
+        let path = self.root.join("origins").join(blob.hex());
+        let text = origin.to_string();
+        if fs::read_to_string(&path).is_ok_and(|old| old == text) {
+            return Ok(());
+        }
+        self.write_atomically(&path, text.as_bytes())
+    }
+
+    /// Where a blob can be had.
+    pub fn origin(&self, blob: &Digest) -> Option<Reference> {
+        fs::read_to_string(self.root.join("origins").join(blob.hex())).ok()?.parse().ok()
+    }
+
+    /// Waits until no other process uses this state folder, and keeps it alone until the guard is dropped.
+    pub fn lock_exclusive(&self) -> Result<File, StateError> {
+        let path = self.root.join("lock");
+        // A second handle would wait for our own shared lock; converting that one is what flock offers.
+        rustix::fs::flock(&self.lock, FlockOperation::LockExclusive).map_err(io::Error::from).map_err(io_error("lock", &path))?;
+        self.lock.try_clone().map_err(io_error("lock", &path))
+    }
+
+    /// Folder that holds the snapshots.
+    pub fn snapshots_dir(&self) -> PathBuf {
+        self.ids.join("snapshots")
+    }
+
+    /// Folder that holds the cache records.
+    pub fn records_dir(&self) -> PathBuf {
+        self.ids.join("cache")
+    }
+
+    /// Blobs that a snapshot was packed into, in any variant.
+    pub fn packed_blobs(&self, id: &str) -> Vec<Digest> {
+        let Ok(entries) = fs::read_dir(self.snapshots_dir().join(id)) else { return vec![] };
+        entries
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("packed-"))
+            .filter_map(|entry| serde_json::from_slice::<Packed>(&fs::read(entry.path()).ok()?).ok())
+            .map(|packed| packed.digest)
+            .collect()
+    }
+
+    /// Folder that holds the cache mounts.
+    pub fn mounts_dir(&self) -> PathBuf {
+        self.ids.join("mounts")
+    }
+
+    fn snapshot_dir(&self, id: &SnapshotId) -> PathBuf {
+        self.ids.join("snapshots").join(id.as_str())
+    }
+
+    fn write_atomically(&self, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+        let temporary = self.build.dir.join(format!("file-{}", self.build.next.fetch_add(1, Ordering::Relaxed)));
+        fs::write(&temporary, bytes).map_err(io_error("write", &temporary))?;
+        fs::rename(&temporary, path).map_err(io_error("write", path))
+    }
+}
+
+/// A folder below the build's temporary one; removed on drop unless it was committed.
+#[derive(Debug)]
+pub struct WorkDir {
+    dir: PathBuf,
+}
+
+impl WorkDir {
+    /// Where.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Makes and returns a folder in it, mode 0755 whatever the umask: it may become the root of a step.
+    pub fn subdir(&self, name: &str) -> Result<PathBuf, StateError> {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = self.dir.join(name);
+        fs::create_dir(&dir).map_err(io_error("make", &dir))?;
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).map_err(io_error("make", &dir))?;
+        Ok(dir)
+    }
+}
+
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        let _ = remove_tree(&self.dir);
+    }
+}
+
+fn check_version(root: &Path) -> Result<(), StateError> {
+    let path = root.join("version");
+    match fs::read_to_string(&path) {
+        Ok(text) if text == VERSION => Ok(()),
+        // An empty file is one that a full disk or a kill cut short.
+        Ok(text) if !text.is_empty() => Err(StateError::Version { path: root.to_owned(), found: text.trim().to_owned() }),
+        Ok(_) => fs::write(&path, VERSION).map_err(io_error("write", &path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::write(&path, VERSION).map_err(io_error("write", &path)),
+        Err(source) => Err(StateError::Io { action: "read", path, source }),
+    }
+}
+
+fn lock_file(path: &Path) -> Result<File, StateError> {
+    File::options().create(true).truncate(false).write(true).open(path).map_err(io_error("open", path))
+}
+
+/// Makes this process' temporary folder, and removes those whose lock nobody holds.
+fn open_work(tmp: &Path) -> Result<Work, StateError> {
+    for entry in fs::read_dir(tmp).map_err(io_error("read", tmp))?.flatten() {
+        let name = entry.file_name();
+        let Some(stem) = name.to_str().and_then(|n| n.strip_suffix(".lock")) else { continue };
+        let Ok(lock) = File::options().write(true).open(entry.path()) else { continue };
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = remove_tree(&tmp.join(stem));
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    loop {
+        let name = unique_name();
+        let lock_path = tmp.join(format!("{name}.lock"));
+        let lock = lock_file(&lock_path)?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(io::Error::from).map_err(io_error("lock", &lock_path))?;
+        // Between open and lock another process may have taken it for a leftover and removed it.
+        if !lock_path.exists() {
+            continue;
+        }
+        let dir = tmp.join(name);
+        fs::create_dir(&dir).map_err(io_error("make", &dir))?;
+        return Ok(Work { dir, next: AtomicU64::new(0), _lock: lock });
+    }
+}
+
+fn unique_name() -> String {
+    let mut bytes = [0; 12];
+    if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).is_err() {
+        let _ = File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes));
+    }
+    Digest::from_bytes({
+        let mut whole = [0; 32];
+        whole[..12].copy_from_slice(&bytes);
+        whole
+    })
+    .hex()[..24]
+        .to_owned()
+}
+
+/// Removes a tree that may hold folders without permissions (overlay's work folder has mode 000).
+pub fn remove_tree(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let mut folders = vec![dir.to_owned()];
+            while let Some(folder) = folders.pop() {
+                let _ = fs::set_permissions(&folder, fs::Permissions::from_mode(0o700));
+                for entry in fs::read_dir(&folder)?.flatten() {
+                    if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                        folders.push(entry.path());
+                    }
+                }
+            }
+            fs::remove_dir_all(dir)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commit_survives_and_leftovers_go() {
+        let root = tempfile::tempdir().unwrap();
+        let state = State::open(root.path(), Some(Level::Root)).unwrap();
+        let work = state.work_dir().unwrap();
+        fs::write(work.subdir("fs").unwrap().join("a"), "x").unwrap();
+        let owners = Owners::from([("a".into(), Owner { uid: 5, gid: 6, node: None })]);
+        let id = state.commit(work, None, &owners).unwrap();
+        let layer = state.layer_dir(&id).unwrap().unwrap();
+        assert_eq!(*layer.owners, owners);
+        assert_eq!(fs::read_to_string(layer.dir.join("a")).unwrap(), "x");
+        let mine = state.build.dir.clone();
+        // What a killed process leaves: a folder whose lock nobody holds.
+        let dead = root.path().join("real/tmp/dead");
+        fs::create_dir_all(dead.join("work")).unwrap();
+        fs::write(root.path().join("real/tmp/dead.lock"), "").unwrap();
+        let second = State::open(root.path(), Some(Level::Root)).unwrap();
+        assert!(!dead.exists() && mine.exists() && second.has_snapshot(&id));
+        drop(state);
+        assert!(!mine.exists());
+    }
+
+    #[test]
+    fn other_versions_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("version"), "99\n").unwrap();
+        let error = State::open(root.path(), None).unwrap_err();
+        assert!(matches!(&error, StateError::Version { found, .. } if found == "99"), "{error}");
+    }
+
+    #[test]
+    fn names_that_leave_the_folder_are_not_snapshots() {
+        let root = tempfile::tempdir().unwrap();
+        let state = State::open(root.path(), None).unwrap();
+        fs::create_dir_all(root.path().join("fs")).unwrap();
+        assert!(!state.has_snapshot(&SnapshotId("../..".into())));
+    }
+}

@@ -1,0 +1,230 @@
+//! What can go wrong between here and a registry: each message says what failed, why, and what to do about it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::keychain::KeychainError;
+use crate::store::StoreError;
+
+/// What can go wrong with a registry.
+///
+/// `action` fields read after "cannot" (`fetch the manifest of docker.io/library/debian:12`). Text that came from a server is
+/// cut to a line of printable characters before it gets here.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// No such manifest, blob or repository.
+    #[error(
+        "{reference} is not in the registry; check name and tag, and log in when the repository is private (registries hide those from strangers)"
+    )]
+    NotFound {
+        /// Asked for.
+        reference: String,
+    },
+    /// Nobody is logged in, or the credentials are wrong.
+    #[error("cannot {action}: {registry} refused the credentials ({detail}); {hint}")]
+    Unauthorized {
+        /// What was tried.
+        action: String,
+        /// Registry name.
+        registry: String,
+        /// What the server said, or that there were no credentials.
+        detail: String,
+        /// The command that logs in.
+        hint: String,
+    },
+    /// Logged in, but not allowed.
+    #[error("cannot {action}: {registry} does not allow it ({detail}); ask for access to the repository or log in as somebody who has it")]
+    Denied {
+        /// What was tried.
+        action: String,
+        /// Registry name.
+        registry: String,
+        /// What the server said.
+        detail: String,
+    },
+    /// 429, and it stayed so.
+    #[error("cannot {action}: {registry} limits the rate of requests ({detail}){}; log in for a higher limit, use a mirror, or wait", after(.retry_after.as_ref()))]
+    RateLimited {
+        /// What was tried.
+        action: String,
+        /// Registry name.
+        registry: String,
+        /// What the server said.
+        detail: String,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// The TLS handshake failed: unknown authority, wrong name, expired.
+    #[error(
+        "cannot {action}: no trusted TLS connection to {registry} ({reason}); install the authority's certificate or name it as `ca` of this registry in the settings"
+    )]
+    Tls {
+        /// What was tried.
+        action: String,
+        /// Registry name, or the host it redirected to.
+        registry: String,
+        /// Why.
+        reason: String,
+    },
+    /// No connection at all: name resolution, refused, unreachable.
+    #[error("cannot {action}: no connection to {registry} ({reason}); check the name, the port, the network and the proxy settings")]
+    Connect {
+        /// What was tried.
+        action: String,
+        /// Registry name, or the host it redirected to.
+        registry: String,
+        /// Why.
+        reason: String,
+    },
+    /// HTTPS was tried, the server speaks plain HTTP.
+    #[error(
+        "cannot {action}: {registry} speaks plain HTTP, and HTTPS is required; give it a certificate, or allow it with `plain_http = true` for this registry in the settings"
+    )]
+    PlainHttp {
+        /// What was tried.
+        action: String,
+        /// Registry name.
+        registry: String,
+    },
+    /// The connection broke and every retry broke too.
+    #[error("cannot {action}: the connection to {registry} broke ({reason}), also when tried again; try later")]
+    Interrupted {
+        /// What was tried.
+        action: String,
+        /// Registry name, or the host it redirected to.
+        registry: String,
+        /// Why.
+        reason: String,
+    },
+    /// 5xx, and it stayed so.
+    #[error("cannot {action}: {registry} failed with status {status} ({detail}), also when tried again; try later or tell its operator")]
+    Server {
+        /// What was tried.
+        action: String,
+        /// Registry name.
+        registry: String,
+        /// HTTP status.
+        status: u16,
+        /// What the server said.
+        detail: String,
+    },
+    /// The bytes are not what the digest or the size says.
+    #[error("{what} is corrupt: expected {expected}, got {actual}; nothing was kept, try again or tell the registry's operator")]
+    Corrupt {
+        /// Which manifest or blob, from where.
+        what: String,
+        /// Digest or size asked for.
+        expected: String,
+        /// Digest or size received.
+        actual: String,
+    },
+    /// The server answered what the distribution API does not allow.
+    #[error("cannot {action}: {registry} gave an unexpected answer ({reason}); check that it is an OCI registry and that a proxy before it lets requests through")]
+    Protocol {
+        /// What was tried.
+        action: String,
+        /// Registry name.
+        registry: String,
+        /// What was wrong with it.
+        reason: String,
+    },
+    /// More than Ovenbird takes.
+    #[error("{what} has {size} bytes, more than the {limit} that are accepted; this is no ordinary image")]
+    TooLarge {
+        /// Which document.
+        what: String,
+        /// Bytes, as far as they are known.
+        size: u64,
+        /// Bytes.
+        limit: u64,
+    },
+    /// The index has no manifest for the platform.
+    #[error("{reference} has no image for {wanted}; it has {}; choose one with --platform", list(.available))]
+    NoPlatform {
+        /// Asked for.
+        reference: String,
+        /// Asked for.
+        wanted: String,
+        /// What the index has.
+        available: Vec<String>,
+    },
+    /// A document that is no manifest and no index that Ovenbird reads.
+    #[error("{reference} is {media_type:?}, which is no image manifest or index that can be read; push it again in the OCI or the Docker schema 2 format")]
+    Unsupported {
+        /// Asked for.
+        reference: String,
+        /// Its media type, or what it looks like.
+        media_type: String,
+    },
+    /// A registry's settings cannot be used.
+    #[error("the settings of registry {registry} cannot be used: {} {reason}; correct them", path.display())]
+    Settings {
+        /// Registry name.
+        registry: String,
+        /// The file or the value that is wrong.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Credentials could not be looked up.
+    #[error("cannot look up the credentials of {registry}: {source}")]
+    Keychain {
+        /// Registry name.
+        registry: String,
+        /// Why.
+        source: KeychainError,
+    },
+    /// The local store failed.
+    #[error("cannot {action}: {source}")]
+    Store {
+        /// What was tried.
+        action: String,
+        /// Why.
+        source: StoreError,
+    },
+    /// The work was stopped from outside before it ended.
+    #[error("cannot {action}: it was cancelled; start it again, blobs that are complete are kept")]
+    Cancelled {
+        /// What was going on.
+        action: String,
+    },
+}
+
+impl RegistryError {
+    /// Whether the same request may succeed a moment later.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::Interrupted { .. } | Self::RateLimited { .. } | Self::Server { .. })
+    }
+
+    /// When the server wants to be asked again.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    pub(crate) fn store(action: &str, source: StoreError) -> Self {
+        Self::Store { action: action.into(), source }
+    }
+}
+
+/// The command that would help against [`RegistryError::Unauthorized`].
+pub(crate) fn login_hint(registry: &str) -> String {
+    format!("run `ovenbird login {registry}`")
+}
+
+/// One line of at most 300 printable characters: servers must not write to the terminal as they like.
+pub(crate) fn printable(text: &str) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn after(delay: Option<&Duration>) -> String {
+    delay.map_or_else(String::new, |d| format!(", wants a pause of {} s", d.as_secs()))
+}
+
+fn list(items: &[String]) -> String {
+    if items.is_empty() { "none at all".into() } else { items.join(", ") }
+}

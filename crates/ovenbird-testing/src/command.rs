@@ -1,0 +1,163 @@
+//! The command under test: which binary, as which user, with which environment.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::users::{Ids, User};
+use crate::{AtPath, Error, Result, cache};
+
+/// Path of the `ovenbird` binary: `$OVENBIRD_BIN`, else the one beside the running test, else the repository's debug build.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("OVENBIRD_BIN") {
+        return Ok(path.into());
+    }
+    // target/debug/deps/cases-0123 or target/debug/xtask.
+    let own = std::env::current_exe().ok();
+    let beside = own.iter().flat_map(|path| path.ancestors().skip(1).take(2)).map(|dir| dir.join("ovenbird"));
+    let found = beside.chain([crate::repository().join("target/debug/ovenbird")]).find(|path| path.is_file());
+    found.ok_or_else(|| Error::Missing("the ovenbird binary is not built: run `cargo build` first, or set OVENBIRD_BIN".into()))
+}
+
+/// The binary at a path that every user may read and execute: build folders are often below a private home.
+pub fn shared_binary() -> Result<PathBuf> {
+    let source = binary()?;
+    let meta = fs::metadata(&source).at("cannot look at", &source)?;
+    let changed = meta.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
+    let dir = std::env::temp_dir().join(format!("ovenbird-tests-{}", rustix::process::geteuid().as_raw()));
+    let copy = dir.join(format!("ovenbird-{changed}-{}", meta.len()));
+    let _lock = cache::lock("binary")?;
+    if copy.is_file() {
+        return Ok(copy);
+    }
+    fs::create_dir_all(&dir).at("cannot make", &dir)?;
+    for old in fs::read_dir(&dir).at("cannot list", &dir)?.flatten() {
+        let _ = fs::remove_file(old.path());
+    }
+    let half = dir.join("half");
+    fs::copy(&source, &half).at("cannot write", &half)?;
+    set_mode(&half, 0o755)?;
+    set_mode(&dir, 0o755)?;
+    fs::rename(&half, &copy).at("cannot name", &copy)?;
+    Ok(copy)
+}
+
+/// `ovenbird` with this process's environment.
+pub fn ovenbird() -> Result<Command> {
+    Ok(Command::new(binary()?))
+}
+
+/// Whom the command runs as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Level {
+    /// The user of the tests.
+    #[default]
+    Own,
+    /// The user with subordinate ids.
+    Rootless,
+    /// The user without.
+    SingleId,
+}
+
+impl Level {
+    /// From `root`, `rootless` or `single-id`.
+    pub fn parse(word: &str) -> Option<Self> {
+        Some(match word {
+            "root" | "own" => Self::Own,
+            "rootless" => Self::Rootless,
+            "single-id" => Self::SingleId,
+            _ => return None,
+        })
+    }
+
+    /// Ids to become; `None` to stay.
+    pub fn ids(self) -> Result<Option<Ids>> {
+        match self {
+            Self::Own => Ok(None),
+            Self::Rootless => User::SubId.ensure().map(Some),
+            Self::SingleId => User::Plain.ensure().map(Some),
+        }
+    }
+}
+
+/// A folder of one test that the level's user owns: `home/`, and whatever the test puts there.
+#[derive(Debug)]
+pub struct Workspace {
+    dir: tempfile::TempDir,
+    ids: Option<Ids>,
+    binary: PathBuf,
+}
+
+impl Workspace {
+    /// Makes one.
+    pub fn new(level: Level) -> Result<Self> {
+        let ids = level.ids()?;
+        let dir = tempfile::Builder::new().prefix("ovenbird-test-").tempdir().at("cannot make a folder in", &std::env::temp_dir())?;
+        set_mode(dir.path(), 0o755)?;
+        let home = dir.path().join("home");
+        fs::create_dir(&home).at("cannot make", &home)?;
+        let this = Self { dir, ids, binary: if ids.is_some() { shared_binary()? } else { binary()? } };
+        this.give(this.path())?;
+        this.give(&home)?;
+        Ok(this)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Hands a file or folder (not what is below it) to the user.
+    pub fn give(&self, path: &Path) -> Result<()> {
+        match self.ids {
+            None => Ok(()),
+            Some(ids) => std::os::unix::fs::lchown(path, Some(ids.uid), Some(ids.gid)).at("cannot hand over", path),
+        }
+    }
+
+    /// Hands a whole tree to the user.
+    pub fn give_tree(&self, path: &Path) -> Result<()> {
+        self.give(path)?;
+        if path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+            for child in fs::read_dir(path).at("cannot list", path)? {
+                self.give_tree(&child.at("cannot list", path)?.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `program` as the user, with a small fixed environment.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", self.path().join("home"))
+            .env("LC_ALL", "C.UTF-8")
+            .current_dir(self.path());
+        if let Some(ids) = self.ids {
+            command.gid(ids.gid).uid(ids.uid);
+        }
+        command
+    }
+
+    /// `ovenbird` as the user.
+    pub fn ovenbird(&self) -> Command {
+        self.command(&self.binary)
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        // Folders without write permission stop an ordinary user's removal.
+        if !rustix::process::geteuid().is_root() {
+            let _ = Command::new("chmod").args(["-R", "u+rwX"]).arg(self.path()).output();
+        }
+    }
+}
+
+pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).at("cannot change the mode of", path)
+}

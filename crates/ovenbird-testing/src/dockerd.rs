@@ -1,0 +1,92 @@
+//! A Docker Engine of our own: data, sockets and process state in one temporary folder, no change to the machine's network.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::process::{self, Server};
+use crate::{AtPath, Error, Result};
+
+/// A running Docker Engine. Dropped: containers are removed, the daemon ends, its folder is removed.
+#[derive(Debug)]
+pub struct Dockerd {
+    server: Option<Server>,
+    dir: Option<TempDir>,
+    socket: PathBuf,
+}
+
+impl Dockerd {
+    /// Starts one; overlay2 where it works, else vfs. No bridge: containers have the host's network or none.
+    pub fn start() -> Result<Self> {
+        let mut last = None;
+        for driver in ["overlay2", "vfs"] {
+            match Self::start_with(driver) {
+                Ok(dockerd) => return Ok(dockerd),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::Missing("no storage driver".into())))
+    }
+
+    fn start_with(driver: &str) -> Result<Self> {
+        // The path of a socket must stay short, so the folder has a short name.
+        let dir = tempfile::Builder::new().prefix("obd-").tempdir().at("cannot make a folder in", &std::env::temp_dir())?;
+        let socket = dir.path().join("docker.sock");
+        let mut command = Command::new("dockerd");
+        command
+            .arg(format!("--data-root={}", dir.path().join("data").display()))
+            .arg(format!("--exec-root={}", dir.path().join("exec").display()))
+            .arg(format!("--pidfile={}", dir.path().join("pid").display()))
+            .arg(format!("--host=unix://{}", socket.display()))
+            .arg(format!("--storage-driver={driver}"))
+            .args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--ip-forward=false"]);
+        let mut server = Server::start("dockerd", &mut command, &dir.path().join("log"))?;
+        let host = format!("unix://{}", socket.display());
+        server.wait(Duration::from_secs(60), || process::output(Command::new("docker").args(["-H", &host, "version"])).is_ok())?;
+        Ok(Self { server: Some(server), dir: Some(dir), socket })
+    }
+
+    /// A `docker` command that talks to this engine and has no configuration of its own.
+    pub fn docker(&self) -> Command {
+        let mut command = Command::new("docker");
+        command.env("DOCKER_HOST", self.host());
+        if let Some(dir) = &self.dir {
+            command.env("DOCKER_CONFIG", dir.path().join("client"));
+        }
+        command
+    }
+
+    /// `unix:///…`.
+    pub fn host(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
+    /// Runs `docker ARGS` and returns its output.
+    pub fn run(&self, args: &[&str]) -> Result<String> {
+        process::output(self.docker().args(args))
+    }
+}
+
+impl Drop for Dockerd {
+    fn drop(&mut self) {
+        if let Ok(ids) = self.run(&["ps", "-aq"])
+        {
+            for id in ids.split_whitespace() {
+                let _ = self.run(&["rm", "-f", id]);
+            }
+        }
+        self.server = None;
+        if let Some(dir) = self.dir.take() {
+            // containerd's shims and overlay mounts may need a moment after the daemon's end.
+            let path = dir.keep();
+            for _ in 0..20 {
+                if std::fs::remove_dir_all(&path).is_ok() {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Debian's `docker-registry` on a loopback port, filled with base images.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::base::Base;
+use crate::process::{self, Server};
+use crate::{AtPath, Error, Result};
+
+/// A running registry. Dropped: the process ends and its storage is removed.
+#[derive(Debug)]
+pub struct Registry {
+    // Order matters: the server must be dead before its storage goes.
+    _server: Server,
+    dir: TempDir,
+    port: u16,
+}
+
+/// What a registry starts with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options<'a> {
+    /// Base images that are already there, as `library/NAME`.
+    pub bases: &'a [Base],
+    /// User and password that every request must bring.
+    pub credentials: Option<(&'a str, &'a str)>,
+}
+
+impl Registry {
+    /// One with `library/busybox`, open to all.
+    pub fn start() -> Result<Self> {
+        Self::start_with(Options { bases: &[Base::Busybox], credentials: None })
+    }
+
+    /// One as described.
+    pub fn start_with(options: Options<'_>) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("ovenbird-registry-").tempdir().at("cannot make a folder in", &std::env::temp_dir())?;
+        let storage = dir.path().join("storage");
+        fs::create_dir(&storage).at("cannot make", &storage)?;
+        for base in options.bases {
+            lay_out(&base.registry_storage()?, &storage)?;
+        }
+        Self::serve(dir, options.credentials)
+    }
+
+    /// One on an existing storage folder, for filling it.
+    pub(crate) fn start_on(storage: &Path) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("ovenbird-registry-").tempdir().at("cannot make a folder in", &std::env::temp_dir())?;
+        let link = dir.path().join("storage");
+        std::os::unix::fs::symlink(storage, &link).at("cannot make", &link)?;
+        Self::serve(dir, None)
+    }
+
+    fn serve(dir: TempDir, credentials: Option<(&str, &str)>) -> Result<Self> {
+        let auth = match credentials {
+            None => String::new(),
+            Some((user, password)) => {
+                let line = process::output(Command::new("htpasswd").args(["-Bbn", user, password]))?;
+                let file = dir.path().join("htpasswd");
+                fs::write(&file, line).at("cannot write", &file)?;
+                format!("auth: {{htpasswd: {{realm: ovenbird, path: {}}}}}\n", file.display())
+            }
+        };
+        let config = dir.path().join("config.yml");
+        // A port found free may be taken before the registry binds it: try a few.
+        let mut last = None;
+        for _ in 0..5 {
+            let port = process::free_port()?;
+            let text = format!(
+                "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp: {{addr: \"127.0.0.1:{port}\", secret: ovenbird}}\n{auth}",
+                dir.path().join("storage").display()
+            );
+            fs::write(&config, text).at("cannot write", &config)?;
+            let mut command = Command::new("docker-registry");
+            // Its version check and tracing would look for other hosts.
+            command.arg("serve").arg(&config).env("OTEL_TRACES_EXPORTER", "none");
+            let mut server = Server::start("docker-registry", &mut command, &dir.path().join("log"))?;
+            match server.wait(Duration::from_secs(20), || process::accepts(port)) {
+                Ok(()) => return Ok(Self { _server: server, dir, port }),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::Missing("no loopback port".into())))
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Folder that holds every blob and manifest, for looking at them or damaging them.
+    pub fn storage(&self) -> std::path::PathBuf {
+        self.dir.path().join("storage/docker/registry/v2")
+    }
+
+    /// Settings file text that makes this registry the mirror of Docker Hub.
+    pub fn settings_toml(&self) -> String {
+        mirror_toml(&self.address())
+    }
+
+    /// Copies an OCI layout or archive (`oci:DIR`, `oci-archive:FILE`) into a repository of this registry.
+    pub fn push(&self, source: &str, name: &str) -> Result<()> {
+        let target = format!("docker://{}/{name}", self.address());
+        process::output(Command::new("skopeo").args(["copy", "--quiet", "--dest-tls-verify=false", source, &target])).map(drop)
+    }
+}
+
+/// Settings file text that makes `address` the plain-HTTP mirror of Docker Hub.
+pub fn mirror_toml(address: &str) -> String {
+    format!("[registry.\"docker.io\"]\nmirrors = [\"{address}\"]\nplain_http = true\n")
+}
+
+/// Blobs never change, so they are linked; the small files beside them (tags) are rewritten in place, so they are copied.
+fn lay_out(cached: &Path, storage: &Path) -> Result<()> {
+    let from = cached.join("docker/registry/v2");
+    let to = storage.join("docker/registry/v2");
+    fs::create_dir_all(&to).at("cannot make", &to)?;
+    let linked = process::output(Command::new("cp").arg("-al").arg(from.join("blobs")).arg(&to));
+    if linked.is_err() {
+        // Another file system than the cache's.
+        process::output(Command::new("cp").arg("-a").arg(from.join("blobs")).arg(&to))?;
+    }
+    process::output(Command::new("cp").arg("-a").arg(from.join("repositories")).arg(&to)).map(drop)
+}

@@ -1,0 +1,232 @@
+//! Runs one case with the command and reports every difference.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::archive::{self, Image, Tree};
+use crate::base::Base;
+use crate::case::{Build, Case};
+use crate::command::{Level, Workspace, set_mode};
+use crate::needs::Need;
+use crate::registry::{Options, Registry};
+use crate::{AtPath, Error, Result, compare};
+
+/// Longest time one build of a case may take.
+const LIMIT: Duration = Duration::from_mins(5);
+
+/// Differences between what the case expects and what happened; empty: it agrees.
+pub fn run(case: &Case, level: Level) -> Result<Vec<String>> {
+    let room = Workspace::new(level)?;
+    let context = room.path().join("ctx");
+    fs::create_dir(&context).at("cannot make", &context)?;
+    // Case files are written with Docker's usual modes, whatever the umask is.
+    set_mode(&context, 0o755)?;
+    for file in &case.files {
+        let path = context.join(&file.path);
+        if let Some(parent) = path.parent() {
+            make_folders(parent)?;
+        }
+        fs::write(&path, &file.content).at("cannot write", &path)?;
+        set_mode(&path, file.mode)?;
+    }
+    let mut bases = Vec::new();
+    if case.needs.contains(&Need::Registry) {
+        bases.push(Base::Busybox);
+    }
+    if case.needs.contains(&Need::Debian) {
+        bases.push(Base::Debian);
+    }
+    let registry = if bases.is_empty() { None } else { Some(Registry::start_with(Options { bases: &bases, credentials: None })?) };
+    let settings = room.path().join("settings.toml");
+    // Without a registry no case may reach the network: the mirror is a port that refuses.
+    let text = registry.as_ref().map_or_else(|| crate::registry::mirror_toml("127.0.0.1:1"), Registry::settings_toml);
+    fs::write(&settings, text).at("cannot write", &settings)?;
+    let mut known = Vec::new();
+    for base in &bases {
+        known.extend(base.diff_ids()?);
+    }
+    let place = Place { case, room: &room, context: &context, settings: &settings, registry: registry.as_ref(), known: &known };
+    if let Some(script) = &case.setup {
+        place.script(script)?;
+    }
+    room.give_tree(&context)?;
+    let mut differences = place.build(&case.first, 1)?;
+    if let Some(script) = &case.then
+        && differences.is_empty()
+    {
+        place.script(script)?;
+        room.give_tree(&context)?;
+        differences.extend(place.build(&case.second, 2)?.into_iter().map(|difference| format!("second build: {difference}")));
+    }
+    Ok(differences)
+}
+
+fn make_folders(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        make_folders(parent)?;
+    }
+    fs::create_dir(path).at("cannot make", path)?;
+    set_mode(path, 0o755)
+}
+
+struct Place<'a> {
+    case: &'a Case,
+    room: &'a Workspace,
+    context: &'a Path,
+    settings: &'a Path,
+    registry: Option<&'a Registry>,
+    /// Diff ids of the base images.
+    known: &'a [String],
+}
+
+impl Place<'_> {
+    fn fill(&self, text: &str) -> String {
+        let registry = self.registry.map(Registry::address).unwrap_or_default();
+        text.replace("{ctx}", &self.context.display().to_string())
+            .replace("{tmp}", &self.room.path().display().to_string())
+            .replace("{registry}", &registry)
+    }
+
+    fn shell(&self, script: &str) -> Command {
+        let mut shell = Command::new("sh");
+        // A fixed umask: modes in the context are part of what a case says.
+        shell.args(["-euc", &format!("umask 022\n{}", self.fill(script))]).current_dir(self.context).stdin(Stdio::null());
+        shell
+    }
+
+    fn script(&self, script: &str) -> Result<()> {
+        crate::process::output(&mut self.shell(script)).map(drop)
+    }
+
+    fn build(&self, build: &Build, number: u32) -> Result<Vec<String>> {
+        let archive = self.room.path().join(format!("out-{number}.tar"));
+        let mut command = self.room.ovenbird();
+        command.arg("build").arg("--root").arg(self.room.path().join("state")).arg("--settings").arg(self.settings);
+        command.args(["--progress", "plain"]);
+        if !build.args.iter().any(|arg| matches!(arg.as_str(), "-o" | "--push" | "--check") || arg.starts_with("--output")) {
+            command.arg("-o").arg(format!("type=oci,dest={}", archive.display()));
+        }
+        command.args(build.args.iter().map(|arg| self.fill(arg)));
+        command.arg(self.case.context.as_ref().map_or_else(|| self.context.display().to_string(), |context| self.fill(context)));
+        command.envs(self.case.env.iter().map(|(name, value)| (name, self.fill(value))));
+        let (code, log) = run_limited(&mut command, self.case.stdin.as_deref())?;
+        let mut differences = self.judge(build, code, &log, &archive)?;
+        if !differences.is_empty() {
+            let tail: Vec<&str> = log.lines().collect();
+            let tail = tail[tail.len().saturating_sub(40)..].join("\n  | ");
+            differences.push(format!("the command was {command:?}\nit ended with {code:?} and said\n  | {tail}"));
+        }
+        Ok(differences)
+    }
+
+    fn judge(&self, build: &Build, code: Option<i32>, log: &str, archive: &Path) -> Result<Vec<String>> {
+        let mut differences = Vec::new();
+        for line in &build.output {
+            let line = self.fill(line);
+            match line.strip_prefix('!') {
+                Some(absent) if log.contains(absent) => differences.push(format!("- the log must not say {absent:?}")),
+                None if !log.contains(&line) => differences.push(format!("- the log does not say {line:?}")),
+                _ => {}
+            }
+        }
+        if let Some(failure) = &build.error {
+            let agrees = match (failure.exit, code) {
+                (Some(expected), code) => code == Some(expected),
+                // 1 is a bug, 101 a panic, no code a signal.
+                (None, code) => !matches!(code, None | Some(0 | 1 | 101)),
+            };
+            if !agrees {
+                differences.push(format!("- exit code {:?} (none: any clean failure)\n+ exit code {code:?}", failure.exit));
+            }
+            let lower = log.to_lowercase();
+            for text in failure.texts.iter().filter(|text| !lower.contains(&self.fill(text).to_lowercase())) {
+                differences.push(format!("- the message does not say {text:?}"));
+            }
+            return Ok(differences);
+        }
+        if code != Some(0) {
+            differences.push(format!("- the build succeeds\n+ exit code {code:?}"));
+            return Ok(differences);
+        }
+        if let Some(script) = &build.check {
+            let done = self.shell(script).env("OUT", archive).output();
+            let done = done.map_err(|source| Error::Start { program: "sh".into(), source })?;
+            if !done.status.success() {
+                differences.push(format!("- the check fails: {}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr)));
+            }
+        }
+        if build.tree.is_none() && build.config.is_none() && build.history.is_none() && build.layers.is_none() {
+            return Ok(differences);
+        }
+        let images = archive::images(archive)?;
+        match images.as_slice() {
+            [image] => differences.extend(self.judge_image(build, image)?),
+            _ => differences.push(format!("- one image\n+ {} images", images.len())),
+        }
+        Ok(differences)
+    }
+
+    fn judge_image(&self, build: &Build, image: &Image) -> Result<Vec<String>> {
+        let mut differences = Vec::new();
+        let diff_ids = image.config["rootfs"]["diff_ids"].as_array().cloned().unwrap_or_default();
+        let below = diff_ids.iter().take_while(|id| self.known.iter().any(|known| known == archive::text(id))).count();
+        if let Some(expected) = &build.tree {
+            let base: Tree = archive::flatten(&image.layers[..below])?;
+            differences.extend(compare::tree(&self.fill(expected), &archive::flatten(&image.layers)?, &base));
+        }
+        if let Some(expected) = &build.config {
+            differences.extend(compare::subset(expected, &image.config, "config"));
+        }
+        if let Some(expected) = build.layers
+            && expected != image.layers.len() - below
+        {
+            differences.push(format!("- {expected} layers above the base\n+ {}", image.layers.len() - below));
+        }
+        if let Some(expected) = &build.history {
+            let lines = image.config["history"].as_array().into_iter().flatten();
+            let all: Vec<&str> = lines.map(|line| archive::text(&line["created_by"])).collect();
+            let last = &all[all.len().saturating_sub(expected.len())..];
+            if last != expected {
+                differences.push(format!("- history\n    {}\n+ history\n    {}", expected.join("\n    "), last.join("\n    ")));
+            }
+        }
+        Ok(differences)
+    }
+}
+
+/// Exit code (none: a signal) and both streams in one text.
+fn run_limited(command: &mut Command, stdin: Option<&str>) -> Result<(Option<i32>, String)> {
+    let start = |source| Error::Start { program: "ovenbird".into(), source };
+    let mut log = tempfile::tempfile().map_err(start)?;
+    let (out, err) = (log.try_clone().map_err(start)?, log.try_clone().map_err(start)?);
+    let input = if stdin.is_some() { Stdio::piped() } else { Stdio::null() };
+    let mut child = command.stdin(input).stdout(out).stderr(err).spawn().map_err(start)?;
+    if let (Some(text), Some(mut pipe)) = (stdin, child.stdin.take()) {
+        // A command that does not read its input to the end is no error here.
+        let _ = pipe.write_all(text.as_bytes());
+    }
+    let end = Instant::now() + LIMIT;
+    let status = loop {
+        match child.try_wait().map_err(start)? {
+            Some(status) => break Some(status),
+            None if Instant::now() > end => {
+                let _ = child.kill();
+                let _ = child.wait();
+                break None;
+            }
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    };
+    let mut bytes = Vec::new();
+    use std::io::{Read, Seek};
+    log.rewind().map_err(start)?;
+    log.read_to_end(&mut bytes).map_err(start)?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    Ok(status.map_or((None, format!("{text}\nkilled after {} s", LIMIT.as_secs())), |status| (status.code(), text)))
+}

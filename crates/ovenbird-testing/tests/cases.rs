@@ -1,0 +1,35 @@
+//! The literate build cases: every heading of `tests/cases/**/*.md` is one test.
+//! `OVENBIRD_TESTS_LEVEL=root|rootless|single-id` says whom the command runs as.
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use ovenbird_testing::case::{self, Case};
+use ovenbird_testing::command::Level;
+use ovenbird_testing::needs::{self, Need};
+use ovenbird_testing::{repository, runner};
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let level = match std::env::var("OVENBIRD_TESTS_LEVEL") {
+        Ok(word) => Level::parse(&word).unwrap_or_else(|| panic!("OVENBIRD_TESTS_LEVEL={word} is none of root, rootless, single-id")),
+        Err(_) => Level::default(),
+    };
+    let cases = case::read_all(&repository().join("tests/cases")).unwrap_or_else(|error| panic!("{error}"));
+    let trials = cases.into_iter().map(|case| Trial::test(case.name.clone(), move || one(&case, level))).collect();
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn one(case: &Case, level: Level) -> Result<(), Failed> {
+    let mut wanted = case.needs.clone();
+    if level != Level::Own {
+        wanted.push(Need::Users);
+    }
+    if !needs::available(&case.name, &wanted) {
+        return Ok(());
+    }
+    let place = format!("{}:{}", case.file.strip_prefix(repository()).unwrap_or(&case.file).display(), case.line);
+    match runner::run(case, level) {
+        Ok(differences) if differences.is_empty() => Ok(()),
+        Ok(differences) => Err(format!("{place}\n{}", differences.join("\n")).into()),
+        Err(error) => Err(format!("{place}\n{error}").into()),
+    }
+}

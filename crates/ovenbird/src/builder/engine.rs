@@ -1,0 +1,401 @@
+//! Our own engine as a [`Builder`].
+
+use std::collections::BTreeMap;
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
+
+use ovenbird_engine::input::{PullPolicy, Secret, SecretSource, StepLimits};
+use ovenbird_engine::frontend::{NamedContext, NoCache, Options};
+use ovenbird_engine::plan::NetworkMode;
+use ovenbird_engine::{BuildError, BuildInput, Engine, EngineOptions, ErrorKind, Event, Export, PathOrStdout};
+use ovenbird_oci::layer::Compression;
+use ovenbird_oci::registry::Client;
+use ovenbird_oci::{Descriptor, Digest, Manifest, Platform, Reference};
+use ovenbird_sandbox::Level;
+
+use super::{Builder, DockerEngine, Image, Job};
+use crate::error::{Detail, Error, Kind};
+use crate::request::{BuildRequest, ContextSource, Dest, Entitlement, Network, Output, OutputKind, SecretOrigin, SecretSpec, SshSpec};
+use crate::settings::{Environment, Settings};
+use crate::source::SourceTree;
+
+/// Layers are gzip at this level unless an output says otherwise: every registry and runtime reads gzip.
+const DEFAULT_COMPRESSION: Compression = Compression::Gzip(5);
+
+/// Steps that wait for the network need no processor: so many run at once even on a small machine.
+const LEAST_PARALLEL: usize = 4;
+
+/// Builds with `ovenbird_engine` on this machine.
+pub struct EngineBuilder {
+    engine: Engine,
+    environment: Environment,
+    docker_host: Option<String>,
+    parallel: usize,
+}
+
+impl std::fmt::Debug for EngineBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineBuilder").field("docker_host", &self.docker_host).finish_non_exhaustive()
+    }
+}
+
+impl EngineBuilder {
+    /// Opens the state directory of `settings`. `level` is what this process has entered (`None`: no step can run), `overlay`
+    /// whether overlay mounts work there. Makes no connection and no thread.
+    pub fn open(settings: &Settings, environment: &Environment, level: Option<Level>, overlay: bool) -> Result<Self, Error> {
+        let options = EngineOptions { root: settings.root.clone(), level, overlay, client: Client::new(settings.client_options()) };
+        let engine = Engine::open(options).map_err(|e| told(e, None))?;
+        Ok(Self { engine, environment: environment.clone(), docker_host: settings.docker_host.clone(), parallel: settings.parallel })
+    }
+
+    /// The engine itself, for the commands that are not builds.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Exports any image of the store; `epoch` is the time of every file in a root file system, `None`: as it is.
+    pub fn export_target(
+        &self,
+        target: &Descriptor,
+        output: &OutputKind,
+        names: &[Reference],
+        epoch: Option<i64>,
+        job: &Job,
+    ) -> Result<(), Error> {
+        let to = |dest: &Dest| match dest {
+            Dest::Path(path) => PathOrStdout::Path(path.clone()),
+            Dest::Stdout => PathOrStdout::Stdout,
+        };
+        let export = match output {
+            OutputKind::Image | OutputKind::Registry | OutputKind::CacheOnly => return Ok(()),
+            OutputKind::Load => return self.load(target, names, job),
+            OutputKind::OciTar(dest) => Export::OciTar(to(dest)),
+            OutputKind::OciDir(dir) => Export::OciDir(dir.clone()),
+            OutputKind::DockerTar(dest) => Export::DockerTar(to(dest)),
+            OutputKind::Local(dir) => Export::RootfsDir(dir.clone()),
+            OutputKind::Tar(dest) => Export::RootfsTar(to(dest)),
+        };
+        self.engine.export(target, &export, names, epoch, &job.sink, &job.cancel).map_err(|e| told(e, None))
+    }
+
+    /// Gives the image to the Docker Engine: nothing is sent when it has the image already.
+    fn load(&self, target: &Descriptor, names: &[Reference], job: &Job) -> Result<(), Error> {
+        let docker = DockerEngine::connect_to(self.docker_host.as_deref())?;
+        let config = self.config_of(target)?;
+        job.sink.emit(Event::Message { text: format!("loading into the Docker Engine at {docker}") });
+        // An engine with the classic store knows images by config, one with the containerd store by manifest.
+        for id in [config, target.digest] {
+            if docker.has_image(&id)? {
+                for name in names {
+                    docker.tag(&id, name)?;
+                }
+                job.sink.emit(Event::Message { text: format!("the Docker Engine has image {} already: nothing was sent", id.short()) });
+                return Ok(());
+            }
+        }
+        // The engine writes to a path; a pipe has one below /proc, so the archive streams without ever being on disk.
+        let mut failed = None;
+        let sent = docker.load(&mut |out| {
+            let (mut reader, writer) = std::io::pipe()?;
+            let path = PathBuf::from(format!("/proc/self/fd/{}", writer.as_raw_fd()));
+            std::thread::scope(|scope| {
+                let export = scope.spawn(move || {
+                    let written = self.engine.export(target, &Export::DockerTar(PathOrStdout::Path(path)), names, None, &job.sink, &job.cancel);
+                    drop(writer);
+                    written
+                });
+                let copied = std::io::copy(&mut reader, out);
+                drop(reader);
+                let written = export.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                match (copied, written) {
+                    (Ok(_), Err(error)) => {
+                        failed = Some(told(error, None));
+                        Err(std::io::Error::other("the archive cannot be made"))
+                    }
+                    (copied, _) => copied.map(drop),
+                }
+            })
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(sent?),
+        }
+    }
+
+    /// Config digest of an image of one platform.
+    fn config_of(&self, target: &Descriptor) -> Result<Digest, Error> {
+        let manifest: Manifest = serde_json::from_slice(&self.engine.store().read(&target.digest)?).map_err(|_| {
+            Error::new(Kind::Usage, format!("image {} has several platforms, a Docker Engine takes one", target.digest.short()))
+                .hint("build with one --platform, or push the image to a registry and pull it there")
+        })?;
+        Ok(manifest.config.digest)
+    }
+
+    fn input(&self, source: &SourceTree, request: &BuildRequest) -> Result<BuildInput, Error> {
+        let mut platforms: Vec<Platform> = vec![];
+        for platform in &request.platforms {
+            if !platforms.contains(platform) {
+                platforms.push(platform.clone());
+            }
+        }
+        if platforms.is_empty() {
+            platforms.push(Platform::host());
+        }
+        let epoch = request.source_date_epoch()?;
+        let mut build_args = request.build_args.clone();
+        if let Some(epoch) = epoch {
+            build_args.insert("SOURCE_DATE_EPOCH".into(), epoch.to_string());
+        }
+        let mut entitlements: Vec<String> = request.allow.iter().map(|e| e.as_str().to_owned()).collect();
+        // Who says --network=host on the command line allows it.
+        if request.network == Network::Host && !request.allow.contains(&Entitlement::NetworkHost) {
+            entitlements.push(Entitlement::NetworkHost.as_str().into());
+        }
+        let no_cache = match (request.no_cache, request.no_cache_filter.as_slice()) {
+            (true, _) => NoCache::All,
+            (false, []) => NoCache::Off,
+            (false, stages) => NoCache::Stages(stages.to_vec()),
+        };
+        let named = request.contexts.iter().map(|(name, context)| {
+            let context = match context {
+                ContextSource::Path(_) => NamedContext::Local,
+                ContextSource::Image(image) => NamedContext::Image(image.clone()),
+                ContextSource::Target(stage) => NamedContext::Target(stage.clone()),
+            };
+            (name.clone(), context)
+        });
+        let options = Options {
+            target: request.target.clone(),
+            build_args,
+            labels: request.labels.clone(),
+            platform: platforms[0].clone(),
+            build_platform: Platform::host(),
+            multi_platform: platforms.len() > 1,
+            no_cache,
+            contexts: named.collect(),
+            network: match request.network {
+                Network::Default => NetworkMode::Default,
+                Network::None => NetworkMode::None,
+                Network::Host => NetworkMode::Host,
+            },
+            hostname: request.hostname.clone(),
+            add_hosts: request.add_hosts.iter().map(|h| (h.name.clone(), h.address)).collect(),
+            entitlements,
+        };
+        let mut annotations = request.annotations.clone();
+        annotations.extend(request.outputs.iter().flat_map(|o| o.annotations.clone()));
+        let processors = std::thread::available_parallelism().map_or(1, usize::from).max(LEAST_PARALLEL);
+        Ok(BuildInput {
+            dockerfile: source.dockerfile.clone(),
+            dockerfile_name: source.dockerfile_name.clone(),
+            contexts: source.contexts.clone(),
+            options: platforms.into_iter().map(|platform| Options { platform, ..options.clone() }).collect(),
+            secrets: secrets(&request.secrets, &self.environment)?,
+            ssh: agents(&request.ssh, &self.environment)?,
+            limits: StepLimits {
+                memory: request.limits.memory.map(|b| b.0),
+                cpus: request.limits.cpus,
+                ulimits: request.limits.ulimits.iter().map(|u| (u.name.clone(), u.soft, u.hard)).collect(),
+                shm_size: request.limits.shm_size.map(|b| b.0),
+                dns: request.dns.clone(),
+            },
+            pull: if request.pull { PullPolicy::Always } else { PullPolicy::Missing },
+            compression: agreed(&request.outputs, "compression", |o| o.compression)?.unwrap_or(DEFAULT_COMPRESSION),
+            source_date_epoch: epoch,
+            docker_media_types: agreed(&request.outputs, "oci-mediatypes", |o| o.oci_media_types)?.is_some_and(|oci| !oci),
+            parallelism: [request.parallel, self.parallel, processors].into_iter().find(|n| *n > 0).unwrap_or(1),
+            annotations,
+        })
+    }
+}
+
+impl Builder for EngineBuilder {
+    fn build(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Image, Error> {
+        let input = self.input(source, request)?;
+        let output = self.engine.build(&input, &job.sink, &job.cancel).map_err(|e| told(e, Some(source)))?;
+        Ok(Image { target: output.target, platforms: output.platforms, ran: output.ran, cached: output.cached, source_date_epoch: input.source_date_epoch })
+    }
+
+    fn name(&self, image: &Image, names: &[Reference]) -> Result<(), Error> {
+        names.iter().try_for_each(|name| Ok(self.engine.store().tag(name, &image.target)?))
+    }
+
+    fn publish(&self, image: &Image, to: &[Reference], job: &Job) -> Result<(), Error> {
+        self.engine.push(&image.target, to, &job.sink, &job.cancel).map_err(|e| told(e, None))
+    }
+
+    fn export(&self, image: &Image, output: &OutputKind, names: &[Reference], job: &Job) -> Result<(), Error> {
+        self.export_target(&image.target, output, names, image.source_date_epoch, job)
+    }
+}
+
+/// One build makes one set of layers: outputs that ask for different ones cannot both be had.
+fn agreed<T: PartialEq + Copy>(outputs: &[Output], field: &str, get: impl Fn(&Output) -> Option<T>) -> Result<Option<T>, Error> {
+    let mut said = outputs.iter().filter_map(get);
+    let first = said.next();
+    if said.any(|other| Some(other) != first) {
+        return Err(Error::new(Kind::Usage, format!("the outputs disagree about {field}: one build has one"))
+            .hint("build twice; the second build takes every step from the cache"));
+    }
+    Ok(first)
+}
+
+fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<String, SecretSource>, Error> {
+    let mut found = BTreeMap::new();
+    for spec in specs {
+        let from_file = |path: PathBuf| match std::fs::metadata(&path) {
+            Ok(meta) if meta.is_dir() => Err(Error::new(Kind::Source, format!("secret {:?}: {} is a folder, expected a file", spec.id, path.display()))),
+            Ok(_) => Ok(SecretSource::File(path)),
+            Err(error) => {
+                Err(Error::from_chain(Kind::Source, &error).while_doing(format!("secret {:?}: cannot read {}", spec.id, path.display())))
+            }
+        };
+        let from_variable = |name: &str| match environment.get(name) {
+            Some(value) => Ok(SecretSource::Value(Secret(value.as_bytes().to_vec()))),
+            None => Err(Error::new(Kind::Source, format!("secret {:?}: the environment variable {name} is not set", spec.id))),
+        };
+        let source = match &spec.origin {
+            SecretOrigin::File(path) => from_file(path.clone())?,
+            SecretOrigin::Env(name) => from_variable(name)?,
+            SecretOrigin::ById if environment.get(&spec.id).is_some() => from_variable(&spec.id)?,
+            SecretOrigin::ById => from_file(PathBuf::from(&spec.id))
+                .map_err(|e| e.hint(format!("neither a variable nor a file is named {0}: say `--secret id={0},src=FILE` or `id={0},env=NAME`", spec.id)))?,
+        };
+        found.insert(spec.id.clone(), source);
+    }
+    Ok(found)
+}
+
+fn agents(specs: &[SshSpec], environment: &Environment) -> Result<BTreeMap<String, PathBuf>, Error> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let mut found = BTreeMap::new();
+    for spec in specs {
+        let socket = match &spec.socket {
+            Some(socket) => socket.clone(),
+            None => environment.get("SSH_AUTH_SOCK").filter(|s| !s.is_empty()).map(PathBuf::from).ok_or_else(|| {
+                Error::new(Kind::Source, format!("--ssh {}: there is no ssh agent: SSH_AUTH_SOCK is not set", spec.id))
+                    .hint("start one with `eval $(ssh-agent)` and `ssh-add`, or give its socket with `--ssh ID=SOCKET`")
+            })?,
+        };
+        match std::fs::metadata(&socket) {
+            Ok(meta) if meta.file_type().is_socket() => {}
+            Ok(_) => {
+                return Err(Error::new(Kind::Source, format!("--ssh {}: {} is not a socket", spec.id, socket.display()))
+                    .hint("key files are not read: add the key to an agent with `ssh-add FILE` and use `--ssh default`"));
+            }
+            Err(error) => {
+                return Err(Error::from_chain(Kind::Source, &error).while_doing(format!("--ssh {}: cannot use {}", spec.id, socket.display())));
+            }
+        }
+        found.insert(spec.id.clone(), socket);
+    }
+    Ok(found)
+}
+
+/// An error of the engine for the doors, with the Dockerfile it happened in.
+pub fn told(error: BuildError, source: Option<&SourceTree>) -> Error {
+    let kind = match error.kind() {
+        ErrorKind::Bug => Kind::Bug,
+        ErrorKind::Usage => Kind::Usage,
+        ErrorKind::Configuration => Kind::Configuration,
+        ErrorKind::Dockerfile => Kind::Dockerfile,
+        ErrorKind::Source => Kind::Source,
+        ErrorKind::Step => Kind::Step,
+        ErrorKind::Registry => Kind::Registry,
+        ErrorKind::Sandbox => Kind::Sandbox,
+        ErrorKind::Cancelled => Kind::Cancelled,
+    };
+    let mut this = Error::from_chain(kind, &error);
+    let dockerfile = source.map(|s| (s.dockerfile_name.clone(), s.dockerfile.clone()));
+    if kind == Kind::Sandbox {
+        this.hints.push("`ovenbird doctor` shows what each isolation level is missing on this machine".into());
+    }
+    let line = match &error {
+        BuildError::File { line, .. } | BuildError::Fetch { line, .. } | BuildError::NotGiven { line, .. } | BuildError::Sandbox { line, .. } => *line,
+        _ => None,
+    };
+    this.detail = match error {
+        BuildError::Dockerfile { name, text, diagnostics } => Some(Box::new(Detail::Dockerfile { name, text, diagnostics })),
+        BuildError::Step { name, lines, command, code, out_of_memory, tail } => {
+            if out_of_memory {
+                this.hints.push("give the step more with --memory".into());
+            } else if let Some(hint) = code_hint(code) {
+                this.hints.push(hint.into());
+            }
+            Some(Box::new(Detail::Step { name, command, code, lines, dockerfile, tail }))
+        }
+        _ => line.zip(dockerfile).map(|(line, dockerfile)| Box::new(Detail::Instruction { line, dockerfile })),
+    };
+    this
+}
+
+/// What a shell means by its own codes.
+fn code_hint(code: i32) -> Option<&'static str> {
+    Some(match code {
+        126 => "code 126: the command was found but cannot be executed (permissions, or a format of another machine)",
+        127 => "code 127: the command was not found in the image",
+        137 => "code 137: killed (SIGKILL), often because memory ran out",
+        139 => "code 139: crashed (SIGSEGV)",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(vars: &[(&str, &str)]) -> Environment {
+        Environment::fixed(vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(), "/", None)
+    }
+
+    #[test]
+    fn secrets_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("s");
+        std::fs::write(&file, "x").unwrap();
+        let file = file.display();
+        for (spec, vars, expect) in [
+            (format!("id=a,src={file}"), &[][..], "File("),
+            ("id=a,env=T".into(), &[("T", "hunter2")][..], "Value(***)"),
+            ("id=a,env=T".into(), &[][..], "! secret \"a\": the environment variable T is not set"),
+            ("id=T".into(), &[("T", "hunter2")][..], "Value(***)"),
+            ("id=/nowhere/x".into(), &[][..], "! secret \"/nowhere/x\": cannot read /nowhere/x"),
+            (format!("id=a,src={}", dir.path().display()), &[][..], "! secret \"a\": "),
+        ] {
+            let got = match secrets(&[spec.parse().unwrap()], &environment(vars)) {
+                Ok(found) => format!("{:?}", found.values().next().unwrap()),
+                Err(error) => format!("! {error}"),
+            };
+            assert!(got.starts_with(expect), "{spec}: {got}");
+        }
+    }
+
+    #[test]
+    fn agents_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        std::fs::write(dir.path().join("id_rsa"), "").unwrap();
+        let socket = socket.to_str().unwrap().to_owned();
+        for (spec, vars, ok) in [
+            ("default".to_owned(), &[("SSH_AUTH_SOCK", socket.as_str())][..], true),
+            (format!("git={socket}"), &[], true),
+            ("default".into(), &[], false),
+            (format!("git={}/id_rsa", dir.path().display()), &[], false),
+            (format!("git={}/none", dir.path().display()), &[], false),
+        ] {
+            assert_eq!(agents(&[spec.parse().unwrap()], &environment(vars)).is_ok(), ok, "{spec}");
+        }
+    }
+
+    #[test]
+    fn outputs_must_agree() {
+        let of = |rows: &[&str]| {
+            let outputs: Vec<Output> = rows.iter().map(|r| r.parse().unwrap()).collect();
+            agreed(&outputs, "compression", |o| o.compression).map_err(|e| e.kind)
+        };
+        assert_eq!(of(&["type=image", "type=oci,compression=zstd"]), Ok(Some(Compression::Zstd(3))));
+        assert_eq!(of(&["type=image,compression=gzip", "type=oci,compression=zstd"]), Err(Kind::Usage));
+        assert_eq!(of(&[]), Ok(None));
+    }
+}

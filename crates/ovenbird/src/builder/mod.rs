@@ -1,0 +1,58 @@
+//! What builds: one trait, one implementation a technique.
+
+mod docker_engine;
+mod engine;
+
+use std::sync::Arc;
+
+use ovenbird_engine::{Cancel, EventSink};
+use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
+
+pub use docker_engine::{DockerEngine, DockerEngineError};
+pub use engine::{EngineBuilder, told};
+
+use crate::error::Error;
+use crate::request::{BuildRequest, OutputKind};
+use crate::source::SourceTree;
+
+/// What runs beside a build: where its events go and what stops it.
+#[derive(Clone)]
+pub struct Job {
+    /// Gets every event.
+    pub sink: Arc<dyn EventSink>,
+    /// Stops it.
+    pub cancel: Cancel,
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job").field("cancel", &self.cancel).finish_non_exhaustive()
+    }
+}
+
+/// A built image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Image {
+    /// Manifest, or index for several platforms.
+    pub target: Descriptor,
+    /// Each platform: manifest and config digest.
+    pub platforms: Vec<(Platform, Descriptor, Digest)>,
+    /// Steps that ran.
+    pub ran: usize,
+    /// Steps that came from the cache.
+    pub cached: usize,
+    /// Time of everything in it, seconds since 1970; `None`: as it was.
+    pub source_date_epoch: Option<i64>,
+}
+
+/// Turns a source into an image and takes the image to where it was asked for.
+pub trait Builder {
+    /// Builds.
+    fn build(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Image, Error>;
+    /// Names the image on this machine.
+    fn name(&self, image: &Image, names: &[Reference]) -> Result<(), Error>;
+    /// Pushes it.
+    fn publish(&self, image: &Image, to: &[Reference], job: &Job) -> Result<(), Error>;
+    /// Writes it somewhere else.
+    fn export(&self, image: &Image, output: &OutputKind, names: &[Reference], job: &Job) -> Result<(), Error>;
+}

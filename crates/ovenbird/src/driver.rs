@@ -1,0 +1,214 @@
+//! Runs one request from source to report.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use crate::builder::{Builder, Image, Job};
+use crate::error::{Error, Kind};
+use crate::report::{self, BuildReport, PlatformReport, Timings};
+use crate::request::{BuildRequest, Output, OutputKind};
+use crate::source;
+
+/// What doors see: a request in, events beside, a report out.
+pub trait Driver {
+    /// Runs the request. Everything that was asked for is done when it returns, or nothing after the failure was.
+    fn run(&self, request: &BuildRequest, job: &Job) -> Result<BuildReport, Error>;
+}
+
+/// Runs requests in this process.
+pub struct LocalDriver<B> {
+    builder: B,
+    temp: PathBuf,
+    stdin: Mutex<Box<dyn Read + Send>>,
+}
+
+impl<B> std::fmt::Debug for LocalDriver<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalDriver").field("temp", &self.temp).finish_non_exhaustive()
+    }
+}
+
+impl<B: Builder> LocalDriver<B> {
+    /// A driver over `builder`. Archives on `stdin` are unpacked below `temp`.
+    pub fn new(builder: B, temp: impl Into<PathBuf>, stdin: impl Read + Send + 'static) -> Self {
+        Self { builder, temp: temp.into(), stdin: Mutex::new(Box::new(stdin)) }
+    }
+
+    /// The builder.
+    pub fn builder(&self) -> &B {
+        &self.builder
+    }
+
+    fn deliver(&self, image: &Image, request: &BuildRequest, job: &Job) -> Result<(Vec<String>, Vec<String>), Error> {
+        let (mut named, mut pushed) = (vec![], vec![]);
+        let keep = Output::new(OutputKind::Image);
+        let outputs = if request.outputs.is_empty() { std::slice::from_ref(&keep) } else { &request.outputs };
+        for output in outputs {
+            if job.cancel.is_cancelled() {
+                return Err(Error::new(Kind::Cancelled, "the build was cancelled"));
+            }
+            let names = request.references(Some(output))?;
+            match output.kind {
+                OutputKind::Image | OutputKind::Registry | OutputKind::Load => {
+                    self.builder.name(image, &names)?;
+                    named.extend(names.iter().map(ToString::to_string).filter(|n| !named.contains(n)).collect::<Vec<_>>());
+                }
+                _ => {}
+            }
+            if output.kind == OutputKind::Registry {
+                self.builder.publish(image, &names, job)?;
+                pushed.extend(names.iter().map(ToString::to_string));
+            } else {
+                self.builder.export(image, &output.kind, &names, job)?;
+            }
+        }
+        Ok((named, pushed))
+    }
+}
+
+/// Everything about the request that can be wrong before any work is done.
+fn check(request: &BuildRequest) -> Result<(), Error> {
+    if request.version != crate::request::VERSION {
+        return Err(Error::new(Kind::Usage, format!("build request version {} is not supported", request.version)));
+    }
+    request.references(None)?;
+    request.source_date_epoch()?;
+    for output in &request.outputs {
+        if output.kind == OutputKind::Registry && request.references(Some(output))?.is_empty() {
+            return Err(Error::new(Kind::Usage, "there is nothing to push to: the image has no name").hint("name it: -t REGISTRY/REPOSITORY:TAG"));
+        }
+    }
+    if request.outputs.iter().filter(|o| o.uses_stdout()).count() > 1 {
+        return Err(Error::new(Kind::Usage, "several outputs go to standard output").hint("give all but one of them a file with dest=FILE"));
+    }
+    if request.limits.cpus.is_some_and(|cpus| !cpus.is_finite() || cpus <= 0.0) {
+        return Err(Error::new(Kind::Usage, "--cpus must be above zero"));
+    }
+    Ok(())
+}
+
+impl<B: Builder> Driver for LocalDriver<B> {
+    fn run(&self, request: &BuildRequest, job: &Job) -> Result<BuildReport, Error> {
+        check(request)?;
+        let mut timings = Timings::default();
+        let start = Instant::now();
+        let tree = {
+            let mut stdin = self.stdin.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            source::fetch(request, &self.temp, &mut **stdin)?
+        };
+        timings.source = start.elapsed();
+        let start = Instant::now();
+        let image = self.builder.build(&tree, request, job)?;
+        timings.build = start.elapsed();
+        let start = Instant::now();
+        let (names, pushed) = self.deliver(&image, request, job)?;
+        timings.export = start.elapsed();
+        Ok(BuildReport {
+            version: report::VERSION,
+            digest: image.target.digest,
+            descriptor: image.target,
+            platforms: image
+                .platforms
+                .into_iter()
+                .map(|(platform, manifest, config)| PlatformReport { platform, digest: manifest.digest, config })
+                .collect(),
+            names,
+            pushed,
+            ran: image.ran,
+            cached: image.cached,
+            timings,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use ovenbird_engine::Cancel;
+    use ovenbird_engine::event::Silent;
+    use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
+
+    use super::*;
+    use crate::request::Source;
+    use crate::source::SourceTree;
+
+    /// Writes down what it is told to do.
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<String>>);
+
+    impl Recorder {
+        fn say(&self, text: String) {
+            self.0.lock().unwrap().push(text);
+        }
+    }
+
+    fn list(names: &[Reference]) -> String {
+        names.iter().map(Reference::familiar).collect::<Vec<_>>().join(",")
+    }
+
+    impl Builder for Recorder {
+        fn build(&self, source: &SourceTree, _: &BuildRequest, _: &Job) -> Result<Image, Error> {
+            self.say(format!("build {}", source.dockerfile));
+            let target = Descriptor { media_type: "m".into(), digest: Digest::of(b"m"), size: 1, platform: None, annotations: [].into() };
+            Ok(Image { platforms: vec![(Platform::host(), target.clone(), Digest::of(b"c"))], target, ran: 1, cached: 0, source_date_epoch: None })
+        }
+        fn name(&self, _: &Image, names: &[Reference]) -> Result<(), Error> {
+            self.say(format!("name {}", list(names)));
+            Ok(())
+        }
+        fn publish(&self, _: &Image, to: &[Reference], _: &Job) -> Result<(), Error> {
+            self.say(format!("push {}", list(to)));
+            Ok(())
+        }
+        fn export(&self, _: &Image, output: &OutputKind, names: &[Reference], _: &Job) -> Result<(), Error> {
+            if *output != OutputKind::Image {
+                self.say(format!("{output:?} {}", list(names)));
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_done() {
+        for (names, outputs, expect) in [
+            (&["a"][..], &[][..], "build X; name a:latest"),
+            (&["a", "a:latest", "b:1"], &[], "build X; name a:latest,b:1"),
+            (&["a"], &["type=registry"], "build X; name a:latest; push a:latest"),
+            (&["a"], &["type=registry,name=c:2", "type=oci,dest=f"], "build X; name c:2; push c:2; OciTar(Path(\"f\")) a:latest"),
+            (&["a"], &["type=docker"], "build X; name a:latest; Load a:latest"),
+            (&[], &["out"], "build X; Local(\"out\") "),
+            (&[], &["type=registry"], "! there is nothing to push to: the image has no name"),
+            (&["A"], &[], "! \"A\" is not an image name"),
+            (&[], &["-", "type=oci"], "! several outputs go to standard output"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join("Dockerfile"), "X").unwrap();
+            let mut request = BuildRequest::new(Source::Path(dir.path().into()));
+            request.names = names.iter().map(|n| (*n).to_owned()).collect();
+            request.outputs = outputs.iter().map(|o| o.parse().unwrap()).collect();
+            let driver = LocalDriver::new(Recorder::default(), dir.path(), io::empty());
+            let job = Job { sink: Arc::new(Silent), cancel: Cancel::default() };
+            let got = match driver.run(&request, &job) {
+                Ok(_) => driver.builder().0.lock().unwrap().join("; "),
+                Err(error) => format!("! {error}"),
+            };
+            assert!(got.starts_with(expect), "{names:?} {outputs:?}: {got}");
+        }
+    }
+
+    #[test]
+    fn a_cancelled_build_delivers_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("Dockerfile"), "X").unwrap();
+        let request = BuildRequest::new(Source::Path(dir.path().into()));
+        let driver = LocalDriver::new(Recorder::default(), dir.path(), io::empty());
+        let job = Job { sink: Arc::new(Silent), cancel: Cancel::default() };
+        job.cancel.cancel();
+        assert_eq!(driver.run(&request, &job).unwrap_err().kind, Kind::Cancelled);
+        assert_eq!(driver.builder().0.lock().unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,120 @@
+//! What came of a build.
+
+use std::time::Duration;
+
+use ovenbird_oci::{Descriptor, Digest, Platform};
+use serde::{Deserialize, Serialize, Serializer};
+
+/// Version of the report format.
+pub const VERSION: u32 = 1;
+
+/// One platform of the result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlatformReport {
+    /// Which.
+    pub platform: Platform,
+    /// Its manifest.
+    pub digest: Digest,
+    /// Its config: Docker's image id.
+    pub config: Digest,
+}
+
+/// How long each part took.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Timings {
+    /// Reading the source, seconds.
+    #[serde(serialize_with = "seconds", deserialize_with = "from_seconds")]
+    pub source: Duration,
+    /// Building, seconds.
+    #[serde(serialize_with = "seconds", deserialize_with = "from_seconds")]
+    pub build: Duration,
+    /// Exporting and pushing, seconds.
+    #[serde(serialize_with = "seconds", deserialize_with = "from_seconds")]
+    pub export: Duration,
+}
+
+/// The report of one build.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BuildReport {
+    /// Format version, [`VERSION`].
+    pub version: u32,
+    /// Manifest, or index for several platforms. The digest a registry knows.
+    pub digest: Digest,
+    /// The descriptor of `digest`.
+    pub descriptor: Descriptor,
+    /// Each platform.
+    pub platforms: Vec<PlatformReport>,
+    /// Names that the image got, in full.
+    pub names: Vec<String>,
+    /// Names that were pushed.
+    pub pushed: Vec<String>,
+    /// Steps that ran.
+    pub ran: usize,
+    /// Steps that came from the cache.
+    pub cached: usize,
+    /// Seconds.
+    pub timings: Timings,
+}
+
+impl BuildReport {
+    /// Docker's image id: the config digest of a single platform, else the digest of the index.
+    pub fn image_id(&self) -> Digest {
+        match self.platforms.as_slice() {
+            [one] => one.config,
+            _ => self.digest,
+        }
+    }
+
+    /// The file of `--metadata-file`: the keys of buildx, and everything else under `ovenbird`.
+    pub fn metadata(&self) -> serde_json::Value {
+        let mut map = serde_json::Map::new();
+        map.insert("containerimage.digest".into(), self.digest.to_string().into());
+        if let [one] = self.platforms.as_slice() {
+            map.insert("containerimage.config.digest".into(), one.config.to_string().into());
+        }
+        let value = |v: serde_json::Result<serde_json::Value>| v.unwrap_or_default();
+        map.insert("containerimage.descriptor".into(), value(serde_json::to_value(&self.descriptor)));
+        if !self.names.is_empty() {
+            map.insert("image.name".into(), self.names.join(",").into());
+        }
+        map.insert("ovenbird".into(), value(serde_json::to_value(self)));
+        map.into()
+    }
+}
+
+fn seconds<S: Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_f64(duration.as_millis() as f64 / 1000.0)
+}
+
+fn from_seconds<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    Duration::try_from_secs_f64(f64::deserialize(d)?).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_has_buildx_keys() {
+        let digest = Digest::of(b"m");
+        let descriptor = Descriptor { media_type: "m".into(), digest, size: 1, platform: None, annotations: [].into() };
+        let report = BuildReport {
+            version: VERSION,
+            digest,
+            descriptor,
+            platforms: vec![PlatformReport { platform: Platform::host(), digest, config: Digest::of(b"c") }],
+            names: vec!["docker.io/library/a:1".into()],
+            pushed: vec![],
+            ran: 1,
+            cached: 2,
+            timings: Timings { build: Duration::from_millis(1500), ..Timings::default() },
+        };
+        let json = report.metadata();
+        assert_eq!(json["containerimage.digest"], digest.to_string());
+        assert_eq!(json["containerimage.config.digest"], Digest::of(b"c").to_string());
+        assert_eq!(json["image.name"], "docker.io/library/a:1");
+        assert_eq!(json["ovenbird"]["timings"]["build"], 1.5);
+        assert_eq!(serde_json::from_value::<BuildReport>(json["ovenbird"].clone()).unwrap(), report);
+        assert_eq!(report.image_id(), Digest::of(b"c"));
+    }
+}

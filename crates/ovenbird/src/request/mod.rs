@@ -1,0 +1,402 @@
+//! What the user said: a build request. Serialisable, versioned, no secret values and nothing about this machine.
+//!
+//! It must not know how it is carried out. Names of environment variables and files stand for secrets; their bytes are read by
+//! the builder when a step needs them.
+
+pub mod limit;
+pub mod output;
+pub mod secret;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use ovenbird_oci::{Platform, Reference};
+use serde::{Deserialize, Serialize};
+
+pub use limit::{ByteSize, Limits, Ulimit};
+pub use output::{Dest, Output, OutputKind};
+pub use secret::{SecretOrigin, SecretSpec, SshSpec};
+
+use crate::error::{Error, Kind};
+
+/// Version of the request format that this program writes.
+pub const VERSION: u32 = 1;
+
+/// A value of the command line that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct ParseValueError {
+    /// Why and what is expected.
+    pub reason: String,
+}
+
+pub(crate) fn bad(reason: impl Into<String>) -> ParseValueError {
+    ParseValueError { reason: reason.into() }
+}
+
+/// The main build context.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// A folder of this machine.
+    Path(PathBuf),
+    /// `-`: a tar (plain, gzip or zstd) or a Dockerfile on standard input.
+    Stdin,
+    /// `http://`, `https://`, `git://`, `ssh://`, `git@…`.
+    Remote(String),
+}
+
+impl FromStr for Source {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "" => return Err(bad("the build context is empty: give a folder (`.`), or `-` for standard input")),
+            "-" => Self::Stdin,
+            url if is_remote(url) => Self::Remote(url.into()),
+            path => Self::Path(path.into()),
+        })
+    }
+}
+
+fn is_remote(text: &str) -> bool {
+    ["http://", "https://", "git://", "ssh://", "git@", "github.com/"].iter().any(|p| text.starts_with(p))
+}
+
+/// Where the Dockerfile is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DockerfileFrom {
+    /// `Dockerfile` (or `dockerfile`) in the context.
+    #[default]
+    Default,
+    /// This file: relative to the working directory, or inside the context when that is a tar on standard input.
+    Path(PathBuf),
+    /// `-f -`.
+    Stdin,
+}
+
+/// `--build-context name=VALUE`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ContextSource {
+    /// A folder.
+    Path(PathBuf),
+    /// `docker-image://REF` or `oci-layout://PATH[:TAG|@DIGEST]`, kept as written.
+    Image(String),
+    /// `target:STAGE`.
+    Target(String),
+}
+
+impl FromStr for ContextSource {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(stage) = text.strip_prefix("target:") {
+            return Ok(Self::Target(stage.into()));
+        }
+        if let Some(name) = text.strip_prefix("docker-image://") {
+            name.parse::<Reference>().map_err(|e| bad(e.to_string()))?;
+            return Ok(Self::Image(text.into()));
+        }
+        if text.starts_with("oci-layout://") {
+            return Ok(Self::Image(text.into()));
+        }
+        if is_remote(text) {
+            return Err(bad(format!("{text:?}: a named context from a URL or a git repository is not supported yet; clone it and give the folder")));
+        }
+        if text.is_empty() {
+            return Err(bad("a named context needs a value: a folder, docker-image://NAME, oci-layout://PATH or target:STAGE"));
+        }
+        Ok(Self::Path(text.into()))
+    }
+}
+
+/// Network of every step that does not say otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// The level's usual one.
+    #[default]
+    Default,
+    /// Loopback only.
+    None,
+    /// The machine's own.
+    Host,
+}
+
+/// `--add-host name:ip`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddHost {
+    /// Host name.
+    pub name: String,
+    /// Address.
+    pub address: IpAddr,
+}
+
+impl FromStr for AddHost {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let expected = || bad(format!("{text:?} is not a host entry: expected NAME:IP or NAME=IP, for example db:10.0.0.5 or db=[2001:db8::1]"));
+        let (name, address) = text.split_once('=').or_else(|| text.split_once(':')).ok_or_else(expected)?;
+        if address == "host-gateway" {
+            return Err(bad("host-gateway is not supported: steps share the machine's network or have none; give the address itself"));
+        }
+        let address = address.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(address);
+        let valid = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+        match address.parse() {
+            Ok(address) if valid => Ok(Self { name: name.into(), address }),
+            _ => Err(expected()),
+        }
+    }
+}
+
+/// `--allow`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entitlement {
+    /// Steps may ask for `RUN --network=host`.
+    #[serde(rename = "network.host")]
+    NetworkHost,
+    /// Steps may ask for `RUN --security=insecure`.
+    #[serde(rename = "security.insecure")]
+    SecurityInsecure,
+}
+
+impl Entitlement {
+    /// As written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NetworkHost => "network.host",
+            Self::SecurityInsecure => "security.insecure",
+        }
+    }
+}
+
+impl FromStr for Entitlement {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "network.host" => Ok(Self::NetworkHost),
+            "security.insecure" => Ok(Self::SecurityInsecure),
+            _ => Err(bad(format!("{text:?} is not an entitlement that can be allowed: expected network.host or security.insecure"))),
+        }
+    }
+}
+
+/// A build, as asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BuildRequest {
+    /// Format version, [`VERSION`].
+    pub version: u32,
+    /// Build context.
+    pub source: Source,
+    /// Dockerfile.
+    #[serde(default)]
+    pub dockerfile: DockerfileFrom,
+    /// `--build-context`.
+    #[serde(default)]
+    pub contexts: BTreeMap<String, ContextSource>,
+    /// `-t`: image names.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// `--target`.
+    #[serde(default)]
+    pub target: Option<String>,
+    /// `--build-arg`.
+    #[serde(default)]
+    pub build_args: BTreeMap<String, String>,
+    /// `--label`.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// `--annotation`, of the manifest.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// `--platform`; empty: the machine's.
+    #[serde(default)]
+    pub platforms: Vec<Platform>,
+    /// `--no-cache`.
+    #[serde(default)]
+    pub no_cache: bool,
+    /// `--no-cache-filter`: stages.
+    #[serde(default)]
+    pub no_cache_filter: Vec<String>,
+    /// `--pull`.
+    #[serde(default)]
+    pub pull: bool,
+    /// What to do with the image beside keeping it. Empty: keep it.
+    #[serde(default)]
+    pub outputs: Vec<Output>,
+    /// `--secret`.
+    #[serde(default)]
+    pub secrets: Vec<SecretSpec>,
+    /// `--ssh`.
+    #[serde(default)]
+    pub ssh: Vec<SshSpec>,
+    /// `--network`.
+    #[serde(default)]
+    pub network: Network,
+    /// `--add-host`.
+    #[serde(default)]
+    pub add_hosts: Vec<AddHost>,
+    /// `--dns`.
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
+    /// `--hostname`.
+    #[serde(default)]
+    pub hostname: Option<String>,
+    /// `--allow`.
+    #[serde(default)]
+    pub allow: Vec<Entitlement>,
+    /// Limits of each step.
+    #[serde(default)]
+    pub limits: Limits,
+    /// `--reproducible`: times are those of [`BuildRequest::source_date_epoch`], 1970 when nothing says otherwise.
+    #[serde(default)]
+    pub reproducible: bool,
+    /// Steps at once; 0: one a processor.
+    #[serde(default)]
+    pub parallel: usize,
+}
+
+impl BuildRequest {
+    /// A request for `source` with nothing else said.
+    pub fn new(source: Source) -> Self {
+        Self {
+            version: VERSION,
+            source,
+            dockerfile: DockerfileFrom::Default,
+            contexts: BTreeMap::new(),
+            names: vec![],
+            target: None,
+            build_args: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            platforms: vec![],
+            no_cache: false,
+            no_cache_filter: vec![],
+            pull: false,
+            outputs: vec![],
+            secrets: vec![],
+            ssh: vec![],
+            network: Network::Default,
+            add_hosts: vec![],
+            dns: vec![],
+            hostname: None,
+            allow: vec![],
+            limits: Limits::default(),
+            reproducible: false,
+            parallel: 0,
+        }
+    }
+
+    /// Reads a request from JSON; refuses versions and fields it does not know.
+    pub fn from_json(text: &str) -> Result<Self, Error> {
+        let request: Self =
+            serde_json::from_str(text).map_err(|e| Error::from_chain(Kind::Usage, &e).while_doing("the build request cannot be read"))?;
+        if request.version != VERSION {
+            return Err(Error::new(Kind::Usage, format!("build request version {} is not supported: this program reads version {VERSION}", request.version)));
+        }
+        Ok(request)
+    }
+
+    /// Time of everything in the image, seconds since 1970: build argument `SOURCE_DATE_EPOCH`, or 0 with `--reproducible`.
+    pub fn source_date_epoch(&self) -> Result<Option<i64>, Error> {
+        match self.build_args.get("SOURCE_DATE_EPOCH").map(String::as_str) {
+            None | Some("") => Ok(self.reproducible.then_some(0)),
+            Some(text) => text.parse().map(Some).map_err(|_| {
+                Error::new(Kind::Usage, format!("SOURCE_DATE_EPOCH is {text:?}, expected a number of seconds since 1970"))
+                    .hint("`SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)` takes the time of the last commit")
+            }),
+        }
+    }
+
+    /// Names of an output, parsed; those of the request when the output has none of its own.
+    pub fn references(&self, output: Option<&Output>) -> Result<Vec<Reference>, Error> {
+        let names = output.map(|o| &o.names).filter(|n| !n.is_empty()).unwrap_or(&self.names);
+        let mut seen = vec![];
+        for name in names {
+            let reference: Reference = name.parse()?;
+            if reference.digest().is_some() {
+                return Err(Error::new(Kind::Usage, format!("{name:?} cannot name a new image: it has a digest"))
+                    .hint("the digest is the result of the build; give a name and a tag only"));
+            }
+            if !seen.contains(&reference) {
+                seen.push(reference);
+            }
+        }
+        Ok(seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values() {
+        fn check<T: FromStr<Err = ParseValueError> + std::fmt::Debug>(rows: &[(&str, &str)]) {
+            for (input, expect) in rows {
+                let got = match input.parse::<T>() {
+                    Ok(value) => format!("{value:?}"),
+                    Err(error) => format!("! {error}"),
+                };
+                assert!(got.contains(expect), "{input:?}: {got}");
+            }
+        }
+        check::<Source>(&[
+            (".", "Path(\".\")"),
+            ("-", "Stdin"),
+            ("", "! the build context is empty"),
+            ("https://github.com/a/b.git", "Remote"),
+            ("git@github.com:a/b", "Remote"),
+        ]);
+        check::<ContextSource>(&[
+            ("../x", "Path(\"../x\")"),
+            ("docker-image://debian:12", "Image(\"docker-image://debian:12\")"),
+            ("docker-image://UPPER", "! "),
+            ("oci-layout://./l:tag", "Image("),
+            ("target:base", "Target(\"base\")"),
+            ("https://x/y.tar", "! \"https://x/y.tar\": a named context from a URL"),
+            ("", "! a named context needs a value"),
+        ]);
+        check::<AddHost>(&[
+            ("a:1.2.3.4", "name: \"a\", address: 1.2.3.4"),
+            ("a=1.2.3.4", "address: 1.2.3.4"),
+            ("a:::1", "address: ::1"),
+            ("a=[2001:db8::1]", "address: 2001:db8::1"),
+            ("a:host-gateway", "! host-gateway is not supported"),
+            ("a", "! \"a\" is not a host entry"),
+            (":1.2.3.4", "is not a host entry"),
+            ("a\nb:1.2.3.4", "is not a host entry"),
+        ]);
+        check::<Entitlement>(&[("network.host", "NetworkHost"), ("device", "! \"device\" is not an entitlement")]);
+    }
+
+    #[test]
+    fn epoch() {
+        for (reproducible, arg, expect) in
+            [(false, None, Ok(None)), (true, None, Ok(Some(0))), (true, Some("5"), Ok(Some(5))), (false, Some("7"), Ok(Some(7))), (false, Some("context"), Err(()))]
+        {
+            let mut request = BuildRequest::new(Source::Stdin);
+            request.reproducible = reproducible;
+            request.build_args.extend(arg.map(|a| ("SOURCE_DATE_EPOCH".to_owned(), a.to_owned())));
+            assert_eq!(request.source_date_epoch().map_err(|_| ()), expect, "{arg:?}");
+        }
+    }
+
+    #[test]
+    fn json_round_trip_and_refusals() {
+        let mut request = BuildRequest::new(Source::Path(".".into()));
+        request.outputs.push("type=oci,dest=a.tar,compression=zstd".parse().unwrap());
+        request.secrets.push("id=a,env=B".parse().unwrap());
+        let text = serde_json::to_string(&request).unwrap();
+        assert_eq!(BuildRequest::from_json(&text).unwrap(), request);
+        assert!(BuildRequest::from_json(&text.replacen("\"version\":1", "\"version\":2", 1)).unwrap_err().message.contains("version 2"));
+        assert!(BuildRequest::from_json(&text.replacen("\"pull\"", "\"pul\"", 1)).unwrap_err().to_string().contains("unknown field `pul`"));
+    }
+}

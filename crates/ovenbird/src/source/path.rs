@@ -1,0 +1,385 @@
+//! Folders, and standard input as a tar or a Dockerfile.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use ovenbird_dockerfile::ignore::Patterns;
+use ovenbird_engine::input::LocalContext;
+use ovenbird_oci::layer::{self, Ownership};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use super::{SourceError, SourceTree};
+use crate::request::{BuildRequest, ContextSource, DockerfileFrom, Source};
+
+/// Largest Dockerfile or ignore file.
+const MAX_TEXT: u64 = 16 * 1024 * 1024;
+
+/// The main context, where files of it are looked up.
+enum Root {
+    /// A folder of the caller: links may lead anywhere the caller can read.
+    Trusted(PathBuf),
+    /// An unpacked archive: nothing in it may name a file outside.
+    Foreign(tempfile::TempDir),
+    /// Nothing.
+    Empty(tempfile::TempDir),
+}
+
+impl Root {
+    fn dir(&self) -> &Path {
+        match self {
+            Self::Trusted(dir) => dir,
+            Self::Foreign(dir) | Self::Empty(dir) => dir.path(),
+        }
+    }
+
+    fn open(&self, relative: &Path) -> io::Result<File> {
+        match self {
+            Self::Trusted(dir) => File::open(dir.join(relative)),
+            Self::Foreign(dir) | Self::Empty(dir) => {
+                let root = File::open(dir.path())?;
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+                let file = rustix::fs::openat2(root, relative, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)?;
+                Ok(file.into())
+            }
+        }
+    }
+}
+
+pub(super) fn fetch(request: &BuildRequest, temp: &Path, stdin: &mut dyn Read) -> Result<SourceTree, SourceError> {
+    let mut inline = None;
+    let root = match &request.source {
+        Source::Path(path) => Root::Trusted(folder("build context", path)?),
+        Source::Stdin if request.dockerfile == DockerfileFrom::Stdin => return Err(SourceError::StdinTwice),
+        Source::Stdin => from_stdin(temp, stdin, &mut inline)?,
+        Source::Remote(url) => return Err(SourceError::Remote { url: super::without_credentials(url) }),
+    };
+    let (name, text, beside) = match (&request.dockerfile, inline) {
+        (_, Some(text)) => ("Dockerfile".to_owned(), text, None),
+        (DockerfileFrom::Stdin, None) => {
+            let text = read_text("the Dockerfile on standard input", stdin)?;
+            if text.trim().is_empty() {
+                return Err(SourceError::StdinEmpty { expected: "a Dockerfile" });
+            }
+            ("Dockerfile".to_owned(), text, None)
+        }
+        (DockerfileFrom::Path(path), None) => named(&root, path)?,
+        (DockerfileFrom::Default, None) => default(&root)?,
+    };
+    let mut contexts = BTreeMap::new();
+    let ignore = match beside {
+        Some(patterns) => patterns,
+        None => ignore_file(&root, Path::new(".dockerignore"))?.unwrap_or_default(),
+    };
+    contexts.insert("context".to_owned(), LocalContext { dir: root.dir().to_owned(), ignore });
+    for (name, context) in &request.contexts {
+        if let ContextSource::Path(path) = context {
+            let dir = folder(&format!("build context {name:?}"), path)?;
+            let ignore = ignore_file(&Root::Trusted(dir.clone()), Path::new(".dockerignore"))?.unwrap_or_default();
+            contexts.insert(name.clone(), LocalContext { dir, ignore });
+        }
+    }
+    let unpacked = match root {
+        Root::Trusted(_) => None,
+        Root::Foreign(dir) | Root::Empty(dir) => Some(dir),
+    };
+    Ok(SourceTree { dockerfile: text, dockerfile_name: name, contexts, _unpacked: unpacked })
+}
+
+/// The folder itself, links resolved, so that a later change of the working directory does not matter.
+fn folder(what: &str, path: &Path) -> Result<PathBuf, SourceError> {
+    let what = what.to_owned();
+    match path.canonicalize() {
+        Ok(dir) if dir.is_dir() => Ok(dir),
+        Ok(_) => Err(SourceError::NotAFolder { what, path: path.into() }),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Err(SourceError::Missing { what, path: path.into() }),
+        Err(source) => Err(SourceError::Read { what: format!("the {what} {}", path.display()), source }),
+    }
+}
+
+type Found = (String, String, Option<Patterns>);
+
+/// `-f PATH`: seen from the working directory; inside the archive when the context is one.
+fn named(root: &Root, path: &Path) -> Result<Found, SourceError> {
+    let here = match root {
+        Root::Trusted(_) => Root::Trusted(PathBuf::new()),
+        Root::Foreign(_) | Root::Empty(_) => {
+            let file = root.open(path).map_err(|source| not_found(root, path, source))?;
+            return finish(root, path, file);
+        }
+    };
+    let file = here.open(path).map_err(|source| match source.kind() {
+        // Docker users often write the path as seen from the context.
+        io::ErrorKind::NotFound if root.dir().join(path).is_file() => {
+            SourceError::NoDockerfile { path: path.into(), candidates: vec![shown(root).join(path)] }
+        }
+        _ => not_found(root, path, source),
+    })?;
+    finish(&here, path, file)
+}
+
+fn default(root: &Root) -> Result<Found, SourceError> {
+    for name in ["Dockerfile", "dockerfile"] {
+        match root.open(Path::new(name)) {
+            Ok(file) => return finish(root, Path::new(name), file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(SourceError::Read { what: root.dir().join(name).display().to_string(), source }),
+        }
+    }
+    Err(not_found(root, Path::new("Dockerfile"), io::ErrorKind::NotFound.into()))
+}
+
+fn finish(root: &Root, path: &Path, mut file: File) -> Result<Found, SourceError> {
+    let name = path.display().to_string();
+    if file.metadata().is_ok_and(|m| m.is_dir()) {
+        return Err(SourceError::Read { what: name, source: io::Error::from(io::ErrorKind::IsADirectory) });
+    }
+    let text = read_text(&name, &mut file)?;
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".dockerignore");
+    Ok((name, text, ignore_file(root, Path::new(&beside))?))
+}
+
+fn not_found(root: &Root, path: &Path, source: io::Error) -> SourceError {
+    if source.kind() != io::ErrorKind::NotFound {
+        return SourceError::Read { what: path.display().to_string(), source };
+    }
+    let mut candidates: Vec<PathBuf> = std::fs::read_dir(root.dir())
+        .into_iter()
+        .flatten()
+        .flatten()
+        .take(1000)
+        .filter(|entry| {
+            let name = entry.file_name().to_string_lossy().to_ascii_lowercase();
+            let named = name.starts_with("dockerfile") || name.starts_with("containerfile") || name.ends_with(".dockerfile");
+            named && !name.ends_with(".dockerignore") && entry.path().is_file()
+        })
+        .map(|entry| shown(root).join(entry.file_name()))
+        .collect();
+    candidates.sort();
+    candidates.truncate(3);
+    let place = if path.is_absolute() || path.components().count() > 1 { path.to_owned() } else { shown(root).join(path) };
+    SourceError::NoDockerfile { path: place, candidates }
+}
+
+/// The context as a path for people: relative to the working directory when it is below it.
+fn shown(root: &Root) -> PathBuf {
+    match root {
+        Root::Trusted(dir) => match Path::new(".").canonicalize() {
+            Ok(here) => dir.strip_prefix(&here).map_or_else(|_| dir.clone(), Path::to_owned),
+            Err(_) => dir.clone(),
+        },
+        Root::Foreign(_) | Root::Empty(_) => PathBuf::new(),
+    }
+}
+
+fn ignore_file(root: &Root, path: &Path) -> Result<Option<Patterns>, SourceError> {
+    let mut file = match root.open(path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(source) => return Err(SourceError::Read { what: path.display().to_string(), source }),
+    };
+    let text = read_text(&path.display().to_string(), &mut file)?;
+    Patterns::parse(&text).map(Some).map_err(|source| SourceError::Ignore { path: path.into(), source })
+}
+
+fn read_text(what: &str, reader: &mut dyn Read) -> Result<String, SourceError> {
+    let mut bytes = vec![];
+    reader.take(MAX_TEXT + 1).read_to_end(&mut bytes).map_err(|source| SourceError::Read { what: what.into(), source })?;
+    if bytes.len() as u64 > MAX_TEXT {
+        return Err(SourceError::TooLarge { what: what.into(), limit: MAX_TEXT });
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        SourceError::NotText { what: what.into(), line: 1 + valid.iter().filter(|b| **b == b'\n').count() }
+    })
+}
+
+/// An archive becomes a folder; anything else is a Dockerfile with an empty context (put into `inline`).
+fn from_stdin(temp: &Path, stdin: &mut dyn Read, inline: &mut Option<String>) -> Result<Root, SourceError> {
+    let what = "the context on standard input";
+    let mut head = vec![];
+    stdin.take(512).read_to_end(&mut head).map_err(|source| SourceError::Read { what: what.into(), source })?;
+    if head.is_empty() {
+        return Err(SourceError::StdinEmpty { expected: "a tar archive or a Dockerfile" });
+    }
+    let dir = tempfile::Builder::new()
+        .prefix("ovenbird-context-")
+        .tempdir_in(temp)
+        .map_err(|source| SourceError::Read { what: format!("{what} (a temporary folder in {})", temp.display()), source })?;
+    let mut whole = io::Cursor::new(head.clone()).chain(stdin);
+    match archive_format(&head) {
+        Some("tar" | "gzip" | "zstd") => {
+            layer::unpack(whole, dir.path(), None, Ownership::Recorded, &|_| None).map_err(|source| SourceError::Archive { source })?;
+            Ok(Root::Foreign(dir))
+        }
+        Some(format) => Err(SourceError::Format { format }),
+        None => {
+            *inline = Some(read_text("the Dockerfile on standard input", &mut whole)?);
+            Ok(Root::Empty(dir))
+        }
+    }
+}
+
+/// By content: compression magic, or a tar header whose checksum is right.
+fn archive_format(head: &[u8]) -> Option<&'static str> {
+    match head {
+        [0x1f, 0x8b, ..] => Some("gzip"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some("zstd"),
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, ..] => Some("bzip2"),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some("xz"),
+        _ if head.len() == 512 => {
+            let said = std::str::from_utf8(&head[148..156]).ok()?.trim_matches(['\0', ' ']);
+            let said = u32::from_str_radix(said, 8).ok();
+            let sum = head.iter().enumerate().map(|(at, b)| if (148..156).contains(&at) { 32 } else { u32::from(*b) }).sum::<u32>();
+            (said == Some(sum) || head.iter().all(|b| *b == 0)).then_some("tar")
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+    }
+
+    impl Fixture {
+        fn new(files: &[(&str, &str)]) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for (name, text) in files {
+                let path = dir.path().join(name);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, text).unwrap();
+            }
+            Self { dir }
+        }
+
+        fn fetch(&self, source: &str, dockerfile: Option<&str>, stdin: &[u8]) -> Result<SourceTree, Error> {
+            let source = if source == "-" { Source::Stdin } else { Source::Path(self.dir.path().join(source)) };
+            let mut request = BuildRequest::new(source);
+            request.dockerfile = match dockerfile {
+                None => DockerfileFrom::Default,
+                Some("-") => DockerfileFrom::Stdin,
+                Some(path) if request.source == Source::Stdin => DockerfileFrom::Path(path.into()),
+                Some(path) => DockerfileFrom::Path(self.dir.path().join(path)),
+            };
+            super::super::fetch(&request, self.dir.path(), &mut { stdin }).map_err(Into::into)
+        }
+
+        fn told(&self, source: &str, dockerfile: Option<&str>, stdin: &[u8]) -> String {
+            let root = self.dir.path().display().to_string();
+            match self.fetch(source, dockerfile, stdin) {
+                Ok(tree) => format!("{}|{}", tree.dockerfile_name.replace(&root, "R"), tree.dockerfile),
+                Err(error) => format!("! {error} / {}", error.hints.join(" / ")).replace(&root, "R"),
+            }
+        }
+    }
+
+    #[test]
+    fn where_the_dockerfile_is() {
+        let f = Fixture::new(&[("a/Dockerfile", "FROM a"), ("b/dockerfile", "FROM b"), ("c/Containerfile", "FROM c"), ("x/D", "FROM x"), ("d/e", ""), ("a/sub/D", "FROM s")]);
+        std::fs::write(f.dir.path().join("x/latin"), b"FROM x\n# \xe9").unwrap();
+        for (source, dockerfile, stdin, expect) in [
+            ("a", None, "", "Dockerfile|FROM a"),
+            ("b", None, "", "dockerfile|FROM b"),
+            ("c", None, "", "! there is no Dockerfile at R/c/Dockerfile / did you mean `-f R/c/Containerfile`?"),
+            ("d", None, "", "! there is no Dockerfile at R/d/Dockerfile / give its place with `-f FILE`"),
+            ("a", Some("x/D"), "", "R/x/D|FROM x"),
+            ("a", Some("-"), "FROM i", "Dockerfile|FROM i"),
+            ("a", Some("-"), " \n", "! standard input is empty: expected a Dockerfile"),
+            ("a", Some("x/none"), "", "! there is no Dockerfile at R/x/none / did you mean `-f R/a/Dockerfile`?"),
+            ("a", Some("x"), "", "! cannot read R/x: "),
+            ("a", Some("x/latin"), "", "! R/x/latin is not UTF-8 text (line 2)"),
+            ("none", None, "", "! the build context R/none does not exist"),
+            ("d/e", None, "", "! the build context R/d/e is not a folder / for a Dockerfile use `-f R/d/e`"),
+            ("-", None, "FROM scratch\n", "Dockerfile|FROM scratch"),
+            ("-", None, "", "! standard input is empty: expected a tar archive or a Dockerfile"),
+            ("-", Some("-"), "x", "! both the context and the Dockerfile are to be read from standard input"),
+            ("-", None, "BZh91AY&SY", "! the context on standard input is a bzip2 archive, which is not supported / unpack it on the way: `bzip2 -d"),
+        ] {
+            let got = f.told(source, dockerfile, stdin.as_bytes());
+            assert!(got.starts_with(expect), "{source} {dockerfile:?}: {got}");
+        }
+    }
+
+    #[test]
+    fn remote_contexts_are_refused_without_credentials() {
+        let request = BuildRequest::new(Source::Remote("https://me:pw@h/x@y.git".into()));
+        let error: Error = super::super::fetch(&request, Path::new("/"), &mut io::empty()).unwrap_err().into();
+        assert!(error.message.contains("https://***@h/x@y.git") && !error.message.contains("pw"), "{error}");
+    }
+
+    #[test]
+    fn ignore_files() {
+        let f = Fixture::new(&[
+            ("a/Dockerfile", ""),
+            ("a/.dockerignore", "general"),
+            ("a/Other", ""),
+            ("a/Other.dockerignore", "special"),
+            ("out/D", ""),
+            ("out/D.dockerignore", "outside"),
+        ]);
+        for (dockerfile, ignored) in [(None, "general"), (Some("a/Other"), "special"), (Some("out/D"), "outside"), (Some("-"), "general")] {
+            let tree = f.fetch("a", dockerfile, b"FROM x").unwrap();
+            for name in ["general", "special", "outside"] {
+                assert_eq!(tree.contexts["context"].ignore.is_ignored(name), name == ignored, "{dockerfile:?} {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn named_contexts() {
+        let f = Fixture::new(&[("a/Dockerfile", ""), ("n/.dockerignore", "x")]);
+        let mut request = BuildRequest::new(Source::Path(f.dir.path().join("a")));
+        request.contexts.insert("n".into(), ContextSource::Path(f.dir.path().join("n")));
+        request.contexts.insert("i".into(), ContextSource::Image("docker-image://b".into()));
+        let tree = super::super::fetch(&request, f.dir.path(), &mut io::empty()).unwrap();
+        assert_eq!(tree.contexts.keys().collect::<Vec<_>>(), ["context", "n"]);
+        assert!(tree.contexts["n"].ignore.is_ignored("x"));
+        request.contexts.insert("n".into(), ContextSource::Path(f.dir.path().join("gone")));
+        let error = super::super::fetch(&request, f.dir.path(), &mut io::empty()).unwrap_err().to_string();
+        assert!(error.contains("build context \"n\"") && error.contains("does not exist"), "{error}");
+    }
+
+    /// One ustar entry; `link` makes it a symbolic link.
+    fn entry(name: &str, link: Option<&str>, content: &str) -> Vec<u8> {
+        let mut head = vec![0u8; 512];
+        head[..name.len()].copy_from_slice(name.as_bytes());
+        head[100..108].copy_from_slice(b"0000644\0");
+        head[108..116].copy_from_slice(b"0000000\0");
+        head[116..124].copy_from_slice(b"0000000\0");
+        head[124..136].copy_from_slice(format!("{:011o}\0", content.len()).as_bytes());
+        head[136..148].copy_from_slice(b"00000000000\0");
+        head[148..156].copy_from_slice(b"        ");
+        head[156] = if link.is_some() { b'2' } else { b'0' };
+        if let Some(link) = link {
+            head[157..157 + link.len()].copy_from_slice(link.as_bytes());
+        }
+        head[257..265].copy_from_slice(b"ustar\x0000");
+        let sum: u32 = head.iter().map(|b| u32::from(*b)).sum();
+        head[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        head.extend_from_slice(content.as_bytes());
+        head.resize(head.len().next_multiple_of(512), 0);
+        head
+    }
+
+    #[test]
+    fn tar_on_standard_input() {
+        let f = Fixture::new(&[("secret", "FROM stolen")]);
+        let end = vec![0; 1024];
+        let tar = [entry("Dockerfile", None, "FROM t"), entry("sub/D", None, "FROM s"), end.clone()].concat();
+        assert_eq!(f.told("-", None, &tar), "Dockerfile|FROM t");
+        assert_eq!(f.told("-", Some("sub/D"), &tar), "sub/D|FROM s");
+        assert!(f.told("-", Some("none"), &tar).starts_with("! there is no Dockerfile at none / did you mean `-f Dockerfile`?"));
+        let outside = f.dir.path().join("secret").display().to_string();
+        let hostile = [entry("Dockerfile", Some(&outside), ""), end].concat();
+        assert!(f.told("-", None, &hostile).starts_with("! there is no Dockerfile"));
+        let gone = f.fetch("-", None, &tar).map(|tree| tree.contexts["context"].dir.clone()).unwrap();
+        assert!(!gone.exists(), "an unpacked context is removed");
+    }
+}
