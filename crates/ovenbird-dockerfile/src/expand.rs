@@ -476,7 +476,11 @@ impl Glob {
             Element::One => source.push('.'),
             Element::Literal(c) => source.push_str(&regex::escape(c.encode_utf8(&mut [0; 4]))),
         };
-        if reversed { self.0.iter().rev().for_each(&mut push) } else { self.0.iter().for_each(&mut push) }
+        if reversed {
+            self.0.iter().rev().for_each(&mut push)
+        } else {
+            self.0.iter().for_each(&mut push)
+        }
         Regex::new(&source).ok()
     }
 

@@ -63,7 +63,10 @@ impl Patterns {
             };
             if pattern.is_empty() {
                 if negated {
-                    return Err(PatternError { pattern: written.to_owned(), reason: "illegal exclusion pattern: \"!\" needs a path behind it" });
+                    return Err(PatternError {
+                        pattern: written.to_owned(),
+                        reason: "illegal exclusion pattern: \"!\" needs a path behind it",
+                    });
                 }
                 continue;
             }

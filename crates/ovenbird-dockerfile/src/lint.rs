@@ -399,9 +399,8 @@ impl Linter<'_> {
                     self.report("JSONArgsRecommended", message, &format!("write `{name} [\"program\", \"argument\"]`"), span);
                 }
                 if let Some(earlier) = last.insert(name, span) {
-                    let message = format!(
-                        "Multiple {name} instructions should not be used in the same stage because only the last one will be used"
-                    );
+                    let message =
+                        format!("Multiple {name} instructions should not be used in the same stage because only the last one will be used");
                     self.report("MultipleInstructionsDisallowed", message, "remove this one", self.command_place(earlier));
                 }
             }
@@ -443,7 +442,9 @@ impl Defaults {
     fn of(dockerfile: &Dockerfile) -> Self {
         let mut values = BTreeMap::new();
         for side in ["BUILD", "TARGET"] {
-            for (part, value) in [("PLATFORM", PLACEHOLDER_PLATFORM), ("OS", "linux"), ("ARCH", "amd64"), ("OSVERSION", ""), ("VARIANT", "")] {
+            for (part, value) in
+                [("PLATFORM", PLACEHOLDER_PLATFORM), ("OS", "linux"), ("ARCH", "amd64"), ("OSVERSION", ""), ("VARIANT", "")]
+            {
                 values.insert(format!("{side}{part}"), value.to_owned());
             }
         }

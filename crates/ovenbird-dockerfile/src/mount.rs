@@ -149,13 +149,13 @@ pub enum MountError {
         /// What is expected.
         expected: &'static str,
     },
-    /// A key that the type needs is absent.
-    #[error("invalid {kind} mount: {missing}")]
-    Missing {
+    /// A key that the type needs is absent, or two keys contradict each other.
+    #[error("invalid {kind} mount: {reason}")]
+    Combination {
         /// Type of the mount.
         kind: &'static str,
-        /// What is missing, and how to write it.
-        missing: &'static str,
+        /// What is wrong, and how to write it.
+        reason: &'static str,
     },
     /// A value could not be expanded.
     #[error("cannot expand the value of '{key}': {source}")]
@@ -206,8 +206,8 @@ const KEYS: [(&str, &[&str], &[&str]); 13] = [
     ("target", &["dst", "destination"], &["bind", "cache", "tmpfs", "secret", "ssh"]),
     ("source", &["src"], &["bind", "cache", "secret"]),
     ("from", &[], &["bind", "cache"]),
-    ("rw", &["readwrite"], &["bind", "cache"]),
-    ("ro", &["readonly"], &["bind", "cache"]),
+    ("rw", &["readwrite"], &["bind", "cache", "tmpfs", "secret", "ssh"]),
+    ("ro", &["readonly"], &["bind", "cache", "tmpfs", "secret", "ssh"]),
     ("id", &[], &["cache", "secret", "ssh"]),
     ("sharing", &[], &["cache"]),
     ("mode", &[], &["cache", "secret", "ssh"]),
@@ -217,6 +217,9 @@ const KEYS: [(&str, &[&str], &[&str]); 13] = [
     ("required", &[], &["secret", "ssh"]),
     ("env", &[], &["secret"]),
 ];
+
+/// Keys that may stand without a value.
+const BARE_KEYS: [&str; 5] = ["ro", "readonly", "rw", "readwrite", "required"];
 
 const TYPES: [&str; 5] = ["bind", "cache", "tmpfs", "secret", "ssh"];
 
@@ -269,6 +272,11 @@ impl Fields<'_> {
         });
         Ok(last.unwrap_or(default))
     }
+
+    /// Refuses `ro` and `rw` where the type allows only one of the two.
+    fn always(&self, read_only: bool, reason: &'static str) -> Result<(), MountError> {
+        if self.read_only(read_only)? == read_only { Ok(()) } else { Err(MountError::Combination { kind: self.kind, reason }) }
+    }
 }
 
 fn invalid(key: &str, value: &str, expected: &'static str) -> MountError {
@@ -287,11 +295,12 @@ fn build(pairs: &[(String, Option<String>)]) -> Result<RunMount, MountError> {
     }
     let mut fields = Fields { kind: kind.unwrap_or("bind"), given: vec![] };
     for (key, value) in pairs.iter().filter(|(key, _)| key != "type") {
-        let known = KEYS.iter().find(|(name, aliases, types)| (name == key || aliases.contains(&key.as_str())) && types.contains(&fields.kind));
-        let Some((name, ..)) = known else { return Err(unexpected(key, fields.kind)) };
-        if value.is_none() && !matches!(*name, "ro" | "rw" | "required") {
+        let known =
+            KEYS.iter().find(|(name, aliases, types)| (name == key || aliases.contains(&key.as_str())) && types.contains(&fields.kind));
+        if value.is_none() && !BARE_KEYS.contains(&key.as_str()) {
             return Err(MountError::NotAPair { field: key.clone() });
         }
+        let Some((name, ..)) = known else { return Err(unexpected(key, fields.kind)) };
         if fields.find(name).is_some() {
             return Err(MountError::Duplicate { key: name });
         }
@@ -308,8 +317,8 @@ fn unexpected(key: &str, kind: &'static str) -> MountError {
 fn typed(fields: &Fields) -> Result<RunMount, MountError> {
     let target = fields.text("target");
     let need_target = || {
-        let missing = "a target is required, write target=/path";
-        target.clone().map(Some).ok_or(MountError::Missing { kind: fields.kind, missing })
+        let reason = "a target is required, write target=/path";
+        target.clone().map(Some).ok_or(MountError::Combination { kind: fields.kind, reason })
     };
     let [mode, uid, gid] = fields.owner()?;
     let (kind, target) = match fields.kind {
@@ -344,21 +353,25 @@ fn typed(fields: &Fields) -> Result<RunMount, MountError> {
                 Some((key, Some(value))) => Some(bytes(value).ok_or_else(|| invalid(key, value, "write a size such as 64m or 1g"))?),
                 _ => None,
             };
+            fields.always(false, "a tmpfs mount is always writable")?;
             (MountKind::Tmpfs { size }, need_target()?)
         }
         "secret" => {
             let (id, source, env) = (fields.text("id"), fields.text("source"), fields.text("env"));
             if id.is_some() && source.is_some() {
-                return Err(MountError::Missing { kind: "secret", missing: "both source and id can't be set, keep id" });
+                return Err(MountError::Combination { kind: "secret", reason: "both source and id can't be set, keep id" });
             }
-            let base = || target.as_deref().and_then(|t| t.trim_end_matches('/').rsplit('/').next()).filter(|b| !b.is_empty()).map(str::to_owned);
-            let id = id.or(source).or_else(base).or_else(|| env.clone());
-            let missing = "one of source, target required, write id=name";
-            let id = id.ok_or(MountError::Missing { kind: "secret", missing })?;
+            let base =
+                || target.as_deref().and_then(|t| t.trim_end_matches('/').rsplit('/').next()).filter(|b| !b.is_empty()).map(str::to_owned);
+            let id = id.or(source).or_else(base);
+            let reason = "one of source, target required, write id=name";
+            let id = id.ok_or(MountError::Combination { kind: "secret", reason })?;
+            fields.always(true, "a secret is always read-only")?;
             (MountKind::Secret { id, env, required: fields.flag("required")?.unwrap_or(false), mode, uid, gid }, target)
         }
         _ => {
             let id = fields.text("id").unwrap_or_else(|| "default".to_owned());
+            fields.always(true, "an agent socket is always read-only")?;
             (MountKind::Ssh { id, required: fields.flag("required")?.unwrap_or(false), mode, uid, gid }, target)
         }
     };

@@ -3,8 +3,8 @@
 /// Largest number of edits that still counts as a slip.
 const MAX_EDITS: usize = 2;
 
-/// The option nearest to `word` (ASCII case does not count), unless it is further than two edits
-/// or one of the options is the word itself. The first of equally near options wins.
+/// The option nearest to `word` (case does not count), unless it is further than two edits, shares
+/// no character with it, or one of the options is the word itself. The first of equally near options wins.
 ///
 /// ```
 /// assert_eq!(ovenbird_dockerfile::suggest::nearest("plaftorm", ["from", "platform"]), Some("platform"));
@@ -20,7 +20,8 @@ pub fn nearest<'o>(word: &str, options: impl IntoIterator<Item = &'o str>) -> Op
         }
         match edits(&word, &candidate) {
             0 => return None,
-            n if n <= MAX_EDITS && best.is_none_or(|(b, _)| n < b) => best = Some((n, option)),
+            // As many edits as characters is another word, not a slip.
+            n if n <= MAX_EDITS && n < word.len().min(candidate.len()) && best.is_none_or(|(b, _)| n < b) => best = Some((n, option)),
             _ => {}
         }
     }
@@ -57,9 +58,11 @@ mod tests {
             ("foo", &["chown", "from", "chmod"], Some("from")),
             ("BADCMD", &["ADD", "CMD"], None),
             ("run", &["RUN"], None),
-            ("", &["ab"], Some("ab")),
+            ("", &["ab"], None),
+            ("id", &["rw", "ro"], None),
+            ("rx", &["rw", "ro"], Some("rw")),
             ("cpoy", &["COPY"], Some("COPY")),
-            ("안녕", &["안"], Some("안")),
+            ("안녕한", &["안녕"], Some("안녕")),
             ("anything", &[], None),
         ] {
             assert_eq!(nearest(word, options.iter().copied()), expect, "{word}");

@@ -84,7 +84,7 @@ impl Engine {
         }
         let built = run(&session, &plans);
         // Whatever failed, the hashes of context files are still right.
-        session.stat_cache.save();
+        let _ = session.stat_cache.save();
         let images = match built {
             Err(_) if cancel.is_cancelled() => return Err(BuildError::Cancelled),
             other => other?,
@@ -248,15 +248,17 @@ fn lower(session: &Session, dockerfile: &ovenbird_dockerfile::Dockerfile, option
 
 fn run(session: &Session, plans: &[Plan]) -> Result<Vec<assemble::Assembled>, BuildError> {
     let created = assemble::created(session.input.source_date_epoch);
-    let mut offset = 0;
-    let offsets: Vec<usize> = plans.iter().map(|plan| std::mem::replace(&mut offset, offset + plan.vertices.len())).collect();
-    let chains: Vec<_> = std::thread::scope(|scope| {
+    let mut offsets = vec![0];
+    offsets.extend(plans.iter().scan(0, |next, plan| {
+        *next += plan.vertices.len();
+        Some(*next)
+    }));
+    let mut chains: Vec<_> = std::thread::scope(|scope| {
         let running: Vec<_> =
             plans.iter().zip(&offsets).map(|(plan, offset)| scope.spawn(move || solve::solve(session, plan, *offset))).collect();
         running.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
     // The first real error counts, not the cancellation it caused elsewhere.
-    let mut chains: Vec<_> = chains;
     if let Some(at) = chains.iter().position(|c| c.as_ref().is_err_and(|e| !matches!(e, BuildError::Cancelled))) {
         return chains.swap_remove(at).map(|_| vec![]);
     }

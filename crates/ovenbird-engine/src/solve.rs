@@ -85,14 +85,14 @@ impl<'a> Solver<'a> {
 
     fn mark_no_cache(&mut self) {
         for (id, vertex) in self.plan.vertices.iter().enumerate() {
-            let any = |marks: &[bool], inputs: &mut dyn Iterator<Item = VertexId>| inputs.any(|input| marks[input]);
-            debug_assert!(vertex.op.inputs().iter().all(|input| *input < id));
-            let stale = vertex.no_cache || any(&self.stale, &mut vertex.op.inputs().into_iter());
-            let by_identity: Vec<VertexId> = match &vertex.op {
+            let inputs = vertex.op.inputs();
+            debug_assert!(inputs.iter().all(|input| *input < id));
+            let stale = vertex.no_cache || inputs.iter().any(|input| self.stale[*input]);
+            let by_identity = match &vertex.op {
                 Op::File(file) => file.base.into_iter().collect(),
-                op => op.inputs(),
+                _ => inputs,
             };
-            let fresh = vertex.no_cache || any(&self.fresh, &mut by_identity.into_iter());
+            let fresh = vertex.no_cache || by_identity.iter().any(|input| self.fresh[*input]);
             self.stale.push(stale);
             self.fresh.push(fresh);
         }

@@ -2,6 +2,8 @@
 //! parsed document is never serialised again to find its digest.
 //! Source: OCI image-spec 1.1; Docker image manifest v2 schema 2; Docker image config 1.2 (`Healthcheck`, `OnBuild`, `Shell`).
 
+#![allow(clippy::zero_sized_map_values, reason = "docker writes sets as maps to {}")]
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -161,7 +163,6 @@ pub struct History {
 }
 
 /// `config.config`: field names as Docker writes them.
-#[allow(clippy::zero_sized_map_values, reason = "sets are written as maps to {}")]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct RunConfig {

@@ -2,9 +2,30 @@
 //!
 //! The only crate of the workspace with `unsafe`: raw system calls between `clone` and `exec`.
 //! It must not know of Dockerfiles, caches or images. Linux only.
+#![cfg(target_os = "linux")]
+#![allow(unsafe_code, reason = "system calls that std does not offer, and everything between clone and exec")]
 
+mod caps;
+mod cgroup;
+mod child;
+mod chroot;
+mod failure;
+mod idmap;
+mod limits;
+mod mounts;
+mod network;
+mod notify;
+mod owners;
+mod prepare;
 pub mod probe;
+mod reap;
+mod seccomp;
+mod socket;
 pub mod spec;
+mod step;
+mod syscall;
+
+use std::sync::atomic::AtomicBool;
 
 pub use probe::{Level, LevelStatus, Probe};
 pub use spec::{Limits, Mount, MountSource, Network, Outcome, Root, SandboxError, Step, StepUser, Stream};
@@ -13,17 +34,22 @@ pub use spec::{Limits, Mount, MountSource, Network, Outcome, Root, SandboxError,
 ///
 /// `Rootless` and `SingleId`: a user namespace with a mount namespace, after which this process is uid 0 there.
 /// `Root`: a private mount namespace. `Chroot`: nothing.
-pub fn enter(_level: Level) -> Result<(), SandboxError> {
-    Ok(())
+pub fn enter(level: Level) -> Result<(), SandboxError> {
+    use failure::Context as _;
+    match level {
+        Level::Root => syscall::unshare(libc::CLONE_NEWNS)
+            .and_then(|()| prepare::make_private())
+            .context(|| "entering a private mount namespace".to_owned()),
+        Level::Rootless | Level::SingleId => idmap::enter(level),
+        Level::Chroot => Ok(()),
+    }
 }
 
 /// Runs one step to its end on the calling thread (which the step dies with). Output arrives through `output` while it runs.
 /// Returns when every process of the step is dead and every mount is gone. `cancel` set to true kills the step.
-pub fn run(
-    _level: Level,
-    _step: &Step,
-    _output: &mut dyn FnMut(Stream, &[u8]),
-    _cancel: &std::sync::atomic::AtomicBool,
-) -> Result<Outcome, SandboxError> {
-    Err(SandboxError::Impossible { reason: String::new() })
+pub fn run(level: Level, step: &Step, output: &mut dyn FnMut(Stream, &[u8]), cancel: &AtomicBool) -> Result<Outcome, SandboxError> {
+    match level {
+        Level::Chroot => chroot::run(step, output, cancel),
+        Level::Root | Level::Rootless | Level::SingleId => step::run(level, step, output, cancel),
+    }
 }

@@ -18,6 +18,21 @@ pub enum Level {
     Chroot,
 }
 
+impl Level {
+    /// All, best first.
+    pub const ALL: [Level; 4] = [Level::Root, Level::Rootless, Level::SingleId, Level::Chroot];
+
+    /// The name that users read and type.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Root => "root",
+            Level::Rootless => "rootless",
+            Level::SingleId => "single-id",
+            Level::Chroot => "chroot",
+        }
+    }
+}
+
 /// One level and whether it works here.
 #[derive(Debug, Clone, Serialize)]
 pub struct LevelStatus {
@@ -43,4 +58,9 @@ pub struct Probe {
 /// Tries each level in a child process (never changes this one). `state` is where snapshots will live.
 pub fn probe(_state: &Path) -> Probe {
     Probe { levels: vec![], chosen: None, overlay: false }
+}
+
+/// Like [`probe`], but tries the lower levels too (for `doctor`).
+pub fn probe_all(state: &Path) -> Probe {
+    probe(state)
 }

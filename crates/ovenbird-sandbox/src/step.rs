@@ -125,7 +125,7 @@ fn inside(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::r
         }
     };
     let lower = if level == Level::SingleId { owners::lower(prepared.clean.as_fd(), &step.lower_owners) } else { Owners::default() };
-    let spawned = spawn(level, step, cgroup, resources, &mut prepared);
+    let spawned = spawn(level, step, cgroup, resources, &mut prepared, lower);
     let result = match spawned {
         Ok(started) => {
             // A caller that went away has dropped (and so killed) the step already.
@@ -141,10 +141,10 @@ fn inside(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::r
     stubs.remove();
     let table = match (&result, &step.root, level) {
         (Ok(recorded), Root::Overlay { upper, .. }, Level::SingleId) => {
-            owners::table(clean.as_fd(), upper, recorded, &lower, (step.user.uid, step.user.gid)).context(|| "collecting the owners of the changed files".to_owned())
+            owners::table(clean.as_fd(), upper, recorded, (step.user.uid, step.user.gid)).context(|| "collecting the owners of the changed files".to_owned())
         }
         (Ok(recorded), Root::Dir(folder), Level::SingleId) => {
-            owners::table(clean.as_fd(), folder, recorded, &lower, (0, 0)).context(|| "collecting the owners of the changed files".to_owned())
+            owners::table(clean.as_fd(), folder, recorded, (0, 0)).context(|| "collecting the owners of the changed files".to_owned())
         }
         _ => Ok(Vec::new()),
     };
@@ -152,7 +152,11 @@ fn inside(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::r
     stubs.prune();
     result?;
     back?;
-    table
+    let mut table = table?;
+    if let Root::Overlay { upper, .. } = &step.root {
+        table.retain(|(path, ..)| upper.join(path).symlink_metadata().is_ok());
+    }
+    Ok(table)
 }
 
 struct Pointers {
@@ -181,7 +185,7 @@ pub(crate) fn stdin(content: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-fn spawn(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::rlimit64)], prepared: &mut Prepared) -> Result<Started, SandboxError> {
+fn spawn(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::rlimit64)], prepared: &mut Prepared, lower: Owners) -> Result<Started, SandboxError> {
     let program = prepare::find_program(prepared.root.as_fd(), step).context(|| "looking for the program".to_owned())?;
     let program = program.ok_or_else(|| missing_program(step))?;
     let argv = pointers(step.args.iter().map(|arg| &**arg)).context(|| "an argument with a NUL byte".to_owned())?;
@@ -223,7 +227,7 @@ fn spawn(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::rl
             drop(theirs);
             let listener = child::receive_descriptor(ours.as_fd()).context(|| "receiving the recorder's listener".to_owned())?;
             let user = (step.user.uid, step.user.gid, step.user.groups.clone());
-            listener.map(|listener| Recorder::new(listener, user)).transpose().context(|| "starting the owner recorder".to_owned())?
+            listener.map(|listener| Recorder::new(listener, user, pid, lower))
         }
         None => None,
     };

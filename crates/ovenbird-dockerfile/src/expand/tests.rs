@@ -198,7 +198,7 @@ fn words_without_options() {
         // Wildcards do not cross a line feed, as in Docker.
         ("${lines##*two}", "one\ntwo"),
         ("${v#\\x}", "!pattern \\x"),
-        ("${v%%\\1}", "!pattern %\\1"),
+        ("${v%%\\1}", "!pattern \\1"),
         // Replacement.
         ("${list/b/X}", "a,X,c,b"),
         ("${list//b/X}", "a,X,c,X"),
@@ -303,7 +303,9 @@ fn bodies_of_heredocs_keep_quotes() {
 #[test]
 fn other_escape_character() {
     let backtick = Expander { escape: '`', ..PLAIN };
-    for (word, expect) in [("C:\\dir", "C:\\dir"), ("`$set", "$set"), ("``", "`"), ("\"`\"\"", "\""), ("\\$set", "\\value"), ("a` b", "a b")] {
+    for (word, expect) in
+        [("C:\\dir", "C:\\dir"), ("`$set", "$set"), ("``", "`"), ("\"`\"\"", "\""), ("\\$set", "\\value"), ("a` b", "a b")]
+    {
         assert_eq!(outcome(backtick.word(word, &Fixed)), expect, "{word}");
     }
 }
@@ -346,7 +348,11 @@ fn variables_are_reported() {
         ("$empty$1", &["empty"], &["1"]),
     ] {
         let found = PLAIN.word(word, &Fixed).unwrap_or_default();
-        assert_eq!((found.used.iter().map(String::as_str).collect::<Vec<_>>(), found.unset.iter().map(String::as_str).collect::<Vec<_>>()), (used.to_vec(), unset.to_vec()), "{word}");
+        assert_eq!(
+            (found.used.iter().map(String::as_str).collect::<Vec<_>>(), found.unset.iter().map(String::as_str).collect::<Vec<_>>()),
+            (used.to_vec(), unset.to_vec()),
+            "{word}"
+        );
     }
 }
 

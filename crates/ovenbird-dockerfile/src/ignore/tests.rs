@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 #[test]
@@ -184,5 +186,40 @@ fn paths_are_cleaned_as_in_go() {
         ("../../a", "../../a"),
     ] {
         assert_eq!(clean(path), expect, "{path}");
+    }
+}
+
+proptest! {
+    /// What a walk may skip is really left out, whatever the rules are.
+    #[test]
+    fn pruned_folders_hold_nothing_kept(
+        file in prop::collection::vec("!?(\\*\\*/?|[ab*?]|[ab]/|/|\\[\\^?a\\])([ab*/?]|\\*\\*/?){0,4}", 1..6),
+        dir in "[ab](/[ab]){0,2}",
+        name in "[ab]{1,2}(/[ab]){0,2}",
+    ) {
+        if let Ok(patterns) = Patterns::new(&file) && patterns.can_prune(&dir) {
+            prop_assert!(patterns.is_ignored(&format!("{dir}/{name}")), "{file:?} {dir} {name}");
+        }
+    }
+
+    /// Matching agrees with a plain backtracking reading of the tokens.
+    #[test]
+    fn automaton_agrees_with_backtracking(pattern in "[ab/]?([ab/?*]|\\*\\*/?|\\[a-b\\]){0,6}", path in "[ab/]{0,8}") {
+        fn slow(pattern: &[char], path: &[char]) -> bool {
+            match pattern {
+                [] => path.is_empty(),
+                ['*', '*', '/', rest @ ..] | ['*', '*', rest @ ..] if rest.is_empty() => { let _ = rest; true }
+                ['*', '*', '/', rest @ ..] | ['*', '*', rest @ ..] => {
+                    slow(rest, path) || (0..path.len()).any(|i| path[i] == '/' && slow(rest, &path[i + 1..]))
+                }
+                ['*', rest @ ..] => (0..=path.len()).take_while(|i| *i == 0 || path[i - 1] != '/').any(|i| slow(rest, &path[i..])),
+                ['?', rest @ ..] => path.first().is_some_and(|c| *c != '/') && slow(rest, &path[1..]),
+                ['[', 'a', '-', 'b', ']', rest @ ..] => path.first().is_some_and(|c| matches!(c, 'a' | 'b')) && slow(rest, &path[1..]),
+                [c, rest @ ..] => path.first() == Some(c) && slow(rest, &path[1..]),
+            }
+        }
+        let glob = Glob::compile(&pattern).map(|g| g.matches(&path));
+        let expect = slow(&pattern.chars().collect::<Vec<_>>(), &path.chars().collect::<Vec<_>>());
+        prop_assert_eq!(glob, Ok(expect), "{} {}", pattern, path);
     }
 }

@@ -12,7 +12,9 @@ pub(super) fn is_valid(name: &str) -> bool {
         None => (name, None),
     };
     let path = match path.split_once('/') {
-        Some((domain, rest)) if domain.contains(['.', ':']) || domain == "localhost" || domain.contains(|c: char| c.is_ascii_uppercase()) => {
+        Some((domain, rest))
+            if domain.contains(['.', ':']) || domain == "localhost" || domain.contains(|c: char| c.is_ascii_uppercase()) =>
+        {
             if !domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']')) {
                 return false;
             }
@@ -26,7 +28,10 @@ pub(super) fn is_valid(name: &str) -> bool {
             && part.bytes().next().is_some_and(word)
             && part.bytes().next_back().is_some_and(word)
     }) && tag.is_none_or(is_tag)
-        && digest.is_none_or(|d| d.split_once(':').is_some_and(|(algorithm, hex)| !algorithm.is_empty() && hex.len() >= 32 && hex.bytes().all(|b| b.is_ascii_hexdigit())))
+        && digest.is_none_or(|d| {
+            d.split_once(':')
+                .is_some_and(|(algorithm, hex)| !algorithm.is_empty() && hex.len() >= 32 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+        })
 }
 
 fn is_tag(tag: &str) -> bool {

@@ -148,7 +148,13 @@ impl Reader<'_> {
     }
 
     /// Takes the flags of `rest` and checks them; the second value is what follows.
-    fn flags(&mut self, name: &'static str, table: FlagTable, word: Range<usize>, rest: Range<usize>) -> Result<(Given, Range<usize>), Error> {
+    fn flags(
+        &mut self,
+        name: &'static str,
+        table: FlagTable,
+        word: Range<usize>,
+        rest: Range<usize>,
+    ) -> Result<(Given, Range<usize>), Error> {
         let words::Flags { flags, rest } = words::take_flags(&self.folded.text, rest);
         for (index, flag) in flags.iter().enumerate() {
             let RawFlag { name: flag_name, value, range } = flag;
@@ -212,8 +218,7 @@ impl Reader<'_> {
             let valid = lower.starts_with(|c: char| c.is_ascii_lowercase())
                 && lower.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.'));
             if !valid {
-                let message =
-                    format!("invalid name for build stage: {:?}, name can't start with a number or contain symbols", name.text);
+                let message = format!("invalid name for build stage: {:?}, name can't start with a number or contain symbols", name.text);
                 let help = "begin with a letter, go on with letters, digits, `-`, `_` and `.`";
                 return Err(self.error("invalid-stage-name", message, help, name.range.clone()));
             }
@@ -500,7 +505,12 @@ impl Reader<'_> {
                     Command::Exec(items) => items.is_empty(),
                 };
                 if empty {
-                    return Err(self.error("missing-argument", "Missing command after HEALTHCHECK CMD", format!("write for example `{example}`"), kind));
+                    return Err(self.error(
+                        "missing-argument",
+                        "Missing command after HEALTHCHECK CMD",
+                        format!("write for example `{example}`"),
+                        kind,
+                    ));
                 }
                 for flag in &given.flags {
                     self.check_health_flag(flag)?;

@@ -262,7 +262,11 @@ impl<'t> Lines<'t> {
                     severity: Severity::Error,
                     code: "unterminated-heredoc",
                     message: format!("unterminated heredoc: no line holds just {}", head.name),
-                    help: Some(format!("end the here-document with a line `{}`{}", head.name, if head.strip_tabs { "" } else { " without indentation" })),
+                    help: Some(format!(
+                        "end the here-document with a line `{}`{}",
+                        head.name,
+                        if head.strip_tabs { "" } else { " without indentation" }
+                    )),
                     span: place,
                 });
             }

@@ -2,13 +2,17 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use ovenbird_oci::layer::Ownership;
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
 use ovenbird_oci::{Descriptor, Digest, Index, Manifest, Reference, archive};
 
 use crate::cache::Link;
 use crate::error::BuildError;
 use crate::ops::{Session, image, merged};
+use crate::snapshot::Snapshot;
 
 /// A file, or standard output.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +62,7 @@ pub fn export(session: &Session, target: &Descriptor, form: &Export, names: &[Re
                 };
                 fs::create_dir_all(&dir).map_err(BuildError::output(&dir))?;
                 let snapshot = snapshot_of(session, digest)?;
-                merged::export_dir(&snapshot, &dir, session.state.ownership(), session.input.source_date_epoch).map_err(file_error)?;
+                write_dir(&snapshot, &dir, session.input.source_date_epoch)?;
             }
             Ok(())
         }
@@ -76,11 +80,54 @@ pub fn export(session: &Session, target: &Descriptor, form: &Export, names: &[Re
     }
 }
 
+/// Writes the files into a folder that may hold others: they are made aside and moved in, so that each file appears whole.
+/// They belong to the caller, as with every tool that copies files out.
+fn write_dir(snapshot: &Snapshot, dir: &Path, mtime: Option<i64>) -> Result<(), BuildError> {
+    let aside = tempfile::Builder::new().prefix(".ovenbird-").tempdir_in(dir).map_err(BuildError::output(dir))?;
+    merged::materialize(snapshot, aside.path(), Ownership::Recorded).map_err(file_error)?;
+    if let Some(seconds) = mtime {
+        set_times(aside.path(), seconds).map_err(BuildError::output(dir))?;
+    }
+    move_into(aside.path(), dir).map_err(BuildError::output(dir))
+}
+
+fn set_times(dir: &Path, seconds: i64) -> io::Result<()> {
+    let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.symlink_metadata()?.is_dir() {
+            set_times(&path, seconds)?;
+        }
+        utimensat(CWD, &path, &Timestamps { last_access: time, last_modification: time }, AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    Ok(())
+}
+
+fn move_into(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let place = to.join(entry.file_name());
+        let existing = place.symlink_metadata().ok();
+        match (entry.file_type()?.is_dir(), existing.is_some_and(|meta| meta.is_dir())) {
+            (true, true) => move_into(&entry.path(), &place)?,
+            (true, false) => {
+                let _ = fs::remove_file(&place);
+                fs::rename(entry.path(), place)?;
+            }
+            (false, true) => {
+                return Err(io::Error::new(io::ErrorKind::IsADirectory, format!("{} is a folder and the image has a file there", place.display())));
+            }
+            (false, false) => fs::rename(entry.path(), place)?,
+        }
+    }
+    Ok(())
+}
+
 fn file_error(source: crate::ops::file::FileError) -> BuildError {
     BuildError::File { step: "exporting".into(), line: None, source }
 }
 
-fn snapshot_of(session: &Session, digest: &Digest) -> Result<crate::snapshot::Snapshot, BuildError> {
+fn snapshot_of(session: &Session, digest: &Digest) -> Result<Snapshot, BuildError> {
     let reference = "localhost/exported".parse().map_err(|error| BuildError::Malformed { digest: digest.to_string(), reason: format!("{error}") })?;
     image::snapshot(session, &[Link::Image { manifest: *digest, reference }])
 }

@@ -129,7 +129,7 @@ impl Lowering<'_> {
     }
 
     fn expand_transfer<'t>(&mut self, id: NodeId, transfer: &'t Transfer, is_add: bool, span: Span) -> Outcome<Expanded<'t>> {
-        let mut optional = |lowering: &mut Self, word: &Option<String>| -> Outcome<Option<String>> {
+        let optional = |lowering: &mut Self, word: &Option<String>| -> Outcome<Option<String>> {
             let word = word.as_ref().map(|word| lowering.word(id, word, span)).transpose()?;
             Ok(word.filter(|word| !word.is_empty()))
         };

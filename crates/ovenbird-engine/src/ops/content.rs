@@ -29,20 +29,22 @@ const MAX_THREADS: usize = 4;
 struct Counted {
     mode: bool,
     owner: bool,
+    /// The folder that the walk began with: a copy takes only what is in it.
+    top: bool,
 }
 
 /// What `copy` selects of `from`: names relative to each source, kinds, modes (unless `--chmod` replaces them), owners (if kept),
 /// link targets, extended attributes and content. Fails where the copy itself would fail to find its sources.
 pub fn digest(from: &dyn Tree, copy: &CopyAction, cache: &dyn StatCache) -> Result<Digest, FileError> {
     let absolute_mode = copy.chmod.as_deref().is_some_and(|mode| mode.bytes().all(|b| b.is_ascii_digit()));
-    let counted = Counted { mode: !absolute_mode, owner: copy.keep_owner && copy.chown.is_none() };
+    let counted = Counted { mode: !absolute_mode, owner: copy.keep_owner && copy.chown.is_none(), top: false };
     let selection = Selection::new(from, copy)?;
     let mut items = Vec::new();
     let mut any = false;
     for source in &selection.sources {
         // The name matters even for a file that is renamed: the destination may be a folder.
         items.push(Item::Source(source.name.as_encoded_bytes().to_vec()));
-        let found = collect(from, selection.walk(from, source), &source.path, &mut items)?;
+        let found = collect(selection.walk(from, source), &source.path, &mut items)?;
         // Folders made only for the sake of `--parents` do not count.
         any |= found > usize::from(source.filtered());
     }
@@ -61,8 +63,8 @@ pub fn digest_path(from: &dyn Tree, path: &Path, cache: &dyn StatCache) -> Resul
         return Err(FileError::Ignored { name: super::file::absolute(path) });
     }
     let mut items = Vec::new();
-    collect(from, tree::walk(from, &target), &target, &mut items)?;
-    hash(from, &items, Counted { mode: true, owner: true }, cache)
+    collect(tree::walk(from, &target), &target, &mut items)?;
+    hash(from, &items, Counted { mode: true, owner: true, top: true }, cache)
 }
 
 enum Item {
@@ -70,8 +72,7 @@ enum Item {
     Entry { rel: Vec<u8>, visit: Visit },
 }
 
-fn collect(from: &dyn Tree, walk: Walk, root: &Path, items: &mut Vec<Item>) -> Result<usize, FileError> {
-    let _ = from;
+fn collect(walk: Walk, root: &Path, items: &mut Vec<Item>) -> Result<usize, FileError> {
     let mut found = 0;
     for visit in walk {
         let visit = visit.map_err(FileError::io("read", root))?;
@@ -94,6 +95,7 @@ fn hash(from: &dyn Tree, items: &[Item], counted: Counted, cache: &dyn StatCache
     hasher.update(FORM);
     for (item, read) in items.iter().zip(parts) {
         match (item, read) {
+            (Item::Entry { visit, .. }, Some(_)) if visit.depth == 0 && visit.entry.is_dir() && !counted.top => hasher.update(b"T"),
             (Item::Entry { rel, visit }, Some(read)) => describe(&mut hasher, rel, &visit.entry, &read, counted),
             (Item::Source(name), _) => {
                 hasher.update(b"S");

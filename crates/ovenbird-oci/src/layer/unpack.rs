@@ -234,6 +234,12 @@ impl Unpacker<'_> {
             }
             return Ok(());
         };
+        if self.layer && parent.iter().any(|part| part.starts_with(b".wh.")) {
+            if parent.iter().any(|part| part.starts_with(b".wh..wh.")) {
+                return Ok(());
+            }
+            return Err(LayerError::Malformed { reason: format!("{:?} lies in something removed", show(&header.path)) });
+        }
         if let Some(hidden) = name.strip_prefix(b".wh.").filter(|_| self.layer) {
             return self.whiteout(&header, parent, hidden);
         }

@@ -12,6 +12,7 @@ mod error;
 mod pull;
 mod push;
 mod transport;
+pub mod web;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;

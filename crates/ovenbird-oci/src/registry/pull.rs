@@ -125,12 +125,12 @@ async fn choose(
                 let rank = match &child.platform {
                     Some(platform) => wanted.preference(platform),
                     // Some tools name no platform in an index of one.
-                    None => (alone || is_index(&child.media_type)).then_some(0),
+                    None => (alone || is_index(&child.media_type)).then_some(u32::MAX),
                 };
                 available.extend(child.platform.as_ref().filter(|p| p.os != "unknown").map(ToString::to_string));
                 match rank {
                     Some(_) if is_index(&child.media_type) => below.push(child),
-                    Some(rank) if best.as_ref().is_none_or(|(r, _)| *r < rank) => best = Some((rank, child)),
+                    Some(rank) if best.as_ref().is_none_or(|(r, _)| rank < *r) => best = Some((rank, child)),
                     _ => {}
                 }
             }

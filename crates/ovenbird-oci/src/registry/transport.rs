@@ -229,7 +229,7 @@ fn make_client(kind: &Kind, registry: &str) -> Result<reqwest::Client, RegistryE
     builder.build().map_err(|e| settings(registry, Path::new("(TLS)"), chain(&e)))
 }
 
-fn tls_config(with_roots: bool, ca: Option<&Path>, identity: Option<&Path>, registry: &str) -> Result<rustls::ClientConfig, RegistryError> {
+pub(super) fn tls_config(with_roots: bool, ca: Option<&Path>, identity: Option<&Path>, registry: &str) -> Result<rustls::ClientConfig, RegistryError> {
     // The provider is passed along: installing a process-wide default would panic or surprise whoever embeds this.
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = rustls::RootCertStore::empty();

@@ -285,6 +285,23 @@ impl Dest {
         Ok(handle)
     }
 
+    /// Gives the root of the diff itself the metadata of an entry.
+    pub(crate) fn describe_root(&mut self, from: &dyn Tree, visit: &Visit, meta: Meta) -> Result<Arc<DirHandle>, FileError> {
+        let handle = self.dir(Path::new(""))?;
+        self.describe_dir(&handle.fd, Path::new(""), meta)?;
+        if let Some(location) = from.locate(&visit.path).map_err(FileError::io("read", &visit.entry.disk))? {
+            let xattrs = location.xattrs().map_err(FileError::io("read the attributes of", &visit.entry.disk))?;
+            set_dir_xattrs(&handle.fd, &xattrs).map_err(FileError::io("set the attributes of", &visit.entry.disk))?;
+        }
+        Ok(handle)
+    }
+
+    /// Marks a folder of the diff: nothing of the base shows through.
+    pub(crate) fn mark_opaque(&mut self, path: &Path) -> Result<(), FileError> {
+        let handle = self.dir(path)?;
+        rustix::fs::fsetxattr(&handle.fd, OPAQUE, b"y", XattrFlags::empty()).map_err(FileError::io("mark as opaque", path))
+    }
+
     fn change_mode(&mut self, handle: &DirHandle, mode: u32) -> Result<(), FileError> {
         rustix::fs::fchmod(&handle.fd, Mode::from_raw_mode(mode | 0o700)).map_err(FileError::io("set the mode of", &handle.path))?;
         let stat = rustix::fs::fstat(&handle.fd).map_err(FileError::io("read", &handle.path))?;

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use ovenbird_oci::Digest;
 use ovenbird_oci::digest::Hasher;
+use ovenbird_oci::registry::web;
 
 use super::{Fetched, fetch_error, file, found, host_of, named_secret};
 use crate::error::BuildError;
@@ -43,7 +44,7 @@ pub fn fetch(session: &Session, step: &StepName, op: &HttpOp) -> Result<Fetched,
 async fn download(session: &Session<'_>, step: &StepName, op: &HttpOp, path: &std::path::Path) -> Result<(Digest, SystemTime), BuildError> {
     let fail = |error: reqwest::Error| fetch_error(step, &op.url, describe(error));
     let host = host_of(&op.url);
-    let mut request = session.client.http().map_err(BuildError::Registry)?.get(&op.url);
+    let mut request = web::client()?.get(&op.url);
     if let Some(header) = named_secret(session, &[format!("HTTP_AUTH_HEADER_{host}")]) {
         request = request.header(reqwest::header::AUTHORIZATION, header);
     } else if let Some(token) = named_secret(session, &[format!("HTTP_AUTH_TOKEN_{host}")]) {

@@ -1,0 +1,568 @@
+//! The owner recorder of the single-id level: answers the calls that one mapped id cannot do, and remembers what was meant.
+//!
+//! A seccomp filter sends the calls of [`calls`] to a thread of the engine ([`Recorder::serve`], `seccomp_unotify(2)`). Changes
+//! of owner are recorded by inode; the real call then sets the owner to 0:0, which makes overlay copy the file into the upper
+//! folder. Ids of processes are made up per process, inherited from the parent when a process is first seen, so that a program
+//! which drops its privileges sees that it did. A device node becomes an empty file with a record.
+//! This is no security border: every process of the step is the same real user, and paths are resolved inside the step.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use libc::{c_int, c_long};
+
+use crate::owners::{self, Owners, Seen};
+use crate::syscall::{self, c_bytes, check, here};
+
+const IOCTL_RECV: u64 = 0xC050_2100;
+const IOCTL_SEND: u64 = 0xC018_2101;
+const IOCTL_ID_VALID: u64 = 0x4008_2102;
+const IOCTL_SET_FLAGS: u64 = 0x4008_2104;
+/// Wakes the receiver on the sender's CPU (Linux 6.6): half the round trip.
+const SYNC_WAKE_UP: u64 = 1;
+const CONTINUE: u32 = 1;
+
+/// Milliseconds until the end of the step is noticed when the kernel does not say.
+const POLL: c_int = 50;
+/// `NGROUPS_MAX`.
+const GROUPS_MAX: u64 = 65536;
+const UNCHANGED: u32 = u32::MAX;
+/// Deepest chain of parents that is followed for a process seen for the first time.
+const PARENTS_MAX: usize = 64;
+
+/// Links into `/proc/self`.
+const STREAMS: [&[u8]; 3] = [b"/dev/std", b"/dev/fd/", b"/proc/self/fd/"];
+
+macro_rules! numbers {
+    ($($name:ident)*) => { [$(libc::$name),*] };
+}
+
+/// The calls that are sent to the recorder.
+pub(crate) fn calls() -> Vec<c_long> {
+    let mut all = Vec::from(numbers! {
+        SYS_fchown SYS_fchownat SYS_mknodat SYS_setuid SYS_setgid SYS_setreuid SYS_setregid SYS_setresuid SYS_setresgid SYS_setfsuid
+        SYS_setfsgid SYS_setgroups SYS_getuid SYS_geteuid SYS_getgid SYS_getegid SYS_getresuid SYS_getresgid SYS_getgroups
+    });
+    #[cfg(target_arch = "x86_64")]
+    all.extend(numbers! { SYS_chown SYS_lchown SYS_mknod });
+    all
+}
+
+/// Real, effective and saved id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Ids {
+    real: u32,
+    effective: u32,
+    saved: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Credentials {
+    user: Ids,
+    group: Ids,
+    groups: Vec<u32>,
+    /// (device, inode) of the program, to notice the `exec` of a setuid one.
+    program: (u64, u64),
+    /// Clock ticks after boot; tells a new process with an old number apart.
+    started: u64,
+}
+
+enum Answer {
+    Value(i64),
+    Kernel,
+}
+
+type Answered = Result<Answer, c_int>;
+
+pub(crate) struct Recorder {
+    listener: OwnedFd,
+    owners: Owners,
+    user: (u32, u32, Vec<u32>),
+    init: i32,
+    processes: HashMap<i32, Credentials>,
+    /// Some process is not root.
+    mixed: bool,
+}
+
+/// The thread's place in the step, once it has joined it.
+struct Place {
+    /// The machine's `/proc`.
+    proc: OwnedFd,
+    home: OwnedFd,
+    /// The step's root, after joining.
+    root: Option<OwnedFd>,
+}
+
+impl Recorder {
+    /// `user`: who the step runs as; `init`: its first process.
+    pub(crate) fn new(listener: OwnedFd, user: (u32, u32, Vec<u32>), init: i32, lower: Owners) -> Recorder {
+        // SAFETY: no pointer. Older kernels do not know the flag and are just slower.
+        unsafe { libc::ioctl(listener.as_raw_fd(), IOCTL_SET_FLAGS as _, SYNC_WAKE_UP) };
+        let mixed = user.0 != 0 || user.1 != 0;
+        Recorder { listener, owners: lower, user, init, processes: HashMap::new(), mixed }
+    }
+
+    /// Serves until the last process of the step is gone (or `stop`); call on a thread of its own.
+    pub(crate) fn serve(mut self, stop: &AtomicBool) -> Owners {
+        let place = Place::new();
+        if let Ok(mut place) = place {
+            while self.ready(stop) {
+                self.next(&mut place);
+            }
+            place.leave();
+        }
+        self.owners
+    }
+
+    fn ready(&self, stop: &AtomicBool) -> bool {
+        loop {
+            let mut polled = libc::pollfd { fd: self.listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one live struct.
+            let n = unsafe { libc::poll(&raw mut polled, 1, POLL) };
+            if n > 0 {
+                return polled.revents & libc::POLLIN != 0;
+            }
+            if n == 0 && stop.load(Ordering::Relaxed) {
+                return false;
+            }
+            if n < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+                return false;
+            }
+        }
+    }
+
+    fn next(&mut self, place: &mut Place) {
+        // SAFETY: the kernel wants it zeroed.
+        let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+        // SAFETY: the struct has the size that is part of the number.
+        if unsafe { libc::ioctl(self.listener.as_raw_fd(), IOCTL_RECV as _, &raw mut call) } < 0 {
+            return; // the caller was killed in between
+        }
+        let (val, error, flags) = match self.answer(place, &call) {
+            Ok(Answer::Value(value)) => (value, 0, 0),
+            Ok(Answer::Kernel) => (0, 0, CONTINUE),
+            Err(errno) => (0, -errno, 0),
+        };
+        let mut answer = libc::seccomp_notif_resp { id: call.id, val, error, flags };
+        // SAFETY: the struct has the size that is part of the number. Fails when the caller was killed.
+        unsafe { libc::ioctl(self.listener.as_raw_fd(), IOCTL_SEND as _, &raw mut answer) };
+    }
+
+    fn answer(&mut self, place: &mut Place, call: &libc::seccomp_notif) -> Answered {
+        let args = call.data.args;
+        let (a0, a1, a2) = (args[0] as u32, args[1] as u32, args[2] as u32);
+        let pid = call.pid as i32;
+        match c_long::from(call.data.nr) {
+            libc::SYS_fchown => self.change_owner(place, call, Target::Descriptor(a0 as i32), a1, a2),
+            libc::SYS_fchownat => {
+                let target = Target::Path { dir: a0 as i32, path: args[1], follow: args[4] as c_int & libc::AT_SYMLINK_NOFOLLOW == 0, empty: args[4] as c_int & libc::AT_EMPTY_PATH != 0 };
+                self.change_owner(place, call, target, a2, args[3] as u32)
+            }
+            libc::SYS_mknodat => self.make_node(place, call, a0 as i32, args[1], a2, args[3]),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_chown => self.change_owner(place, call, Target::Path { dir: libc::AT_FDCWD, path: args[0], follow: true, empty: false }, a1, a2),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_lchown => self.change_owner(place, call, Target::Path { dir: libc::AT_FDCWD, path: args[0], follow: false, empty: false }, a1, a2),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_mknod => self.make_node(place, call, libc::AT_FDCWD, args[0], a1, args[2]),
+            libc::SYS_getgroups => {
+                let groups = self.credentials(place, pid).groups;
+                if a0 == 0 {
+                    return Ok(Answer::Value(groups.len() as i64));
+                }
+                if (a0 as usize) < groups.len() {
+                    return Err(libc::EINVAL);
+                }
+                place.write(pid, args[1], &groups)?;
+                Ok(Answer::Value(groups.len() as i64))
+            }
+            libc::SYS_getuid | libc::SYS_geteuid | libc::SYS_getgid | libc::SYS_getegid | libc::SYS_getresuid | libc::SYS_getresgid if !self.mixed => Ok(Answer::Kernel),
+            libc::SYS_getuid => Ok(Answer::Value(self.credentials(place, pid).user.real.into())),
+            libc::SYS_geteuid => Ok(Answer::Value(self.credentials(place, pid).user.effective.into())),
+            libc::SYS_getgid => Ok(Answer::Value(self.credentials(place, pid).group.real.into())),
+            libc::SYS_getegid => Ok(Answer::Value(self.credentials(place, pid).group.effective.into())),
+            number @ (libc::SYS_getresuid | libc::SYS_getresgid) => {
+                let credentials = self.credentials(place, pid);
+                let ids = if number == libc::SYS_getresuid { credentials.user } else { credentials.group };
+                for (at, id) in [(args[0], ids.real), (args[1], ids.effective), (args[2], ids.saved)] {
+                    place.write(pid, at, &[id])?;
+                }
+                Ok(Answer::Value(0))
+            }
+            number => self.change_ids(place, pid, number, args),
+        }
+    }
+
+    fn change_ids(&mut self, place: &mut Place, pid: i32, number: c_long, args: [u64; 6]) -> Answered {
+        let mut now = self.credentials(place, pid);
+        let privileged = now.user.effective == 0;
+        let (a0, a1, a2) = (args[0] as u32, args[1] as u32, args[2] as u32);
+        let mut value = 0;
+        match number {
+            libc::SYS_setuid => now.user.set(privileged, a0)?,
+            libc::SYS_setgid => now.group.set(privileged, a0)?,
+            libc::SYS_setreuid => now.user.set_two(privileged, a0, a1)?,
+            libc::SYS_setregid => now.group.set_two(privileged, a0, a1)?,
+            libc::SYS_setresuid => now.user.set_three(privileged, a0, a1, a2)?,
+            libc::SYS_setresgid => now.group.set_three(privileged, a0, a1, a2)?,
+            // The file system id follows the effective one; these return the old value and never fail.
+            libc::SYS_setfsuid => value = i64::from(now.user.effective),
+            libc::SYS_setfsgid => value = i64::from(now.group.effective),
+            libc::SYS_setgroups => {
+                if !privileged {
+                    return Err(libc::EPERM);
+                }
+                if args[0] > GROUPS_MAX {
+                    return Err(libc::EINVAL);
+                }
+                now.groups = place.read_ids(pid, args[1], args[0] as usize)?;
+            }
+            _ => return Err(libc::ENOSYS),
+        }
+        if !self.mixed && now.is_root() {
+            return Ok(Answer::Value(value));
+        }
+        if !self.mixed {
+            self.mixed = true;
+            // Filled in now that it matters.
+            let group = place.process(pid);
+            if let Some(process) = group {
+                now.started = process.started;
+                now.program = place.program(process.pid).map_or((0, 0), |program| program.0);
+            }
+        }
+        if let Some(process) = place.process(pid) {
+            self.processes.insert(process.pid, now);
+        }
+        Ok(Answer::Value(value))
+    }
+
+    fn initial(&self) -> Credentials {
+        let (uid, gid, groups) = &self.user;
+        Credentials { user: Ids::all(*uid), group: Ids::all(*gid), groups: groups.clone(), program: (0, 0), started: 0 }
+    }
+
+    fn credentials(&mut self, place: &Place, thread: i32) -> Credentials {
+        if !self.mixed {
+            return self.initial();
+        }
+        self.inherited(place, thread, PARENTS_MAX)
+    }
+
+    fn inherited(&mut self, place: &Place, thread: i32, depth: usize) -> Credentials {
+        let Some(process) = place.process(thread) else { return self.initial() };
+        let known = self.processes.get(&process.pid).filter(|known| known.started == process.started).cloned();
+        let mut now = match known {
+            Some(known) => known,
+            None if depth == 0 || process.pid == self.init || process.parent == 0 => self.initial(),
+            None => self.inherited(place, process.parent, depth - 1),
+        };
+        now.started = process.started;
+        if let Some((program, mode, seen)) = place.program(process.pid)
+            && program != now.program
+        {
+            let (uid, gid) = self.owners.get(&seen);
+            if mode & libc::S_ISUID != 0 {
+                (now.user.effective, now.user.saved) = (uid, uid);
+            }
+            if mode & libc::S_ISGID != 0 {
+                (now.group.effective, now.group.saved) = (gid, gid);
+            }
+            now.program = program;
+        }
+        self.processes.insert(process.pid, now.clone());
+        now
+    }
+
+    fn change_owner(&mut self, place: &mut Place, call: &libc::seccomp_notif, target: Target, uid: u32, gid: u32) -> Answered {
+        let pid = call.pid as i32;
+        let file = place.open(pid, &target)?;
+        self.still_there(call)?;
+        let seen = owners::look(file.as_fd(), syscall::EMPTY).map_err(|error| errno(&error))?;
+        let old = self.owners.get(&seen);
+        let credentials = self.credentials(place, pid);
+        if credentials.user.effective != 0 {
+            let same_user = uid == UNCHANGED || uid == old.0;
+            let own_group = gid == UNCHANGED || gid == old.1 || credentials.group.effective == gid || credentials.groups.contains(&gid);
+            if !same_user || !own_group {
+                return Err(libc::EPERM);
+            }
+        }
+        let flags = libc::AT_EMPTY_PATH;
+        // SAFETY: valid C string.
+        match check(unsafe { libc::fchownat(file.as_raw_fd(), syscall::EMPTY.as_ptr(), 0, 0, flags) }.into()) {
+            Ok(_) => {}
+            // Nodes of the machine that are bound into /dev, files of /proc: nothing that lands in a layer.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EINVAL)) => return Ok(Answer::Value(0)),
+            Err(error) => return Err(errno(&error)),
+        }
+        let seen = owners::look(file.as_fd(), syscall::EMPTY).map_err(|error| errno(&error))?;
+        let new = (if uid == UNCHANGED { old.0 } else { uid }, if gid == UNCHANGED { old.1 } else { gid });
+        self.owners.set(&seen, new.0, new.1, None);
+        Ok(Answer::Value(0))
+    }
+
+    fn make_node(&mut self, place: &mut Place, call: &libc::seccomp_notif, dir: i32, path: u64, mode: u32, device: u64) -> Answered {
+        let kind = mode & libc::S_IFMT;
+        if kind != libc::S_IFCHR && kind != libc::S_IFBLK {
+            return Ok(Answer::Kernel);
+        }
+        let pid = call.pid as i32;
+        let credentials = self.credentials(place, pid);
+        if credentials.user.effective != 0 {
+            return Err(libc::EPERM);
+        }
+        let mode = mode & !place.umask(pid);
+        let name = place.read_path(pid, path)?;
+        self.still_there(call)?;
+        let file = place.within(pid, dir, &name, |base, name| syscall::openat(base, name, libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_WRONLY, mode & 0o7777))?;
+        // SAFETY: no pointers. The umask of the engine must not show.
+        unsafe { libc::fchmod(file.as_raw_fd(), mode & 0o7777) };
+        let seen = owners::look(file.as_fd(), syscall::EMPTY).map_err(|error| errno(&error))?;
+        // The call passes the old 32 bit encoding, which is that of `dev_t` for these widths.
+        self.owners.set(&seen, credentials.user.effective, credentials.group.effective, Some((mode, libc::major(device), libc::minor(device))));
+        Ok(Answer::Value(0))
+    }
+
+    /// The process that asked has not been replaced by another with its number.
+    fn still_there(&self, call: &libc::seccomp_notif) -> Result<(), c_int> {
+        // SAFETY: the id lives through the call.
+        let valid = unsafe { libc::ioctl(self.listener.as_raw_fd(), IOCTL_ID_VALID as _, &raw const call.id) } == 0;
+        if valid { Ok(()) } else { Err(libc::EINTR) }
+    }
+}
+
+impl Credentials {
+    fn is_root(&self) -> bool {
+        self.user == Ids::all(0) && self.group == Ids::all(0) && self.groups.iter().all(|group| *group == 0)
+    }
+}
+
+/// `credentials(7)`: what each call may change.
+impl Ids {
+    fn all(id: u32) -> Ids {
+        Ids { real: id, effective: id, saved: id }
+    }
+
+    fn set(&mut self, privileged: bool, id: u32) -> Result<(), c_int> {
+        if id == UNCHANGED {
+            return Err(libc::EINVAL);
+        }
+        if privileged {
+            *self = Ids::all(id);
+        } else if id == self.real || id == self.saved {
+            self.effective = id;
+        } else {
+            return Err(libc::EPERM);
+        }
+        Ok(())
+    }
+
+    fn set_two(&mut self, privileged: bool, real: u32, effective: u32) -> Result<(), c_int> {
+        let old = *self;
+        if !privileged && ((real != UNCHANGED && real != old.real && real != old.effective) || !self.may(effective)) {
+            return Err(libc::EPERM);
+        }
+        self.real = pick(real, old.real);
+        self.effective = pick(effective, old.effective);
+        if real != UNCHANGED || (effective != UNCHANGED && effective != old.real) {
+            self.saved = self.effective;
+        }
+        Ok(())
+    }
+
+    fn set_three(&mut self, privileged: bool, real: u32, effective: u32, saved: u32) -> Result<(), c_int> {
+        if !privileged && ![real, effective, saved].into_iter().all(|id| self.may(id)) {
+            return Err(libc::EPERM);
+        }
+        *self = Ids { real: pick(real, self.real), effective: pick(effective, self.effective), saved: pick(saved, self.saved) };
+        Ok(())
+    }
+
+    fn may(self, id: u32) -> bool {
+        id == UNCHANGED || [self.real, self.effective, self.saved].contains(&id)
+    }
+}
+
+fn pick(new: u32, old: u32) -> u32 {
+    if new == UNCHANGED { old } else { new }
+}
+
+enum Target {
+    Descriptor(i32),
+    /// `path` is an address in the caller.
+    Path { dir: i32, path: u64, follow: bool, empty: bool },
+}
+
+struct Process {
+    /// Thread group.
+    pid: i32,
+    parent: i32,
+    started: u64,
+}
+
+impl Place {
+    fn new() -> io::Result<Place> {
+        let proc = syscall::openat(here(), c"/proc", libc::O_PATH | libc::O_DIRECTORY, 0)?;
+        let home = syscall::openat(here(), c"/proc/thread-self/ns/mnt", libc::O_RDONLY, 0)?;
+        Ok(Place { proc, home, root: None })
+    }
+
+    fn leave(&mut self) {
+        if self.root.take().is_some() {
+            // Otherwise the step's mounts would live until this thread ends.
+            let _ = syscall::setns(self.home.as_fd(), libc::CLONE_NEWNS);
+        }
+    }
+
+    fn proc_file(&self, pid: i32, name: &str, flags: c_int) -> io::Result<OwnedFd> {
+        syscall::openat(self.proc.as_fd(), &c_bytes(format!("{pid}/{name}").as_bytes())?, flags, 0)
+    }
+
+    fn proc_text(&self, pid: i32, name: &str) -> Option<String> {
+        let file = std::fs::File::from(self.proc_file(pid, name, libc::O_RDONLY).ok()?);
+        io::read_to_string(file).ok()
+    }
+
+    fn process(&self, thread: i32) -> Option<Process> {
+        let status = self.proc_text(thread, "status")?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        let (pid, parent) = (field("Tgid:")?, field("PPid:")?);
+        let stat = self.proc_text(pid, "stat")?;
+        // The name in parentheses may hold anything; field 22 counts from 1, what follows it from 3.
+        let started = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;
+        Some(Process { pid, parent, started })
+    }
+
+    fn umask(&self, pid: i32) -> u32 {
+        let status = self.proc_text(pid, "status").unwrap_or_default();
+        status.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("Umask:")?.trim(), 8).ok()).unwrap_or(0o022)
+    }
+
+    /// ((device, inode), mode, record key) of a process's program.
+    fn program(&self, pid: i32) -> Option<((u64, u64), u32, Seen)> {
+        let file = self.proc_file(pid, "exe", libc::O_PATH).ok()?;
+        let stat = syscall::stat(file.as_fd()).ok()?;
+        let seen = owners::look(file.as_fd(), syscall::EMPTY).ok()?;
+        Some(((stat.st_dev, stat.st_ino), stat.st_mode, seen))
+    }
+
+    fn open(&mut self, pid: i32, target: &Target) -> Result<OwnedFd, c_int> {
+        match *target {
+            Target::Descriptor(fd) => self.proc_file(pid, &format!("fd/{fd}"), libc::O_PATH).map_err(|_| libc::EBADF),
+            Target::Path { dir, path, follow, empty } => {
+                let name = self.read_path(pid, path)?;
+                if name.is_empty() {
+                    if !empty {
+                        return Err(libc::ENOENT);
+                    }
+                    let base = if dir == libc::AT_FDCWD { self.proc_file(pid, "cwd", libc::O_PATH) } else { self.proc_file(pid, &format!("fd/{dir}"), libc::O_PATH) };
+                    return base.map_err(|_| libc::EBADF);
+                }
+                let flags = libc::O_PATH | if follow { 0 } else { libc::O_NOFOLLOW };
+                // This thread has no number in the step's pid namespace, so its /proc/self is nobody: the streams are never in a layer.
+                if follow && STREAMS.iter().any(|stream| name.as_bytes().starts_with(stream)) {
+                    return self.proc_file(pid, "fd/2", libc::O_PATH).map_err(|_| libc::ENOENT);
+                }
+                self.within(pid, dir, &name, |base, name| syscall::openat(base, name, flags, 0))
+            }
+        }
+    }
+
+    /// Runs `action` with the caller's root and folder.
+    fn within(&mut self, pid: i32, dir: i32, name: &CString, action: impl FnOnce(BorrowedFd<'_>, &CString) -> io::Result<OwnedFd>) -> Result<OwnedFd, c_int> {
+        self.join(pid).and_then(|()| self.joined(pid, dir, name, action)).map_err(|error| errno(&error))
+    }
+
+    fn joined(&self, pid: i32, dir: i32, name: &CString, action: impl FnOnce(BorrowedFd<'_>, &CString) -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+        let root = self.root.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?.as_fd();
+        let theirs = self.proc_file(pid, "root", libc::O_PATH)?;
+        let base = match dir {
+            _ if name.as_bytes().starts_with(b"/") => None,
+            libc::AT_FDCWD => Some(self.proc_file(pid, "cwd", libc::O_PATH)?),
+            dir => Some(self.proc_file(pid, &format!("fd/{dir}"), libc::O_PATH).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?),
+        };
+        let (ours, their) = (syscall::stat(root)?, syscall::stat(theirs.as_fd())?);
+        // The caller is in a chroot of its own making.
+        let elsewhere = (ours.st_dev, ours.st_ino) != (their.st_dev, their.st_ino);
+        if elsewhere {
+            change_root(theirs.as_fd())?;
+        }
+        let result = action(base.as_ref().map_or(here(), AsFd::as_fd), name);
+        if elsewhere {
+            change_root(root)?;
+        }
+        result
+    }
+
+    /// Moves this thread into the step's mount namespace, once.
+    fn join(&mut self, pid: i32) -> io::Result<()> {
+        if self.root.is_none() {
+            syscall::unshare(libc::CLONE_FS)?;
+            let theirs = self.proc_file(pid, "ns/mnt", libc::O_RDONLY)?;
+            syscall::setns(theirs.as_fd(), libc::CLONE_NEWNS)?;
+            self.root = Some(syscall::openat(here(), c"/", libc::O_PATH | libc::O_DIRECTORY, 0)?);
+        }
+        Ok(())
+    }
+
+    fn memory(&self, pid: i32, flags: c_int) -> Result<OwnedFd, c_int> {
+        self.proc_file(pid, "mem", flags).map_err(|error| errno(&error))
+    }
+
+    fn read(&self, pid: i32, at: u64, size: usize) -> Result<Vec<u8>, c_int> {
+        let memory = self.memory(pid, libc::O_RDONLY)?;
+        let mut buffer = vec![0u8; size];
+        let mut filled = 0;
+        while filled < size {
+            // SAFETY: pointer and length of a live slice. Addresses above 2^63 do not occur in user space.
+            let n = unsafe { libc::pread(memory.as_raw_fd(), buffer[filled..].as_mut_ptr().cast(), size - filled, (at + filled as u64) as libc::off_t) };
+            if n <= 0 {
+                break;
+            }
+            filled += n as usize;
+        }
+        buffer.truncate(filled);
+        Ok(buffer)
+    }
+
+    fn read_path(&self, pid: i32, at: u64) -> Result<CString, c_int> {
+        let mut bytes = self.read(pid, at, libc::PATH_MAX as usize)?;
+        let Some(end) = bytes.iter().position(|byte| *byte == 0) else {
+            return Err(if bytes.len() == libc::PATH_MAX as usize { libc::ENAMETOOLONG } else { libc::EFAULT });
+        };
+        bytes.truncate(end);
+        CString::new(bytes).map_err(|_| libc::EINVAL)
+    }
+
+    fn read_ids(&self, pid: i32, at: u64, count: usize) -> Result<Vec<u32>, c_int> {
+        let bytes = self.read(pid, at, count * 4)?;
+        if bytes.len() != count * 4 {
+            return Err(libc::EFAULT);
+        }
+        Ok(bytes.chunks_exact(4).map(|id| u32::from_ne_bytes([id[0], id[1], id[2], id[3]])).collect())
+    }
+
+    fn write(&self, pid: i32, at: u64, ids: &[u32]) -> Result<(), c_int> {
+        let memory = self.memory(pid, libc::O_WRONLY)?;
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_ne_bytes()).collect();
+        // SAFETY: pointer and length of a live slice.
+        let n = unsafe { libc::pwrite(memory.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), at as libc::off_t) };
+        if usize::try_from(n) == Ok(bytes.len()) { Ok(()) } else { Err(libc::EFAULT) }
+    }
+}
+
+fn change_root(to: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: constant string; this thread has a root of its own.
+    unsafe {
+        check(libc::fchdir(to.as_raw_fd()).into())?;
+        check(libc::chroot(c".".as_ptr()).into()).map(drop)
+    }
+}
+
+fn errno(error: &io::Error) -> c_int {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}

@@ -1,0 +1,168 @@
+//! Intended owners of files at the single-id level, by inode.
+//!
+//! On disk everything belongs to the one mapped id. Inodes survive renames and hard links; a number that the file system
+//! gives away again after a removal is told apart by its time of birth.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::syscall::{c_path, check};
+
+/// Device node as (`st_mode`, major, minor).
+pub(crate) type Device = (u32, u32, u32);
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Inode {
+    device: (u32, u32),
+    number: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    uid: u32,
+    gid: u32,
+    node: Option<Device>,
+    born: (i64, u32),
+}
+
+/// What was recorded of a step, or is known of its lower layers.
+#[derive(Default, Clone, Debug)]
+pub(crate) struct Owners {
+    recorded: HashMap<Inode, Entry>,
+    /// Lower layers never change while a step runs, so the number alone identifies a file; copying up keeps it.
+    lower: HashMap<u64, (u32, u32)>,
+}
+
+/// A file as `statx` shows it.
+pub(crate) struct Seen {
+    pub(crate) inode: Inode,
+    pub(crate) mode: u32,
+    born: (i64, u32),
+}
+
+/// `statx` without following; `path` may be empty for the descriptor itself.
+pub(crate) fn look(dir: BorrowedFd<'_>, path: &std::ffi::CStr) -> io::Result<Seen> {
+    // SAFETY: an all-zero statx is valid; the kernel fills it.
+    let stat = unsafe {
+        let mut stat: libc::statx = std::mem::zeroed();
+        let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
+        let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
+        check(libc::syscall(libc::SYS_statx, dir.as_raw_fd(), path.as_ptr(), flags, mask, &raw mut stat))?;
+        stat
+    };
+    let inode = Inode { device: (stat.stx_dev_major, stat.stx_dev_minor), number: stat.stx_ino };
+    Ok(Seen { inode, mode: u32::from(stat.stx_mode), born: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec) })
+}
+
+impl Owners {
+    /// The intended owner so far.
+    pub(crate) fn get(&self, seen: &Seen) -> (u32, u32) {
+        match self.recorded.get(&seen.inode) {
+            Some(entry) if entry.born == seen.born => (entry.uid, entry.gid),
+            _ => self.lower.get(&seen.inode.number).copied().unwrap_or((0, 0)),
+        }
+    }
+
+    pub(crate) fn set(&mut self, seen: &Seen, uid: u32, gid: u32, node: Option<Device>) {
+        let node = node.or_else(|| self.recorded.get(&seen.inode).filter(|old| old.born == seen.born).and_then(|old| old.node));
+        self.recorded.insert(seen.inode, Entry { uid, gid, node, born: seen.born });
+    }
+}
+
+/// The known owners of lower files by their inodes in the merged mount. Paths that are gone are skipped.
+pub(crate) fn lower(merged: BorrowedFd<'_>, known: &[(PathBuf, u32, u32)]) -> Owners {
+    let mut owners = Owners::default();
+    for (path, uid, gid) in known {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        if let Ok(seen) = c_path(relative).and_then(|path| look(merged, &path)) {
+            owners.lower.insert(seen.inode.number, (*uid, *gid));
+        }
+    }
+    owners
+}
+
+/// The owners of everything in `upper` that are not what the disk says. `fallback` owns what the step made itself.
+pub(crate) fn table(merged: BorrowedFd<'_>, upper: &Path, recorded: &Owners, fallback: (u32, u32)) -> io::Result<Vec<(PathBuf, u32, u32, Option<Device>)>> {
+    let mut out = Vec::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(upper.join(&folder))? {
+            let entry = entry?;
+            let path = folder.join(entry.file_name());
+            let kind = entry.file_type()?;
+            if kind.is_char_device() && entry.metadata()?.rdev() == 0 {
+                continue; // a whiteout
+            }
+            if kind.is_dir() {
+                folders.push(path.clone());
+            }
+            let seen = look(merged, &c_path(&path)?)?;
+            let found = recorded.recorded.get(&seen.inode).filter(|entry| entry.born == seen.born);
+            let (uid, gid, node) = match found {
+                Some(entry) => (entry.uid, entry.gid, entry.node),
+                None => {
+                    let (uid, gid) = match recorded.lower.get(&seen.inode.number) {
+                        Some(owner) => *owner,
+                        None if fallback != (0, 0) && !copied_up(&entry.path()) => fallback,
+                        None => (0, 0),
+                    };
+                    (uid, gid, None)
+                }
+            };
+            if (uid, gid) != (0, 0) || node.is_some() {
+                out.push((path, uid, gid, node));
+            }
+        }
+    }
+    out.sort();
+    Ok(out)
+}
+
+/// Overlay notes on every file and folder in the upper where it was copied from.
+fn copied_up(path: &Path) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: valid C strings; no buffer: only the size is asked for.
+    unsafe { libc::lgetxattr(path.as_ptr(), c"user.overlay.origin".as_ptr(), std::ptr::null_mut(), 0) >= 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn follows_renames_and_tells_new_files_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || crate::mounts::open_path(folder.path()).unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["kept", "moved", "gone", "device", "root", "low"] {
+            fs::write(path(name), name).unwrap();
+        }
+        let mut owners = lower(open().as_fd(), &[("/low".into(), 7, 8), ("absent".into(), 1, 1)]);
+        let dir = open();
+        let seen = |name: &std::ffi::CStr| look(dir.as_fd(), name).unwrap();
+        owners.set(&seen(c"kept"), 1, 2, None);
+        owners.set(&seen(c"moved"), 3, 4, None);
+        owners.set(&seen(c"gone"), 5, 6, None);
+        owners.set(&seen(c"device"), 0, 0, Some((libc::S_IFBLK, 7, 0)));
+        owners.set(&seen(c"root"), 0, 0, None);
+        assert_eq!(owners.get(&seen(c"low")), (7, 8));
+        assert_eq!(owners.get(&seen(c"kept")), (1, 2));
+        fs::rename(path("moved"), path("there")).unwrap();
+        fs::remove_file(path("gone")).unwrap();
+        for index in 0..50 {
+            fs::write(path(&format!("new-{index}")), "may get the number of the removed file").unwrap();
+        }
+        let table = table(dir.as_fd(), folder.path(), &owners, (0, 0)).unwrap();
+        let want: Vec<(PathBuf, u32, u32, Option<Device>)> =
+            vec![("device".into(), 0, 0, Some((libc::S_IFBLK, 7, 0))), ("kept".into(), 1, 2, None), ("low".into(), 7, 8, None), ("there".into(), 3, 4, None)];
+        assert_eq!(table, want);
+    }
+}
