@@ -1,2 +1,105 @@
-//! Chores of the repository: tidy, fixtures, references.
-fn main() {}
+//! Chores of the repository: `cargo xtask COMMAND`.
+
+mod tidy;
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use ovenbird_testing::base::Base;
+use ovenbird_testing::repository;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+  tidy                                      the laws of the house, over every source file
+  cases [--level LEVEL] [-m REGEX]          the literate build cases (LEVEL: root, rootless, single-id, docker)
+  fixtures                                  make the base images of the tests, if they are not cached
+  fuzz-smoke [SECONDS]                      every fuzz target for SECONDS (60)
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words.split_first() {
+        Some((&"tidy", [])) => tidy(),
+        Some((&"cases", rest)) => cases(rest),
+        Some((&"fixtures", [])) => fixtures(),
+        Some((&"fuzz-smoke", [])) => fuzz_smoke("60"),
+        Some((&"fuzz-smoke", [seconds])) if seconds.parse::<u32>().is_ok() => fuzz_smoke(seconds),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn tidy() -> Result<(), String> {
+    let findings = tidy::check(repository()).map_err(|error| error.to_string())?;
+    if findings.is_empty() { Ok(()) } else { Err(format!("{}\n{} findings", findings.join("\n"), findings.len())) }
+}
+
+fn cases(words: &[&str]) -> Result<(), String> {
+    let (mut level, mut filter) = ("root", None);
+    let mut rest = words.iter();
+    while let Some(word) = rest.next() {
+        match *word {
+            "--level" => level = rest.next().ok_or("--level needs root, rootless, single-id or docker")?,
+            "-m" => filter = Some(*rest.next().ok_or("-m needs a regular expression")?),
+            other => return Err(format!("unknown argument {other:?}\n{USAGE}")),
+        }
+    }
+    // The cases run the binary that is built beside the tests.
+    run(Command::new(cargo()).args(["build", "--package", "ovenbird-cli"]))?;
+    let mut command = Command::new(cargo());
+    command.args(["nextest", "run", "--package", "ovenbird-testing", "--test", "cases"]);
+    if let Some(filter) = filter {
+        command.args(["-E", &format!("test(/{filter}/)")]);
+    }
+    run(command.env("OVENBIRD_TESTS_LEVEL", level))
+}
+
+fn fixtures() -> Result<(), String> {
+    for base in [Base::Busybox, Base::Debian] {
+        // The tests that need it say why it is missing; this only saves them the wait.
+        match base.layout() {
+            Ok(path) => println!("{}: {}", base.repository(), path.display()),
+            Err(error) => println!("{}: not made: {error}", base.repository()),
+        }
+    }
+    Ok(())
+}
+
+fn fuzz_smoke(seconds: &str) -> Result<(), String> {
+    let fuzz = repository().join("fuzz");
+    let mut targets: Vec<String> = std::fs::read_dir(fuzz.join("fuzz_targets"))
+        .map_err(|error| format!("cannot list fuzz targets: {error}"))?
+        .flatten()
+        .filter_map(|entry| Path::new(&entry.file_name()).file_stem().map(|name| name.to_string_lossy().into_owned()))
+        .collect();
+    targets.sort();
+    for target in targets {
+        println!("== {target} for {seconds} s");
+        // `cargo run` pins this process's toolchain; the sanitizers need a nightly one.
+        let mut command = Command::new("rustup");
+        command.args(["run", "nightly", "cargo", "fuzz", "run", &target, "--"]);
+        command.args([&format!("-max_total_time={seconds}"), "-rss_limit_mb=2048", "-timeout=10"]);
+        let command = command.current_dir(repository()).env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO").env_remove("RUSTC");
+        run(command).map_err(|error| format!("{target}: {error} (needs a nightly toolchain and `cargo install cargo-fuzz`)"))?;
+    }
+    Ok(())
+}
+
+fn cargo() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".into())
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let status = command.current_dir(repository()).status().map_err(|error| format!("cannot start {command:?}: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{command:?} ended with {status}")) }
+}

@@ -65,7 +65,7 @@ pub fn render(diagnostic: &Diagnostic, file_name: &str, text: &str) -> String {
         first.trim_end_matches('\r').chars().count()
     });
     // A long line is cut so that the marked place stays visible.
-    let skip = if column > MAX_COLUMNS / 2 { column - MAX_COLUMNS / 2 } else { 0 };
+    let skip = column.saturating_sub(MAX_COLUMNS / 2);
     let mut shown = String::new();
     let mut marks = String::new();
     for (index, c) in line.chars().enumerate().skip(skip).take(MAX_COLUMNS) {

@@ -132,9 +132,9 @@ impl Expander {
         Ok(self.lex(body, env, true)?.1)
     }
 
-    fn lex(&self, word: &str, env: &dyn Env, plain_quotes: bool) -> Result<(Vec<String>, Expanded), ExpandError> {
+    fn lex(self, word: &str, env: &dyn Env, plain_quotes: bool) -> Result<(Vec<String>, Expanded), ExpandError> {
         let mut lexer = Lexer {
-            config: *self,
+            config: self,
             plain_quotes,
             raw_escapes: self.raw_quotes,
             word,
@@ -477,9 +477,9 @@ impl Glob {
             Element::Literal(c) => source.push_str(&regex::escape(c.encode_utf8(&mut [0; 4]))),
         };
         if reversed {
-            self.0.iter().rev().for_each(&mut push)
+            self.0.iter().rev().for_each(&mut push);
         } else {
-            self.0.iter().for_each(&mut push)
+            self.0.iter().for_each(&mut push);
         }
         Regex::new(&source).ok()
     }

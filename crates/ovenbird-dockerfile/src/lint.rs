@@ -165,6 +165,12 @@ impl Linter<'_> {
         pick(&logical.folded.text).map_or(span, |range| logical.folded.span(range))
     }
 
+    /// Places of the arguments of the instruction at `span`.
+    fn places_of(&self, span: Span, split: impl Fn(&str, Range<usize>) -> Vec<words::Word>) -> Vec<Span> {
+        let Some(Logical { folded, .. }) = self.places.get(&span.start) else { return vec![] };
+        split(&folded.text, words::split_command(&folded.text).rest).into_iter().map(|word| folded.span(word.range)).collect()
+    }
+
     fn command_place(&self, span: Span) -> Span {
         self.place(span, |text| Some(words::split_command(text).word))
     }
@@ -225,7 +231,7 @@ impl Linter<'_> {
     fn stage_names(&mut self) {
         let mut seen = BTreeSet::new();
         for stage in &self.dockerfile.stages {
-            self.from_casing(stage);
+            self.keyword_casing(stage);
             let (Some(name), Some(written)) = (&stage.name, &stage.name_as_written) else { continue };
             let place = self.place(stage.span, |text| words::blank_separated(text, 0..text.len()).pop().map(|w| w.range));
             if name != written {
@@ -243,7 +249,7 @@ impl Linter<'_> {
         }
     }
 
-    fn from_casing(&mut self, stage: &Stage) {
+    fn keyword_casing(&mut self, stage: &Stage) {
         let words = words::blank_separated(&stage.original, 0..stage.original.len());
         let (Some(from), true) = (words.first(), stage.name.is_some()) else { return };
         let Some(keyword) = words.len().checked_sub(2).and_then(|i| words.get(i)) else { return };
@@ -324,15 +330,14 @@ impl Linter<'_> {
             }
             Kind::Env(pairs) => {
                 self.legacy("ENV", pairs, span);
-                pairs.iter().for_each(|pair| self.secret("ENV", &pair.key, span));
+                self.secrets("ENV", pairs.iter().map(|pair| pair.key.as_str()), span);
             }
             Kind::Label(pairs) => self.legacy("LABEL", pairs, span),
-            Kind::Arg(decls) => decls.iter().for_each(|decl| self.secret("ARG", &decl.name, span)),
+            Kind::Arg(decls) => self.secrets("ARG", decls.iter().map(|decl| decl.name.as_str()), span),
             Kind::Expose(ports) => {
-                for port in ports {
-                    let place = self.place(span, |text| {
-                        words::blank_separated(text, words::split_command(text).rest).into_iter().find(|w| w.text == *port).map(|w| w.range)
-                    });
+                let places = self.places_of(span, words::blank_separated);
+                for (index, port) in ports.iter().enumerate() {
+                    let place = places.get(index).copied().unwrap_or(span);
                     let protocol = port.split_once('/').map_or("", |(_, protocol)| protocol);
                     if !protocol.contains('$') && protocol != protocol.to_lowercase() {
                         let message = format!("Defined protocol '{port}' in EXPOSE instruction should be lowercase");
@@ -355,18 +360,29 @@ impl Linter<'_> {
         }
     }
 
-    fn secret(&mut self, instruction: &str, key: &str, span: Span) {
+    fn secrets<'k>(&mut self, instruction: &str, keys: impl Iterator<Item = &'k str>, span: Span) {
         static SECRET: OnceLock<Option<Regex>> = OnceLock::new();
         let secret = SECRET.get_or_init(|| {
             Regex::new("(?i)(?:_|^)(?:apikey|auth|credential|credentials|key|password|pword|passwd|secret|token)(?:_|$)").ok()
         });
-        let public = key.split('_').any(|part| part.eq_ignore_ascii_case("public"));
-        if secret.as_ref().is_some_and(|r| r.is_match(key)) && !public {
-            let message = format!("Do not use ARG or ENV instructions for sensitive data ({instruction} {key:?})");
-            let place = self.place(span, |text| {
-                let rest = words::split_command(text).rest;
-                text[rest.clone()].find(key).map(|i| rest.start + i..rest.start + i + key.len())
+        let escape = self.dockerfile.directives.escape;
+        let mut places = None;
+        for (index, key) in keys.enumerate() {
+            let public = key.split('_').any(|part| part.eq_ignore_ascii_case("public"));
+            if public || !secret.as_ref().is_some_and(|r| r.is_match(key)) {
+                continue;
+            }
+            let places = places.get_or_insert_with(|| {
+                self.places_of(span, |text, rest| {
+                    let mut found = words::quoted_words(text, rest, escape);
+                    for word in &mut found {
+                        word.range.end = text[word.range.clone()].find('=').map_or(word.range.end, |i| word.range.start + i);
+                    }
+                    found
+                })
             });
+            let place = places.get(index).copied().unwrap_or(span);
+            let message = format!("Do not use ARG or ENV instructions for sensitive data ({instruction} {key:?})");
             self.report("SecretsUsedInArgOrEnv", message, "hand it over with RUN --mount=type=secret", place);
         }
     }

@@ -61,7 +61,7 @@ pub fn parse(text: &str) -> Parsed {
                 }
                 None => {}
             },
-            Err(diagnostic) => diagnostics.push(*diagnostic),
+            Err(diagnostic) => diagnostics.push(diagnostic),
         }
         stage_open |= is_from;
     }
@@ -108,7 +108,7 @@ pub fn parse_instruction(text: &str, escape: char) -> Result<Instruction, Diagno
     }
     let span = logical.span;
     let mut found = Vec::new();
-    let statement = instruction::read(logical, escape, &mut found).map_err(|d| *d)?;
+    let statement = instruction::read(logical, escape, &mut found)?;
     if let Some(at) = found.iter().position(|d| d.severity == Severity::Error) {
         return Err(found.swap_remove(at));
     }

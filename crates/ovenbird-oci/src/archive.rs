@@ -1,15 +1,42 @@
 //! OCI image layouts and docker archives, to and from the store.
+//!
+//! ```text
+//! blobs/sha256/HEX     every blob of the image, once
+//! index.json           the images, with their names as annotations
+//! manifest.json        docker archives only: config, layers and tags, by path
+//! oci-layout           {"imageLayoutVersion":"1.0.0"}
+//! ```
+//!
+//! Sources: OCI image-spec 1.1, image-layout.md; Docker image spec 1.2, "Combined Image JSON + Filesystem Changeset Format".
+//! Everything streams: blobs go from tar to store and back without being held in memory, and no input is ever read twice or sought in.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::path::Path;
 
-use crate::store::Store;
-use crate::{Descriptor, Reference};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::digest::Hasher;
+use crate::image::media;
+use crate::layer::tar::{BLOCK, Header, Kind, Reader, encode, padding};
+use crate::layer::{decompress, root_parts};
+use crate::store::{MAX_DOCUMENT, Store, StoreError};
+use crate::{Descriptor, Digest, ImageConfig, Index, Manifest, Reference};
+
+/// Annotation with the tag, for tools that choose by it.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Annotation with the full name, as containerd and Docker read it.
+const IMAGE_NAME: &str = "io.containerd.image.name";
+/// Most files in an archive.
+const MAX_FILES: usize = 100_000;
 
 /// What can go wrong with an archive.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// Reading or writing failed.
-    #[error("the archive cannot be {action}: {source}")]
+    #[error("the archive cannot be {action}: {source}{}", crate::store::remedy(source))]
     Io {
         /// `read` or `written`.
         action: &'static str,
@@ -17,39 +44,484 @@ pub enum ArchiveError {
         source: io::Error,
     },
     /// Not what it should be.
-    #[error("the archive is malformed: {reason}")]
+    #[error("the archive is malformed: {reason}; make it again")]
     Malformed {
         /// Why.
         reason: String,
     },
+    /// A docker archive holds one platform.
+    #[error("the image has {count} platforms and a docker archive holds one: choose one with --platform, or write type=oci")]
+    Platforms {
+        /// How many are in the store.
+        count: usize,
+    },
     /// The store refused.
     #[error(transparent)]
-    Store(#[from] crate::store::StoreError),
+    Store(#[from] StoreError),
+}
+
+/// Images that were read, each with its names.
+pub type Images = Vec<(Descriptor, Vec<Reference>)>;
+
+fn malformed(reason: impl Into<String>) -> ArchiveError {
+    ArchiveError::Malformed { reason: reason.into() }
+}
+
+fn written(source: io::Error) -> ArchiveError {
+    ArchiveError::Io { action: "written", source }
+}
+
+fn unread(source: io::Error) -> ArchiveError {
+    match source.kind() {
+        io::ErrorKind::InvalidData => malformed(source.to_string()),
+        io::ErrorKind::UnexpectedEof => malformed("it is cut short"),
+        _ => ArchiveError::Io { action: "read", source },
+    }
+}
+
+/// One image in docker's `manifest.json`.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerImage {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
 }
 
 /// Writes an OCI layout as a tar (`index.json`, `oci-layout`, `blobs/`), with `names` as annotations
 /// (`org.opencontainers.image.ref.name`, `io.containerd.image.name`). Deterministic.
-pub fn write_oci(_store: &Store, _target: &Descriptor, _names: &[Reference], _out: &mut dyn Write) -> Result<(), ArchiveError> {
-    Ok(())
-}
-
-/// Writes an OCI layout into a folder (made when missing, other images in its `index.json` are kept).
-pub fn write_oci_dir(_store: &Store, _target: &Descriptor, _names: &[Reference], _dir: &std::path::Path) -> Result<(), ArchiveError> {
-    Ok(())
+/// Platforms of an index that are not in the store are left out, as `docker save` does.
+pub fn write_oci(store: &Store, target: &Descriptor, names: &[Reference], out: &mut dyn Write) -> Result<(), ArchiveError> {
+    let blobs = closure(store, target)?;
+    write_tar(store, &blobs, &entries(target, names), None, out)
 }
 
 /// Writes a docker archive that is also an OCI layout (`manifest.json` beside `index.json`), as `docker save` 25+ does. One platform only.
-pub fn write_docker(_store: &Store, _target: &Descriptor, _names: &[Reference], _out: &mut dyn Write) -> Result<(), ArchiveError> {
-    Ok(())
+pub fn write_docker(store: &Store, target: &Descriptor, names: &[Reference], out: &mut dyn Write) -> Result<(), ArchiveError> {
+    let target = one_platform(store, target)?;
+    let manifest: Manifest = parse(&store.read(&target.digest)?, "a manifest")?;
+    let path = |blob: &Descriptor| format!("blobs/sha256/{}", blob.digest.hex());
+    let images = vec![DockerImage {
+        config: path(&manifest.config),
+        repo_tags: Some(names.iter().filter_map(|n| Some(n.with_tag(n.tag()?).familiar())).collect()),
+        layers: manifest.layers.iter().map(path).collect(),
+    }];
+    let docker = serde_json::to_vec(&images).map_err(|e| written(e.into()))?;
+    let blobs = closure(store, &target)?;
+    write_tar(store, &blobs, &entries(&target, names), Some(&docker), out)
 }
 
-/// Reads an OCI layout tar or a docker archive (found by content; gzip allowed) into the store; every blob is verified.
-/// Returns each image with its names.
-pub fn read(_store: &Store, _archive: &mut dyn Read) -> Result<Vec<(Descriptor, Vec<Reference>)>, ArchiveError> {
-    Ok(vec![])
+/// Writes an OCI layout into a folder (made when missing, other images in its `index.json` are kept; one of the same name is replaced).
+pub fn write_oci_dir(store: &Store, target: &Descriptor, names: &[Reference], dir: &Path) -> Result<(), ArchiveError> {
+    let folder = dir.join("blobs/sha256");
+    fs::create_dir_all(&folder).map_err(written)?;
+    let layout = dir.join("oci-layout");
+    if layout.exists() {
+        check_layout(&read_file(&layout)?)?;
+    } else {
+        put_file(&layout, &mut io::Cursor::new(layout_json()))?;
+    }
+    let index = dir.join("index.json");
+    let mut all: Value = if index.exists() { parse(&read_file(&index)?, "index.json")? } else { empty_index() };
+    for blob in closure(store, target)? {
+        let path = folder.join(blob.digest.hex());
+        if !fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() == blob.size) {
+            put_file(&path, &mut Verified::new(store, &blob)?)?;
+        }
+    }
+    let new = entries(target, names);
+    let kept = all.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
+    let name = |e: &Value| e.get("annotations").map(|a| (a.get(IMAGE_NAME).cloned(), a.get(REF_NAME).cloned()));
+    let replaced = |old: &Value| new.iter().any(|e| name(e) == name(old) && (name(e).is_some() || e.get("digest") == old.get("digest")));
+    let list: Vec<Value> = kept.into_iter().filter(|old| !replaced(old)).chain(new.iter().cloned()).collect();
+    let Some(object) = all.as_object_mut() else { return Err(malformed("index.json is not an object")) };
+    object.insert("manifests".into(), Value::Array(list));
+    put_file(&index, &mut io::Cursor::new(all.to_string()))
+}
+
+/// Reads an OCI layout tar or a docker archive (found by content; gzip and zstd allowed) into the store; every blob is verified.
+/// Returns each image with its names. On an error, blobs that came before it may stay in the store.
+pub fn read(store: &Store, archive: &mut dyn Read) -> Result<Images, ArchiveError> {
+    let mut reader = Reader::new(decompress(archive).map_err(unread)?);
+    // Documents of the layout, files by path, links by path.
+    let mut documents: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let mut files: HashMap<String, (Digest, u64)> = HashMap::new();
+    let mut links: HashMap<String, String> = HashMap::new();
+    while let Some(header) = reader.next().map_err(unread)? {
+        let path = place(&header.path)?;
+        if files.len() + links.len() > MAX_FILES {
+            return Err(malformed("it holds more than 100,000 files"));
+        }
+        let base = path.rsplit('/').next().unwrap_or_default();
+        match header.kind {
+            Kind::File if matches!(path.as_str(), "index.json" | "manifest.json" | "oci-layout") => {
+                let mut bytes = Vec::new();
+                (&mut reader).take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(unread)?;
+                if bytes.len() as u64 > MAX_DOCUMENT {
+                    return Err(malformed(format!("{path} is larger than 16 MiB")));
+                }
+                documents.insert(path, bytes);
+            }
+            // What Docker wrote for versions before 1.10.
+            Kind::File if matches!(base, "VERSION" | "json" | "repositories") => {}
+            Kind::File => {
+                let expected: Option<Digest> = path.strip_prefix("blobs/sha256/").and_then(|hex| format!("sha256:{hex}").parse().ok());
+                let stored = store.write_stream(&mut reader, expected.as_ref()).map_err(|e| match e {
+                    StoreError::Io { action: "receive", source, .. } => unread(source),
+                    e => e.into(),
+                })?;
+                files.insert(path, stored);
+            }
+            // Docker linked equal layers together.
+            Kind::Symlink if !header.link.starts_with(b"/") => {
+                let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+                let target = place(&[folder.as_bytes(), b"/", &header.link].concat())?;
+                links.insert(path, target);
+            }
+            Kind::Link => {
+                links.insert(path, place(&header.link)?);
+            }
+            _ => {}
+        }
+    }
+    if let Some(index) = documents.get("index.json") {
+        if let Some(layout) = documents.get("oci-layout") {
+            check_layout(layout)?;
+        }
+        let images = images_of(index)?;
+        for (target, _) in &images {
+            closure(store, target)?;
+        }
+        return Ok(images);
+    }
+    let Some(manifest) = documents.get("manifest.json") else {
+        return Err(malformed("it has neither index.json (OCI layout) nor manifest.json (docker archive)"));
+    };
+    let list: Vec<DockerImage> = parse(manifest, "manifest.json")?;
+    let find = |path: &str| {
+        let mut path = place(path.as_bytes())?;
+        for _ in 0..8 {
+            match (files.get(&path), links.get(&path)) {
+                (Some(&found), _) => return Ok(found),
+                (None, Some(target)) => path.clone_from(target),
+                (None, None) => break,
+            }
+        }
+        Err(malformed(format!("manifest.json names {path:?}, which is not there")))
+    };
+    list.iter().map(|image| docker_image(store, image, &find)).collect()
 }
 
 /// Reads an OCI layout folder.
-pub fn read_dir(_store: &Store, _dir: &std::path::Path) -> Result<Vec<(Descriptor, Vec<Reference>)>, ArchiveError> {
-    Ok(vec![])
+pub fn read_dir(store: &Store, dir: &Path) -> Result<Images, ArchiveError> {
+    let index = dir.join("index.json");
+    if !index.exists() {
+        return Err(malformed(format!("{} has no index.json, so it is no OCI layout", dir.display())));
+    }
+    check_layout(&read_file(&dir.join("oci-layout"))?)?;
+    let images = images_of(&read_file(&index)?)?;
+    for (target, _) in &images {
+        walk(target, |blob, optional| {
+            if !store.has(&blob.digest) {
+                let file = match File::open(dir.join("blobs/sha256").join(blob.digest.hex())) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound && optional => return Ok(None),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(malformed(format!("the blob {} is missing", blob.digest))),
+                    other => other.map_err(unread)?,
+                };
+                // Never more than the descriptor says, whatever the file is.
+                store.write_stream(file.take(blob.size.saturating_add(1)), Some(&blob.digest))?;
+            }
+            document(store, blob)
+        })?;
+    }
+    Ok(images)
+}
+
+/// A manifest for an image of a docker archive, whose layers have none.
+fn docker_image(
+    store: &Store,
+    image: &DockerImage,
+    find: &impl Fn(&str) -> Result<(Digest, u64), ArchiveError>,
+) -> Result<(Descriptor, Vec<Reference>), ArchiveError> {
+    let (digest, size) = find(&image.config)?;
+    let config: ImageConfig = parse(&store.read(&digest)?, "a config")?;
+    if config.rootfs.diff_ids.len() != image.layers.len() {
+        return Err(malformed(format!("an image has {} layers and {} diff ids", image.layers.len(), config.rootfs.diff_ids.len())));
+    }
+    let (mut layers, mut oci) = (Vec::new(), false);
+    for (path, diff_id) in image.layers.iter().zip(&config.rootfs.diff_ids) {
+        let (digest, size) = find(path)?;
+        let mut magic = Vec::new();
+        store.open_blob(&digest)?.take(4).read_to_end(&mut magic).map_err(unread)?;
+        let media_type = match magic.as_slice() {
+            [0x1f, 0x8b, ..] => media::DOCKER_LAYER_GZIP,
+            [0x28, 0xb5, 0x2f, 0xfd] => media::OCI_LAYER_ZSTD,
+            _ => media::DOCKER_LAYER,
+        };
+        oci |= media_type == media::OCI_LAYER_ZSTD;
+        let actual = match media_type {
+            media::DOCKER_LAYER => digest,
+            _ => Digest::of_reader(decompress(store.open_blob(&digest)?).map_err(unread)?).map_err(unread)?.0,
+        };
+        if actual != *diff_id {
+            return Err(malformed(format!("the layer {path:?} hashes to {actual}, not to {diff_id}")));
+        }
+        layers.push(blob(media_type, digest, size));
+    }
+    if oci {
+        // Docker's manifest has no type for zstd.
+        for layer in &mut layers {
+            layer.media_type = match layer.media_type.as_str() {
+                media::DOCKER_LAYER_GZIP => media::OCI_LAYER_GZIP.into(),
+                media::DOCKER_LAYER => media::OCI_LAYER.into(),
+                other => other.into(),
+            };
+        }
+    }
+    let (media_type, config_type) =
+        if oci { (media::OCI_MANIFEST, media::OCI_CONFIG) } else { (media::DOCKER_MANIFEST, media::DOCKER_CONFIG) };
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(media_type.into()),
+        config: blob(config_type, digest, size),
+        layers,
+        annotations: BTreeMap::new(),
+    };
+    let bytes = serde_json::to_vec(&manifest).map_err(|e| written(e.into()))?;
+    let digest = store.write(&bytes)?;
+    let tags = image.repo_tags.iter().flatten();
+    let names =
+        tags.map(|t| t.parse()).collect::<Result<_, _>>().map_err(|e: crate::reference::ParseReferenceError| malformed(e.to_string()))?;
+    Ok((blob(media_type, digest, bytes.len() as u64), names))
+}
+
+fn blob(media_type: &str, digest: Digest, size: u64) -> Descriptor {
+    Descriptor { media_type: media_type.into(), digest, size, platform: None, annotations: BTreeMap::new() }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, ArchiveError> {
+    serde_json::from_slice(bytes).map_err(|e| malformed(format!("{what} cannot be understood: {e}")))
+}
+
+/// A path inside the archive, without `.` and `..`.
+fn place(path: &[u8]) -> Result<String, ArchiveError> {
+    let parts = root_parts(path).ok_or_else(|| malformed(format!("the path {:?} leads out of it", String::from_utf8_lossy(path))))?;
+    Ok(parts.iter().map(|p| String::from_utf8_lossy(p)).collect::<Vec<_>>().join("/"))
+}
+
+fn layout_json() -> Vec<u8> {
+    br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()
+}
+
+fn empty_index() -> Value {
+    json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": []})
+}
+
+fn check_layout(bytes: &[u8]) -> Result<(), ArchiveError> {
+    let layout: Value = parse(bytes, "oci-layout")?;
+    match layout.get("imageLayoutVersion").and_then(Value::as_str) {
+        Some(version) if version.starts_with("1.") => Ok(()),
+        other => Err(malformed(format!("its layout version is {other:?}, and 1.0.0 is known"))),
+    }
+}
+
+/// Lines of `index.json`: the image once for each name.
+fn entries(target: &Descriptor, names: &[Reference]) -> Vec<Value> {
+    let one = |name: Option<&Reference>| {
+        let mut entry = target.clone();
+        entry.annotations.remove(IMAGE_NAME);
+        entry.annotations.remove(REF_NAME);
+        if let Some(name) = name {
+            entry.annotations.insert(IMAGE_NAME.into(), name.to_string());
+            entry.annotations.extend(name.tag().map(|tag| (REF_NAME.into(), tag.to_owned())));
+        }
+        json!(entry)
+    };
+    if names.is_empty() { vec![one(None)] } else { names.iter().map(|n| one(Some(n))).collect() }
+}
+
+/// The images of an `index.json`, those of equal digest together.
+fn images_of(index: &[u8]) -> Result<Images, ArchiveError> {
+    let index: Index = parse(index, "index.json")?;
+    let mut images: Images = Vec::new();
+    for mut target in index.manifests {
+        let full = target.annotations.remove(IMAGE_NAME);
+        // Some tools put the whole name where others put the tag.
+        let short = target.annotations.remove(REF_NAME).filter(|n| n.contains(['/', ':']));
+        let name: Option<Reference> = full.or(short).and_then(|n| n.parse().ok());
+        match images.iter_mut().find(|(t, _)| t.digest == target.digest) {
+            Some((_, names)) => names.extend(name),
+            None => images.push((target, name.into_iter().collect())),
+        }
+    }
+    if images.is_empty() { Err(malformed("index.json names no image")) } else { Ok(images) }
+}
+
+/// What a manifest or index points at; `None` for anything else. In an index, a platform may be missing.
+fn children(media_type: &str, bytes: &[u8]) -> Result<Option<(Vec<Descriptor>, bool)>, ArchiveError> {
+    match media_type {
+        media::OCI_INDEX | media::DOCKER_LIST => Ok(Some((parse::<Index>(bytes, "an index")?.manifests, true))),
+        media::OCI_MANIFEST | media::DOCKER_MANIFEST => {
+            let manifest: Manifest = parse(bytes, "a manifest")?;
+            Ok(Some((std::iter::once(manifest.config).chain(manifest.layers).collect(), false)))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn is_document(media_type: &str) -> bool {
+    matches!(media_type, media::OCI_INDEX | media::DOCKER_LIST | media::OCI_MANIFEST | media::DOCKER_MANIFEST)
+}
+
+/// The bytes of a manifest or index in the store (of nothing for other blobs); checks the size.
+fn document(store: &Store, blob: &Descriptor) -> Result<Option<Vec<u8>>, ArchiveError> {
+    let size = store.open_blob(&blob.digest)?.metadata().map_err(unread)?.len();
+    if size != blob.size {
+        return Err(malformed(format!("the blob {} has {size} bytes, not {}", blob.digest, blob.size)));
+    }
+    if is_document(&blob.media_type) { Ok(Some(store.read(&blob.digest)?)) } else { Ok(Some(vec![])) }
+}
+
+/// Visits a descriptor and all below it, each once. `visit` gives the bytes of manifests and indexes, or `None` to leave
+/// out a blob that may be missing (its second argument). At least one platform of an index must be there.
+fn walk(
+    target: &Descriptor,
+    mut visit: impl FnMut(&Descriptor, bool) -> Result<Option<Vec<u8>>, ArchiveError>,
+) -> Result<Vec<Descriptor>, ArchiveError> {
+    let (mut seen, mut found) = (BTreeSet::new(), Vec::new());
+    let mut pending = vec![(target.clone(), false)];
+    while let Some((blob, optional)) = pending.pop() {
+        if !seen.insert(blob.digest) {
+            continue;
+        }
+        let Some(bytes) = visit(&blob, optional)? else { continue };
+        if is_document(&blob.media_type)
+            && let Some((below, optional)) = children(&blob.media_type, &bytes)?
+        {
+            pending.extend(below.into_iter().rev().map(|b| (b, optional)));
+        }
+        found.push(blob);
+    }
+    if found.iter().all(|b| matches!(b.media_type.as_str(), media::OCI_INDEX | media::DOCKER_LIST)) {
+        return Err(StoreError::Missing { digest: target.digest }.into());
+    }
+    Ok(found)
+}
+
+/// Everything in the store that belongs to an image, parents first.
+fn closure(store: &Store, target: &Descriptor) -> Result<Vec<Descriptor>, ArchiveError> {
+    walk(target, |blob, optional| if optional && !store.has(&blob.digest) { Ok(None) } else { document(store, blob) })
+}
+
+/// The only image of a target, when it is an index.
+fn one_platform(store: &Store, target: &Descriptor) -> Result<Descriptor, ArchiveError> {
+    let (mut target, mut depth) = (target.clone(), 0);
+    while matches!(target.media_type.as_str(), media::OCI_INDEX | media::DOCKER_LIST) {
+        let index: Index = parse(&store.read(&target.digest)?, "an index")?;
+        let attests = |d: &Descriptor| d.platform.as_ref().is_some_and(|p| p.os == "unknown");
+        let mut here: Vec<_> = index.manifests.into_iter().filter(|d| !attests(d) && store.has(&d.digest)).collect();
+        depth += 1;
+        match (here.len(), here.pop()) {
+            (1, Some(only)) if depth < 8 => target = only,
+            (0, _) => return Err(StoreError::Missing { digest: target.digest }.into()),
+            (count, _) => return Err(ArchiveError::Platforms { count }),
+        }
+    }
+    target.platform = None;
+    Ok(target)
+}
+
+/// A blob of the store that becomes an error at its end when its bytes are not what its name says.
+struct Verified {
+    file: File,
+    expected: Digest,
+    hasher: Hasher,
+}
+
+impl Verified {
+    fn new(store: &Store, blob: &Descriptor) -> Result<Self, ArchiveError> {
+        Ok(Self { file: store.open_blob(&blob.digest)?, expected: blob.digest, hasher: Hasher::default() })
+    }
+}
+
+impl Read for Verified {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(buffer)?;
+        self.hasher.update(&buffer[..n]);
+        if n == 0 && !buffer.is_empty() {
+            let (actual, _) = self.hasher.clone().finish();
+            if actual != self.expected {
+                return Err(io::Error::other(StoreError::Corrupt { expected: self.expected, actual }));
+            }
+        }
+        Ok(n)
+    }
+}
+
+fn write_tar(
+    store: &Store,
+    blobs: &[Descriptor],
+    entries: &[Value],
+    docker: Option<&[u8]>,
+    out: &mut dyn Write,
+) -> Result<(), ArchiveError> {
+    let head = |path: &str, kind: Kind, size: u64| {
+        let mut header = Header::new(path, kind);
+        (header.mode, header.size) = (if kind == Kind::Directory { 0o755 } else { 0o644 }, size);
+        let mut bytes = Vec::with_capacity(BLOCK);
+        encode(&header, &mut bytes);
+        bytes
+    };
+    let mut buffer = vec![0; 256 * 1024];
+    let mut put = |path: &str, size: u64, content: &mut dyn Read| -> io::Result<()> {
+        out.write_all(&head(path, if path.ends_with('/') { Kind::Directory } else { Kind::File }, size))?;
+        let mut total = 0;
+        loop {
+            match content.read(&mut buffer)? {
+                0 => break,
+                n => {
+                    total += n as u64;
+                    out.write_all(&buffer[..n])?;
+                }
+            }
+        }
+        if total != size {
+            return Err(io::Error::other(format!("{path} changed its size while it was written")));
+        }
+        out.write_all(&[0; BLOCK][..padding(size)])
+    };
+    put("blobs/", 0, &mut io::empty()).map_err(written)?;
+    put("blobs/sha256/", 0, &mut io::empty()).map_err(written)?;
+    let mut sorted: Vec<_> = blobs.iter().collect();
+    sorted.sort_by_key(|b| b.digest);
+    for blob in sorted {
+        put(&format!("blobs/sha256/{}", blob.digest.hex()), blob.size, &mut Verified::new(store, blob)?).map_err(written)?;
+    }
+    let mut index = empty_index();
+    index["manifests"] = Value::Array(entries.to_vec());
+    let index = index.to_string();
+    put("index.json", index.len() as u64, &mut index.as_bytes()).map_err(written)?;
+    if let Some(docker) = docker {
+        put("manifest.json", docker.len() as u64, &mut &docker[..]).map_err(written)?;
+    }
+    let layout = layout_json();
+    put("oci-layout", layout.len() as u64, &mut &layout[..]).map_err(written)?;
+    out.write_all(&[0; 2 * BLOCK]).and_then(|()| out.flush()).map_err(written)
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, ArchiveError> {
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|f| f.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes)).map_err(unread)?;
+    if bytes.len() as u64 > MAX_DOCUMENT { Err(malformed(format!("{} is larger than 16 MiB", path.display()))) } else { Ok(bytes) }
+}
+
+/// Whole or not at all.
+fn put_file(path: &Path, content: &mut dyn Read) -> Result<(), ArchiveError> {
+    let temporary = path.with_file_name(format!(".{}.{}", path.file_name().unwrap_or_default().to_string_lossy(), std::process::id()));
+    let result = File::create(&temporary).and_then(|mut f| io::copy(content, &mut f)).and_then(|_| fs::rename(&temporary, path));
+    result.map_err(|e| {
+        let _ = fs::remove_file(&temporary);
+        written(e)
+    })
 }

@@ -26,10 +26,8 @@ const MAX_DOCUMENT: u64 = 4 << 20;
 /// How long a helper may take: it may ask the user for a fingerprint, but it must not hang a build.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
+const BASE64: GeneralPurpose =
+    GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
 
 /// Text that is never printed.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -118,7 +116,9 @@ pub enum KeychainError {
         reason: String,
     },
     /// Neither a docker configuration folder nor an auth file is known.
-    #[error("there is no place to keep credentials: neither a docker configuration folder nor an auth file is set; set HOME or DOCKER_CONFIG")]
+    #[error(
+        "there is no place to keep credentials: neither a docker configuration folder nor an auth file is set; set HOME or DOCKER_CONFIG"
+    )]
     NoPlace,
 }
 
@@ -604,7 +604,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let kept = temp.path().join("kept");
         let script = format!(
-            r#"case $1 in store) cat >{0};; get) cat {0} 2>/dev/null || {{ echo credentials not found; exit 1; }};; erase) rm {0};; esac"#,
+            r"case $1 in store) cat >{0};; get) cat {0} 2>/dev/null || {{ echo credentials not found; exit 1; }};; erase) rm {0};; esac",
             kept.display()
         );
         helper(temp.path(), "file", &script);

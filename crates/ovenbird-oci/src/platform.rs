@@ -144,7 +144,10 @@ impl FromStr for Platform {
     /// Also a bare architecture (`arm64`: on Linux) or system (`linux`: this machine's architecture).
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = || ParsePlatformError { text: text.chars().take(100).collect() };
-        let word = |s: &str| !s.is_empty() && s.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.' | b'-'));
+        let word = |s: &str| {
+            s.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && s.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.' | b'-'))
+        };
         let parts: Vec<&str> = text.split('/').collect();
         if !parts.iter().all(|p| word(p)) {
             return Err(error());

@@ -197,18 +197,18 @@ fn everything_survives_and_other_tools_agree() {
 fn same_bytes_for_any_number_of_threads() {
     let place = Place::new();
     let root = place.folder("tree");
-    for i in 0..40u32 {
+    for i in 0..14u32 {
         let content: Vec<u8> = (0..300_000u32).map(|n| (n.wrapping_mul(i + 7) >> 5) as u8).collect();
         fs::write(root.join(format!("file{i}")), content).unwrap();
     }
-    for compression in [Compression::None, Compression::Gzip(5), Compression::Gzip(12), Compression::Zstd(3)] {
+    for compression in [Compression::None, Compression::Gzip(5), Compression::Zstd(3)] {
         let run = |threads| pack(&root, &Owners::new(), &PackOptions { compression, mtime: Some(7), threads }, &place.store).unwrap();
         let one = run(1);
         assert_eq!([run(0), run(2), run(5)], [one.clone(), one.clone(), one.clone()], "{compression:?}");
         let back = tempfile::tempdir().unwrap();
         let blob = place.store.open_blob(&one.digest).unwrap();
         unpack(blob, back.path(), Some(&one.diff_id), Ownership::Real, &no_lower).unwrap();
-        assert_eq!(fs::read(back.path().join("file39")).unwrap(), fs::read(root.join("file39")).unwrap());
+        assert_eq!(fs::read(back.path().join("file9")).unwrap(), fs::read(root.join("file9")).unwrap());
         assert_eq!(fs::metadata(back.path().join("file3")).unwrap().mtime(), 7);
     }
     assert!(place.store.dir().join("tmp").read_dir().unwrap().next().is_none());
@@ -260,7 +260,7 @@ fn owners_are_recorded_and_packed() {
     let tar = Tar::default()
         .with(|h| (h.uid, h.mode) = (5, 0o755), "d/", Kind::Directory, "")
         .with(|h| (h.uid, h.gid, h.mode) = (1, 2, 0o4755), "d/f", Kind::File, "abc")
-        .with(|h| (h.link, h.mode) = (b"d/f".to_vec(), 0), "d/g", Kind::Link, "")
+        .with(|h| (h.link, h.uid, h.gid, h.mode) = (b"d/f".to_vec(), 1, 2, 0o4755), "d/g", Kind::Link, "")
         .with(|h| (h.device, h.mode) = ((8, 1), 0o660), "disk", Kind::Block, "")
         .with(|h| h.mode = 0o444, "plain", Kind::File, "")
         .with(|h| (h.gid, h.link, h.mode) = (9, b"t".to_vec(), 0o777), "s", Kind::Symlink, "")
@@ -535,10 +535,10 @@ fn what_gnu_tar_writes_is_read() {
     fs::write(long.join("file"), &content).unwrap();
     symlink("t".repeat(150), root.join("link")).unwrap();
     let sparse = fs::File::create(root.join("sparse")).unwrap();
-    for at in (0..40u64).map(|i| i * 1_000_000) {
+    for at in (0..40u64).map(|i| i * 100_000) {
         std::os::unix::fs::FileExt::write_all_at(&sparse, &content, at).unwrap();
     }
-    sparse.set_len(50_000_000).unwrap();
+    sparse.set_len(5_000_000).unwrap();
     drop(sparse);
     let expected = describe(&root);
     let sets: [&[&str]; 7] = [
@@ -596,7 +596,7 @@ fn name() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn a_packed_tree_comes_back(entries in proptest::collection::vec((proptest::collection::vec(name(), 1..4), node(), 0..2_000_000_000i64), 0..30), pick in 0..3usize) {
         if !is_root() {

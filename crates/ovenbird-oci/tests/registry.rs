@@ -37,7 +37,8 @@ async fn round_trip_of_an_image() {
     let head = client.head(&to).await.unwrap().unwrap();
     assert_eq!((head.digest, head.size, head.media_type.as_str()), (manifest.digest, manifest.size, media::OCI_MANIFEST));
     if have("skopeo") {
-        let out = Command::new("skopeo").args(["inspect", "--tls-verify=false", "--format={{.Digest}}", &format!("docker://{to}")]).output();
+        let out =
+            Command::new("skopeo").args(["inspect", "--tls-verify=false", "--format={{.Digest}}", &format!("docker://{to}")]).output();
         assert_eq!(String::from_utf8(out.unwrap().stdout).unwrap().trim(), manifest.digest.to_string());
     }
 
@@ -225,6 +226,10 @@ async fn tokens() {
     let wrong = client_with(there.dir.path(), &serde_json::json!({ registry.host(): basic("anna", "hunter2") }));
     let error = wrong.manifest(&private).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unauthorized { .. }) && error.to_string().contains("incorrect username"), "{error}");
+    let bert = client_with(there.dir.path(), &serde_json::json!({ registry.host(): basic("bert", "x") }));
+    bert.manifest(&to).await.unwrap();
+    let error = bert.manifest(&private).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Denied { .. }), "{error}");
     anna.check_login(&registry.host(), "anna", &Secret::new("pass:word")).await.unwrap();
     assert!(anna.check_login(&registry.host(), "anna", &Secret::new("x")).await.is_err());
 }

@@ -15,7 +15,8 @@ const BUSY: &str = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-
 const DOWN: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden\r\nContent-Length: 80\r\nConnection: close\r\n\r\n\
     {\"errors\":[{\"code\":\"DENIED\",\"message\":\"not yours \\u001b[31m, anna\"}]}               ";
-const TOO_BIG: &str = "HTTP/1.1 413 Request Entity Too Large\r\nContent-Type: text/html\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>";
+const TOO_BIG: &str =
+    "HTTP/1.1 413 Request Entity Too Large\r\nContent-Type: text/html\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_download_goes_on_where_it_broke() {
@@ -120,7 +121,7 @@ async fn changed_bytes_are_refused() {
     let (manifest, blobs) = image(&here.store, 1, "amd64", &[500_000]);
     let to = registry.reference("app:1");
     client().push(&here.store, &manifest, &to, &BTreeMap::new(), &quiet()).await.unwrap();
-    let (small, _) = (blobs[1].clone(), ());
+    let small = blobs[1].clone();
     std::fs::write(registry.blob_file(&blobs[0].digest), vec![7; 500_000]).unwrap();
     std::fs::write(registry.blob_file(&small.digest), b"short").unwrap();
     let there = place();
@@ -184,7 +185,12 @@ async fn liars() {
         ("both", media::OCI_MANIFEST.into(), br#"{"layers":[],"manifests":[]}"#.to_vec(), "both manifest and index"),
         ("schema 1", "application/json".into(), br#"{"schemaVersion":1}"#.to_vec(), "schema 1"),
         ("endless", media::OCI_MANIFEST.into(), vec![b' '; MAX_MANIFEST as usize + 1], "more than the 4194304"),
-        ("bad digest", media::OCI_MANIFEST.into(), br#"{"schemaVersion":2,"config":{"mediaType":"x","digest":"../../x","size":1},"layers":[]}"#.to_vec(), "cannot be read"),
+        (
+            "bad digest",
+            media::OCI_MANIFEST.into(),
+            br#"{"schemaVersion":2,"config":{"mediaType":"x","digest":"../../x","size":1},"layers":[]}"#.to_vec(),
+            "cannot be read",
+        ),
         ("big child", media::OCI_INDEX.into(), too_big.into_bytes(), "more than the 4194304"),
     ];
     for (name, kind, body, expected) in rows {
@@ -215,7 +221,9 @@ async fn credentials_stay_with_the_registry() {
     let (storage, storage_log) = liar(|_| ("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".into(), b"the layer".to_vec()));
     let (port, log) = liar(move |line| {
         if line.contains("/blobs/") {
-            let head = format!("HTTP/1.1 307 Go\r\nLocation: http://127.0.0.1:{storage}/x?sig=1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            let head = format!(
+                "HTTP/1.1 307 Go\r\nLocation: http://127.0.0.1:{storage}/x?sig=1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            );
             return (head, vec![]);
         }
         ("HTTP/1.1 401 No\r\nWWW-Authenticate: Basic realm=x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".into(), vec![])

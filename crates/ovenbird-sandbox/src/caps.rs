@@ -22,6 +22,8 @@ pub(crate) const DOCKER: u64 = bit(0) // CHOWN
 
 /// `CAP_SYS_ADMIN`.
 pub(crate) const SYS_ADMIN: u32 = 21;
+/// `CAP_SETGID`.
+pub(crate) const SETGID: u32 = 6;
 /// `CAP_SETUID`.
 pub(crate) const SETUID: u32 = 7;
 /// `CAP_SYS_RESOURCE`.

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use libc::{c_char, c_int, c_long, c_ulong, sock_filter};
 
 use crate::syscall::{self, check};
+use crate::step::Process;
 use crate::{caps, seccomp};
 
 /// Where the child failed. The discriminants travel through the pipe.
@@ -125,9 +126,9 @@ const MASKED: [&CStr; 10] = [
 /// Parts of `/proc` that Docker makes read-only.
 const READ_ONLY: [&CStr; 5] = [c"/proc/bus", c"/proc/fs", c"/proc/irq", c"/proc/sys", c"/proc/sysrq-trigger"];
 
-impl Child<'_> {
-    /// Never returns: becomes the step's program, or reports and exits.
-    pub(crate) fn run(&self) -> ! {
+impl Process for Child<'_> {
+    /// Becomes the step's program, or reports and exits.
+    fn run(&self) -> ! {
         let (stage, error) = self.start();
         let message = [stage as u32, error.raw_os_error().unwrap_or(libc::EIO) as u32];
         // SAFETY: eight bytes of a live array; then the process ends.
@@ -137,6 +138,9 @@ impl Child<'_> {
         }
     }
 
+}
+
+impl Child<'_> {
     fn start(&self) -> (Stage, io::Error) {
         match self.steps() {
             Ok(never) => match never {},
@@ -202,7 +206,7 @@ impl Child<'_> {
         // SAFETY: no pointers.
         check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as c_ulong, 0, 0, 0) }.into())?;
         reset_signals();
-        self.close_others();
+        close_others(self.keep);
         let mut byte = 0u8;
         loop {
             // SAFETY: one byte of room.
@@ -215,19 +219,6 @@ impl Child<'_> {
                 return Err(io::Error::from_raw_os_error(libc::ECANCELED));
             }
         }
-    }
-
-    /// Other steps of this engine wait for the end of their pipes: our copies must go now, not at `exec`.
-    fn close_others(&self) {
-        let mut from = 3u32;
-        for fd in self.keep {
-            let fd = *fd as u32;
-            if fd > from {
-                close_range(from, fd - 1);
-            }
-            from = from.max(fd + 1);
-        }
-        close_range(from, u32::MAX);
     }
 
     fn stdio(&self) -> io::Result<()> {
@@ -295,6 +286,19 @@ impl Proc {
 
 fn at<T>(stage: Stage, result: io::Result<T>) -> Result<T, (Stage, io::Error)> {
     result.map_err(|error| (stage, error))
+}
+
+/// Other steps of this engine wait for the end of their pipes: our copies must go now, not at `exec`. `keep` is sorted.
+pub(crate) fn close_others(keep: &[RawFd]) {
+    let mut from = 3u32;
+    for fd in keep {
+        let fd = *fd as u32;
+        if fd > from {
+            close_range(from, fd - 1);
+        }
+        from = from.max(fd + 1);
+    }
+    close_range(from, u32::MAX);
 }
 
 fn close_range(first: u32, last: u32) {

@@ -10,9 +10,9 @@ use crate::{Network, Step};
 /// More than any real `resolv.conf`.
 const RESOLV_MAX: u64 = 64 * 1024;
 
-/// (path, content) of the generated files.
-pub(crate) fn files(step: &Step) -> [(&'static str, Vec<u8>); 3] {
-    [("/etc/resolv.conf", resolv(step, &machine_resolv())), ("/etc/hosts", hosts(step)), ("/etc/hostname", format!("{}\n", step.hostname).into_bytes())]
+/// (path, content) of the generated files. `machine`: the host name that the step really has, when it is not its own.
+pub(crate) fn files(step: &Step, machine: Option<&str>) -> [(&'static str, Vec<u8>); 3] {
+    [("/etc/resolv.conf", resolv(step, &machine_resolv())), ("/etc/hosts", hosts(step, machine)), ("/etc/hostname", format!("{}\n", step.hostname).into_bytes())]
 }
 
 fn machine_resolv() -> Vec<u8> {
@@ -46,12 +46,16 @@ fn resolv(step: &Step, machine: &[u8]) -> Vec<u8> {
     out
 }
 
-fn hosts(step: &Step) -> Vec<u8> {
+fn hosts(step: &Step, machine: Option<&str>) -> Vec<u8> {
     let mut out = String::from("127.0.0.1\tlocalhost");
     if !step.hostname.is_empty() && step.hostname != "localhost" {
         let _ = write!(out, " {}", step.hostname);
     }
     out.push_str("\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    // The chroot level keeps the machine's name: programs that look their own name up must find it.
+    if let Some(name) = machine.filter(|name| !name.is_empty() && *name != step.hostname) {
+        let _ = writeln!(out, "127.0.1.1\t{name}");
+    }
     for (name, address) in &step.hosts {
         let _ = writeln!(out, "{address}\t{name}");
     }

@@ -20,6 +20,9 @@ use crate::syscall::{self, c_bytes, check, here};
 const IOCTL_RECV: u64 = 0xC050_2100;
 const IOCTL_SEND: u64 = 0xC018_2101;
 const IOCTL_ID_VALID: u64 = 0x4008_2102;
+const IOCTL_ADD_DESCRIPTOR: u64 = 0x4018_2103;
+/// The new descriptor is the answer (Linux 5.14).
+const ADD_AND_SEND: u32 = 2;
 const IOCTL_SET_FLAGS: u64 = 0x4008_2104;
 /// Wakes the receiver on the sender's CPU (Linux 6.6): half the round trip.
 const SYNC_WAKE_UP: u64 = 1;
@@ -33,6 +36,8 @@ const UNCHANGED: u32 = u32::MAX;
 /// Deepest chain of parents that is followed for a process seen for the first time.
 const PARENTS_MAX: usize = 64;
 
+/// Names of files that dpkg is about to put in place.
+const PACKAGE: &[u8] = b".dpkg-";
 /// Links into `/proc/self`.
 const STREAMS: [&[u8]; 3] = [b"/dev/std", b"/dev/fd/", b"/proc/self/fd/"];
 
@@ -46,9 +51,19 @@ pub(crate) fn calls() -> Vec<c_long> {
         SYS_fchown SYS_fchownat SYS_mknodat SYS_setuid SYS_setgid SYS_setreuid SYS_setregid SYS_setresuid SYS_setresgid SYS_setfsuid
         SYS_setfsgid SYS_setgroups SYS_getuid SYS_geteuid SYS_getgid SYS_getegid SYS_getresuid SYS_getresgid SYS_getgroups
     });
+    all.extend(numbers! { SYS_mkdirat SYS_symlinkat SYS_renameat SYS_renameat2 });
     #[cfg(target_arch = "x86_64")]
-    all.extend(numbers! { SYS_chown SYS_lchown SYS_mknod });
+    all.extend(numbers! { SYS_chown SYS_lchown SYS_mknod SYS_mkdir SYS_symlink SYS_rename SYS_creat });
     all
+}
+
+/// The calls that are sent when their flags (argument of that number) create a file.
+pub(crate) fn opening_calls() -> Vec<(c_long, u32)> {
+    vec![
+        (libc::SYS_openat, 2),
+        #[cfg(target_arch = "x86_64")]
+        (libc::SYS_open, 1),
+    ]
 }
 
 /// Real, effective and saved id.
@@ -72,7 +87,10 @@ struct Credentials {
 
 enum Answer {
     Value(i64),
+    /// The call goes on as if nobody had looked.
     Kernel,
+    /// The answer is this file; the flags are those of the call.
+    File(OwnedFd, c_int),
 }
 
 type Answered = Result<Answer, c_int>;
@@ -144,6 +162,15 @@ impl Recorder {
         let (val, error, flags) = match self.answer(place, &call) {
             Ok(Answer::Value(value)) => (value, 0, 0),
             Ok(Answer::Kernel) => (0, 0, CONTINUE),
+            Ok(Answer::File(file, flags)) => {
+                let newfd_flags = (flags & libc::O_CLOEXEC) as u32;
+                let mut add = libc::seccomp_notif_addfd { id: call.id, flags: ADD_AND_SEND, srcfd: file.as_raw_fd() as u32, newfd: 0, newfd_flags };
+                // SAFETY: the struct has the size that is part of the number.
+                if unsafe { libc::ioctl(self.listener.as_raw_fd(), IOCTL_ADD_DESCRIPTOR as _, &raw mut add) } >= 0 {
+                    return; // answered
+                }
+                (0, -errno(&io::Error::last_os_error()), 0)
+            }
             Err(errno) => (0, -errno, 0),
         };
         let mut answer = libc::seccomp_notif_resp { id: call.id, val, error, flags };
@@ -168,6 +195,20 @@ impl Recorder {
             libc::SYS_lchown => self.change_owner(place, call, Target::Path { dir: libc::AT_FDCWD, path: args[0], follow: false, empty: false }, a1, a2),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_mknod => self.make_node(place, call, libc::AT_FDCWD, args[0], a1, args[2]),
+            libc::SYS_openat => self.create(place, call, a0 as i32, args[1], a2 as c_int, args[3] as u32),
+            libc::SYS_mkdirat => self.make_folder(place, call, a0 as i32, args[1], a2),
+            libc::SYS_symlinkat => self.make_link(place, call, args[0], a1 as i32, args[2]),
+            libc::SYS_renameat | libc::SYS_renameat2 => self.replace(place, call, (a0 as i32, args[1]), (a2 as i32, args[3])),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_open => self.create(place, call, libc::AT_FDCWD, args[0], a1 as c_int, a2),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_creat => self.create(place, call, libc::AT_FDCWD, args[0], libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC, a1),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_mkdir => self.make_folder(place, call, libc::AT_FDCWD, args[0], a1),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_symlink => self.make_link(place, call, args[0], libc::AT_FDCWD, args[1]),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_rename => self.replace(place, call, (libc::AT_FDCWD, args[0]), (libc::AT_FDCWD, args[1])),
             libc::SYS_getgroups => {
                 let groups = self.credentials(place, pid).groups;
                 if a0 == 0 {
@@ -325,6 +366,83 @@ impl Recorder {
         // The call passes the old 32 bit encoding, which is that of `dev_t` for these widths.
         self.owners.set(&seen, credentials.user.effective, credentials.group.effective, Some((mode, libc::major(device), libc::minor(device))));
         Ok(Answer::Value(0))
+    }
+
+    /// Who owns what the caller makes, when that is not root.
+    fn maker(&mut self, place: &Place, call: &libc::seccomp_notif) -> Option<(u32, u32)> {
+        let credentials = self.credentials(place, call.pid as i32);
+        Some((credentials.user.effective, credentials.group.effective)).filter(|owner| *owner != (0, 0))
+    }
+
+    fn create(&mut self, place: &mut Place, call: &libc::seccomp_notif, dir: i32, path: u64, flags: c_int, mode: u32) -> Answered {
+        let Some(owner) = self.maker(place, call) else { return Ok(Answer::Kernel) };
+        let pid = call.pid as i32;
+        let mode = mode & 0o7777 & !place.umask(pid);
+        let name = place.read_path(pid, path)?;
+        self.still_there(call)?;
+        let unnamed = flags & libc::O_TMPFILE == libc::O_TMPFILE;
+        let exclusive = if unnamed { 0 } else { libc::O_EXCL };
+        match place.within(pid, dir, &name, |base, name| syscall::openat(base, name, flags | exclusive, mode)) {
+            Ok(file) => {
+                self.made(&file, owner)?;
+                Ok(Answer::File(file, flags))
+            }
+            // It exists: nothing is made.
+            Err(libc::EEXIST) if flags & libc::O_EXCL == 0 => Ok(Answer::Kernel),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn make_folder(&mut self, place: &mut Place, call: &libc::seccomp_notif, dir: i32, path: u64, mode: u32) -> Answered {
+        let Some(owner) = self.maker(place, call) else { return Ok(Answer::Kernel) };
+        let pid = call.pid as i32;
+        let mode = mode & 0o7777 & !place.umask(pid);
+        let name = place.read_path(pid, path)?;
+        self.still_there(call)?;
+        let made = place.within(pid, dir, &name, |base, name| {
+            // SAFETY: valid C string.
+            check(unsafe { libc::mkdirat(base.as_raw_fd(), name.as_ptr(), mode) }.into())?;
+            syscall::openat(base, name, libc::O_PATH | libc::O_NOFOLLOW, 0)
+        })?;
+        self.made(&made, owner).map(|()| Answer::Value(0))
+    }
+
+    fn make_link(&mut self, place: &mut Place, call: &libc::seccomp_notif, to: u64, dir: i32, path: u64) -> Answered {
+        let Some(owner) = self.maker(place, call) else { return Ok(Answer::Kernel) };
+        let pid = call.pid as i32;
+        let (to, name) = (place.read_path(pid, to)?, place.read_path(pid, path)?);
+        self.still_there(call)?;
+        let made = place.within(pid, dir, &name, |base, name| {
+            // SAFETY: valid C strings.
+            check(unsafe { libc::symlinkat(to.as_ptr(), base.as_raw_fd(), name.as_ptr()) }.into())?;
+            syscall::openat(base, name, libc::O_PATH | libc::O_NOFOLLOW, 0)
+        })?;
+        self.made(&made, owner).map(|()| Answer::Value(0))
+    }
+
+    fn made(&mut self, file: &OwnedFd, (uid, gid): (u32, u32)) -> Result<(), c_int> {
+        let seen = owners::look(file.as_fd(), syscall::EMPTY).map_err(|error| errno(&error))?;
+        self.owners.set(&seen, uid, gid, None);
+        Ok(())
+    }
+
+    /// A program that edits a file by replacing it (`useradd`, `sed -i`) gives the new file the owner that it sees on the old one,
+    /// which is always root. Such a file inherits the intended owner. Package managers mean root when they say so.
+    fn replace(&mut self, place: &mut Place, call: &libc::seccomp_notif, from: (i32, u64), to: (i32, u64)) -> Answered {
+        let pid = call.pid as i32;
+        let open = |place: &mut Place, (dir, path)| place.open(pid, &Target::Path { dir, path, follow: false, empty: false });
+        let Ok(new) = open(place, from) else { return Ok(Answer::Kernel) };
+        let Ok(new_seen) = owners::look(new.as_fd(), syscall::EMPTY) else { return Ok(Answer::Kernel) };
+        if self.owners.is_given_to_root(&new_seen)
+            && !place.read_path(pid, from.1)?.as_bytes().windows(PACKAGE.len()).any(|part| part == PACKAGE)
+            && let Ok(old) = open(place, to)
+            && let Ok(old_seen) = owners::look(old.as_fd(), syscall::EMPTY)
+            && self.owners.get(&old_seen) != (0, 0)
+        {
+            let (uid, gid) = self.owners.get(&old_seen);
+            self.owners.set(&new_seen, uid, gid, None);
+        }
+        Ok(Answer::Kernel)
     }
 
     /// The process that asked has not been replaced by another with its number.
@@ -504,6 +622,8 @@ impl Place {
             syscall::unshare(libc::CLONE_FS)?;
             let theirs = self.proc_file(pid, "ns/mnt", libc::O_RDONLY)?;
             syscall::setns(theirs.as_fd(), libc::CLONE_NEWNS)?;
+            // SAFETY: no pointers; the umask is this thread's own now. Callers' modes come with theirs taken off.
+            unsafe { libc::umask(0) };
             self.root = Some(syscall::openat(here(), c"/", libc::O_PATH | libc::O_DIRECTORY, 0)?);
         }
         Ok(())

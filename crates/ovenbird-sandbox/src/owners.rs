@@ -42,7 +42,6 @@ pub(crate) struct Owners {
 /// A file as `statx` shows it.
 pub(crate) struct Seen {
     pub(crate) inode: Inode,
-    pub(crate) mode: u32,
     born: (i64, u32),
 }
 
@@ -57,7 +56,7 @@ pub(crate) fn look(dir: BorrowedFd<'_>, path: &std::ffi::CStr) -> io::Result<See
         stat
     };
     let inode = Inode { device: (stat.stx_dev_major, stat.stx_dev_minor), number: stat.stx_ino };
-    Ok(Seen { inode, mode: u32::from(stat.stx_mode), born: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec) })
+    Ok(Seen { inode, born: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec) })
 }
 
 impl Owners {
@@ -67,6 +66,11 @@ impl Owners {
             Some(entry) if entry.born == seen.born => (entry.uid, entry.gid),
             _ => self.lower.get(&seen.inode.number).copied().unwrap_or((0, 0)),
         }
+    }
+
+    /// Somebody set the owner of this file to root in so many words.
+    pub(crate) fn is_given_to_root(&self, seen: &Seen) -> bool {
+        self.recorded.get(&seen.inode).is_some_and(|entry| entry.born == seen.born && (entry.uid, entry.gid) == (0, 0) && entry.node.is_none())
     }
 
     pub(crate) fn set(&mut self, seen: &Seen, uid: u32, gid: u32, node: Option<Device>) {

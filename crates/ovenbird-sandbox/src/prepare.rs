@@ -22,9 +22,10 @@ const SHM_SIZE: u64 = 64 * 1024 * 1024;
 const PTS_OPTIONS: [(&std::ffi::CStr, &std::ffi::CStr); 2] = [(c"ptmxmode", c"0666"), (c"mode", c"0620")];
 
 /// (name, major, minor).
-const NODES: [(&str, u32, u32); 6] =
+pub(crate) const NODES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
-const LINKS: [(&str, &str); 5] =
+/// (name, where it leads), in `/dev`.
+pub(crate) const LINKS: [(&str, &str); 5] =
     [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")];
 /// Parts of `/sys` that Docker hides.
 const MASKED_SYS: [&str; 2] = ["firmware", "devices/virtual/powercap"];
@@ -139,7 +140,7 @@ fn fill(level: Level, step: &Step, scratch: &Scratch<'_>, root: BorrowedFd<'_>, 
     sys(step, root, stubs).context(|| "mounting /sys".to_owned())?;
     let private = scratch.private();
     mount_at(&mounts::filesystem(c"tmpfs", &[(c"mode", c"0700")], 0).context(|| "making a tmpfs".to_owned())?, &private).context(|| "mounting a tmpfs".to_owned())?;
-    for (index, (path, content)) in network::files(step).into_iter().enumerate() {
+    for (index, (path, content)) in network::files(step, None).into_iter().enumerate() {
         let file = private.join(format!("etc-{index}"));
         write_file(&file, &content, 0o644, 0, 0).context(|| format!("writing {path}"))?;
         attach_file(&file, false, root, Path::new(path), stubs).context(|| format!("mounting {path}"))?;

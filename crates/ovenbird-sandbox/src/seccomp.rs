@@ -23,6 +23,8 @@ const UNKNOWN_FROM: u32 = 467;
 /// Every namespace flag of `clone`.
 const CLONE_NAMESPACES: u32 = 0x7E02_0000;
 const AF_VSOCK: u32 = 40;
+/// `O_CREAT`, and the bit of `O_TMPFILE` that is not `O_DIRECTORY`.
+const CREATING: u32 = libc::O_CREAT as u32 | 0o20_000_000;
 /// Linux, Linux 32 bit, both with UNAME26, and "just ask".
 const PERSONALITIES: [u32; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF];
 
@@ -48,6 +50,8 @@ enum Action {
     Clone,
     Socket,
     Personality,
+    /// To the listener when the argument (by number) has a flag that creates files.
+    Creating(u32),
 }
 
 /// Docker's filter.
@@ -67,7 +71,9 @@ pub(crate) fn docker() -> &'static [sock_filter] {
 pub(crate) fn recorder() -> &'static [sock_filter] {
     static FILTER: OnceLock<Vec<sock_filter>> = OnceLock::new();
     FILTER.get_or_init(|| {
-        let rules = crate::notify::calls().into_iter().map(|nr| (nr as u32, Action::Return(RET_NOTIFY))).collect();
+        let always = crate::notify::calls().into_iter().map(|nr| (nr as u32, Action::Return(RET_NOTIFY)));
+        let opening = crate::notify::opening_calls().into_iter().map(|(nr, argument)| (nr as u32, Action::Creating(argument)));
+        let rules = always.chain(opening).collect();
         compile(rules, RET_ALLOW, RET_ALLOW, RET_ALLOW)
     })
 }
@@ -148,6 +154,9 @@ fn leaf(action: Action) -> Vec<sock_filter> {
         Action::Return(value) => vec![op(RETURN, value)],
         Action::Clone => vec![op(LOAD, ARG0), branch(JUMP_SET, CLONE_NAMESPACES, 1, 0), allow, refuse],
         Action::Socket => vec![op(LOAD, ARG0), branch(JUMP_EQ, AF_VSOCK, 1, 0), allow, refuse],
+        Action::Creating(argument) => {
+            vec![op(LOAD, ARG0 + 8 * argument), branch(JUMP_SET, CREATING, 0, 1), op(RETURN, RET_NOTIFY), allow]
+        }
         Action::Personality => {
             let count = PERSONALITIES.len();
             let mut out = vec![op(LOAD, ARG0)];
@@ -282,9 +291,13 @@ mod tests {
     #[test]
     fn recorder_takes_only_its_calls() {
         let calls = crate::notify::calls();
+        let opening = crate::notify::opening_calls();
         for nr in 0..600 {
-            let want = if calls.contains(&nr) { RET_NOTIFY } else { RET_ALLOW };
-            assert_eq!(eval(recorder(), ARCH, nr as u32, 0), want, "call {nr}");
+            let always = calls.contains(&nr);
+            let opens = opening.iter().any(|(opening, _)| *opening == nr);
+            for (arg, notify) in [(0, always), (libc::O_CREAT as u32, always || opens), (libc::O_TMPFILE as u32, always || opens), (libc::O_DIRECTORY as u32, always)] {
+                assert_eq!(eval(recorder(), ARCH, nr as u32, arg), if notify { RET_NOTIFY } else { RET_ALLOW }, "call {nr} with {arg:o}");
+            }
         }
     }
 }

@@ -93,7 +93,8 @@ fn follow(started: Started, output: &mut dyn FnMut(Stream, &[u8]), cancel: &Atom
     })
 }
 
-struct Stop<'a>(&'a AtomicBool);
+/// Sets the flag when it goes out of scope, on panics too.
+pub(crate) struct Stop<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
@@ -159,12 +160,19 @@ fn inside(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::r
     Ok(table)
 }
 
-struct Pointers {
+/// A NULL-terminated array of C strings.
+pub(crate) struct Pointers {
     _strings: Vec<CString>,
     pointers: Vec<*const c_char>,
 }
 
-fn pointers<'a>(values: impl Iterator<Item = &'a OsStr>) -> io::Result<Pointers> {
+impl Pointers {
+    pub(crate) fn as_ptr(&self) -> *const *const c_char {
+        self.pointers.as_ptr()
+    }
+}
+
+pub(crate) fn pointers<'a>(values: impl Iterator<Item = &'a OsStr>) -> io::Result<Pointers> {
     let strings: Vec<CString> = values.map(|value| c_bytes(value.as_bytes())).collect::<io::Result<_>>()?;
     let pointers = strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect();
     Ok(Pointers { _strings: strings, pointers })
@@ -200,8 +208,8 @@ fn spawn(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::rl
     keep.sort_unstable();
     let child = Child {
         program: &program,
-        argv: argv.pointers.as_ptr(),
-        envp: envp.pointers.as_ptr(),
+        argv: argv.as_ptr(),
+        envp: envp.as_ptr(),
         cwd: &cwd,
         stdio: [streams.stdin.as_raw_fd(), streams.stdout.1.as_raw_fd(), streams.stderr.1.as_raw_fd()],
         errors: streams.errors.1.as_raw_fd(),
@@ -286,8 +294,13 @@ pub(crate) fn missing_program(step: &Step) -> SandboxError {
     SandboxError::Exec { program, source: io::Error::new(io::ErrorKind::NotFound, "executable file not found in $PATH of the step") }
 }
 
+/// What a copy of this process does instead of going on. Only async-signal-safe things are allowed.
+pub(crate) trait Process {
+    fn run(&self) -> !;
+}
+
 /// Copies this thread into a new process that runs `child`.
-pub(crate) fn clone(namespaces: i32, child: &Child<'_>) -> io::Result<(i32, OwnedFd)> {
+pub(crate) fn clone(namespaces: i32, child: &impl Process) -> io::Result<(i32, OwnedFd)> {
     let mut pidfd: RawFd = -1;
     let flags = (namespaces | libc::CLONE_PIDFD | libc::SIGCHLD) as libc::c_ulong;
     let blocked = Blocked::new();

@@ -111,7 +111,8 @@ pub fn images(path: &Path) -> Result<Vec<Image>> {
         let found = format!("sha256:{}", hex(Sha256::digest(bytes).as_slice()));
         if found == digest { Ok(bytes) } else { Err(malformed(name, format!("its digest is {found}"))) }
     };
-    let parse = |digest: &str| -> Result<Value> { serde_json::from_slice(blob(digest)?).map_err(|error| malformed(digest, error.to_string())) };
+    let parse =
+        |digest: &str| -> Result<Value> { serde_json::from_slice(blob(digest)?).map_err(|error| malformed(digest, error.to_string())) };
     let layout = json("oci-layout")?;
     if layout["imageLayoutVersion"] != "1.0.0" {
         return Err(malformed("oci-layout", "imageLayoutVersion is not 1.0.0"));

@@ -163,7 +163,9 @@ fn debian(dir: &Path) -> Result<()> {
     // What the machine needs to reach its mirror, the image needs too.
     let settings: String = process::output(Command::new("apt-config").arg("dump"))?
         .lines()
-        .filter(|line| ["Acquire::http::", "Acquire::https::", "Acquire::Check-", "Acquire::Retries"].iter().any(|start| line.starts_with(start)))
+        .filter(|line| {
+            ["Acquire::http::", "Acquire::https::", "Acquire::Check-", "Acquire::Retries"].iter().any(|start| line.starts_with(start))
+        })
         .flat_map(|line| [line, "\n"])
         .collect();
     let file = root.join("etc/apt/apt.conf.d/90machine");

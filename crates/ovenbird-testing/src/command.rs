@@ -1,9 +1,11 @@
 //! The command under test: which binary, as which user, with which environment.
 
 use std::fs;
+use std::io::{Read, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::users::{Ids, User};
 use crate::{AtPath, Error, Result, cache};
@@ -155,6 +157,39 @@ impl Drop for Workspace {
             let _ = Command::new("chmod").args(["-R", "u+rwX"]).arg(self.path()).output();
         }
     }
+}
+
+/// Runs a command to its end, or kills it after `limit`. Exit code (none: a signal, or killed) and both streams in one text.
+pub fn finish(command: &mut Command, stdin: Option<&str>, limit: Duration) -> Result<(Option<i32>, String)> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let start = |source| Error::Start { program: program.clone(), source };
+    let mut log = tempfile::tempfile().map_err(start)?;
+    let (out, err) = (log.try_clone().map_err(start)?, log.try_clone().map_err(start)?);
+    let input = if stdin.is_some() { Stdio::piped() } else { Stdio::null() };
+    let mut child = command.stdin(input).stdout(out).stderr(err).spawn().map_err(start)?;
+    if let (Some(text), Some(mut pipe)) = (stdin, child.stdin.take()) {
+        // A command that does not read its input to the end is no error here.
+        let _ = pipe.write_all(text.as_bytes());
+    }
+    let end = Instant::now() + limit;
+    let status = loop {
+        match child.try_wait().map_err(start)? {
+            Some(status) => break Some(status),
+            None if Instant::now() > end => {
+                let _ = child.kill();
+                let _ = child.wait();
+                break None;
+            }
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    };
+    let mut bytes = Vec::new();
+    log.rewind().and_then(|()| log.read_to_end(&mut bytes)).map_err(start)?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    Ok(match status {
+        Some(status) => (status.code(), text),
+        None => (None, format!("{text}\nkilled after {} s", limit.as_secs())),
+    })
 }
 
 pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {

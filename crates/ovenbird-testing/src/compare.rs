@@ -58,8 +58,12 @@ fn entry(line: &str, found: &Tree) -> Result<String, (String, String)> {
     let fail = |why: String| (path.clone(), format!("- expected {line}\n+ {why}"));
     let Some(node) = found.get(&path) else {
         let near = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-        let siblings: Vec<&str> =
-            found.keys().filter(|other| other.rsplit_once('/').is_some_and(|(parent, _)| parent == near)).map(String::as_str).take(20).collect();
+        let siblings: Vec<&str> = found
+            .keys()
+            .filter(|other| other.rsplit_once('/').is_some_and(|(parent, _)| parent == near))
+            .map(String::as_str)
+            .take(20)
+            .collect();
         return Err(fail(format!("not there; beside it: {}", siblings.join(" "))));
     };
     let differs = || Err(fail(format!("found    {}", show(&path, node))));

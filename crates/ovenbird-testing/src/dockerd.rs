@@ -71,8 +71,7 @@ impl Dockerd {
 
 impl Drop for Dockerd {
     fn drop(&mut self) {
-        if let Ok(ids) = self.run(&["ps", "-aq"])
-        {
+        if let Ok(ids) = self.run(&["ps", "-aq"]) {
             for id in ids.split_whitespace() {
                 let _ = self.run(&["rm", "-f", id]);
             }

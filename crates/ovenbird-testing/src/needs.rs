@@ -50,7 +50,8 @@ impl Need {
 
     /// Why the machine cannot give it; `None` if it can.
     pub fn missing(self) -> Option<String> {
-        let program = |name: &str, package: &str| (!process::on_path(name)).then(|| format!("{name} is missing (Debian package {package})"));
+        let program =
+            |name: &str, package: &str| (!process::on_path(name)).then(|| format!("{name} is missing (Debian package {package})"));
         let root = || (!rustix::process::geteuid().is_root()).then(|| "not root".to_owned());
         match self {
             Self::Run => {
@@ -58,9 +59,9 @@ impl Need {
                 LEVEL.get_or_init(no_level).clone()
             }
             Self::Network => no_mirror(),
-            Self::Debian => {
-                root().or_else(|| program("debootstrap", "debootstrap")).or_else(|| if base::Base::Debian.is_cached() { None } else { no_mirror() })
-            }
+            Self::Debian => root()
+                .or_else(|| program("debootstrap", "debootstrap"))
+                .or_else(|| if base::Base::Debian.is_cached() { None } else { no_mirror() }),
             Self::Registry => program("docker-registry", "docker-registry")
                 .or_else(|| program("skopeo", "skopeo"))
                 .or_else(|| program("busybox", "busybox-static")),
@@ -131,7 +132,8 @@ fn no_mirror() -> Option<String> {
                 return None;
             }
             // With a proxy configured for apt the mirror need not be reachable directly.
-            if process::output(Command::new("apt-config").args(["dump", "Acquire::http::Proxy"])).is_ok_and(|text| !text.trim().is_empty()) {
+            if process::output(Command::new("apt-config").args(["dump", "Acquire::http::Proxy"])).is_ok_and(|text| !text.trim().is_empty())
+            {
                 return None;
             }
             let host = rest.split('/').next().unwrap_or(rest);

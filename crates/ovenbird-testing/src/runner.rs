@@ -1,15 +1,14 @@
 //! Runs one case with the command and reports every difference.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::archive::{self, Image, Tree};
 use crate::base::Base;
 use crate::case::{Build, Case};
-use crate::command::{Level, Workspace, set_mode};
+use crate::command::{Level, Workspace, finish, set_mode};
 use crate::needs::Need;
 use crate::registry::{Options, Registry};
 use crate::{AtPath, Error, Result, compare};
@@ -115,7 +114,7 @@ impl Place<'_> {
         command.args(build.args.iter().map(|arg| self.fill(arg)));
         command.arg(self.case.context.as_ref().map_or_else(|| self.context.display().to_string(), |context| self.fill(context)));
         command.envs(self.case.env.iter().map(|(name, value)| (name, self.fill(value))));
-        let (code, log) = run_limited(&mut command, self.case.stdin.as_deref())?;
+        let (code, log) = finish(&mut command, self.case.stdin.as_deref(), LIMIT)?;
         let mut differences = self.judge(build, code, &log, &archive)?;
         if !differences.is_empty() {
             let tail: Vec<&str> = log.lines().collect();
@@ -158,7 +157,11 @@ impl Place<'_> {
             let done = self.shell(script).env("OUT", archive).output();
             let done = done.map_err(|source| Error::Start { program: "sh".into(), source })?;
             if !done.status.success() {
-                differences.push(format!("- the check fails: {}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr)));
+                differences.push(format!(
+                    "- the check fails: {}{}",
+                    String::from_utf8_lossy(&done.stdout),
+                    String::from_utf8_lossy(&done.stderr)
+                ));
             }
         }
         if build.tree.is_none() && build.config.is_none() && build.history.is_none() && build.layers.is_none() {
@@ -198,35 +201,4 @@ impl Place<'_> {
         }
         Ok(differences)
     }
-}
-
-/// Exit code (none: a signal) and both streams in one text.
-fn run_limited(command: &mut Command, stdin: Option<&str>) -> Result<(Option<i32>, String)> {
-    let start = |source| Error::Start { program: "ovenbird".into(), source };
-    let mut log = tempfile::tempfile().map_err(start)?;
-    let (out, err) = (log.try_clone().map_err(start)?, log.try_clone().map_err(start)?);
-    let input = if stdin.is_some() { Stdio::piped() } else { Stdio::null() };
-    let mut child = command.stdin(input).stdout(out).stderr(err).spawn().map_err(start)?;
-    if let (Some(text), Some(mut pipe)) = (stdin, child.stdin.take()) {
-        // A command that does not read its input to the end is no error here.
-        let _ = pipe.write_all(text.as_bytes());
-    }
-    let end = Instant::now() + LIMIT;
-    let status = loop {
-        match child.try_wait().map_err(start)? {
-            Some(status) => break Some(status),
-            None if Instant::now() > end => {
-                let _ = child.kill();
-                let _ = child.wait();
-                break None;
-            }
-            None => std::thread::sleep(Duration::from_millis(2)),
-        }
-    };
-    let mut bytes = Vec::new();
-    use std::io::{Read, Seek};
-    log.rewind().map_err(start)?;
-    log.read_to_end(&mut bytes).map_err(start)?;
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    Ok(status.map_or((None, format!("{text}\nkilled after {} s", LIMIT.as_secs())), |status| (status.code(), text)))
 }

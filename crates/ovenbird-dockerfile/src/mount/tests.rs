@@ -9,8 +9,7 @@ fn shown(value: &str) -> String {
 
 #[test]
 fn every_type() {
-    let mut out = String::new();
-    for value in [
+    let rows: Vec<String> = [
         "target=/a",
         "type=bind,target=/a",
         "type=BIND,TARGET=/a",
@@ -41,15 +40,16 @@ fn every_type() {
         "type=bind,\"target=/a,b\"",
         "type=bind,\"target=/a\"\"b\"",
         "type=bind,target=/a=b",
-    ] {
-        out.push_str(&format!("{value}\n    {}\n", shown(value)));
-    }
-    insta::assert_snapshot!(out);
+    ]
+    .into_iter()
+    .map(|value| format!("{value}\n    {}\n", shown(value)))
+    .collect();
+    insta::assert_snapshot!(rows.concat());
 }
 
 #[test]
 fn every_refusal() {
-    let mut out = String::new();
+    let mut rows = Vec::new();
     for value in [
         "",
         "type=bind",
@@ -104,9 +104,9 @@ fn every_refusal() {
     ] {
         let text = shown(value);
         assert!(text.starts_with("error: "), "{value} was taken: {text}");
-        out.push_str(&format!("{value}\n    {text}\n"));
+        rows.push(format!("{value}\n    {text}\n"));
     }
-    insta::assert_snapshot!(out);
+    insta::assert_snapshot!(rows.concat());
 }
 
 #[test]

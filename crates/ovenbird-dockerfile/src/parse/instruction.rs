@@ -79,11 +79,8 @@ pub(crate) enum Statement {
     Instruction(Box<Instruction>),
 }
 
-/// Boxed: a diagnostic is much larger than what the readers return.
-type Error = Box<Diagnostic>;
-
 /// Reads a logical line. Findings that leave the instruction usable go to `found`.
-pub(crate) fn read(logical: Logical, escape: char, found: &mut Vec<Diagnostic>) -> Result<Statement, Error> {
+pub(crate) fn read(logical: Logical, escape: char, found: &mut Vec<Diagnostic>) -> Result<Statement, Diagnostic> {
     let Logical { folded, span, heredocs, comments, .. } = logical;
     let original = folded.text.trim().to_owned();
     let mut reader = Reader { folded: &folded, escape, heredocs, found };
@@ -116,8 +113,9 @@ struct Given {
 }
 
 impl Given {
+    /// An empty value is as good as none, as in BuildKit.
     fn one(&self, name: &str) -> Option<String> {
-        self.find(name).and_then(|f| f.value.clone())
+        self.find(name).and_then(|f| f.value.clone()).filter(|value| !value.is_empty())
     }
 
     fn find(&self, name: &str) -> Option<&RawFlag> {
@@ -138,12 +136,12 @@ impl Reader<'_> {
         &self.folded.text[range]
     }
 
-    fn error(&self, code: &'static str, message: impl Into<String>, help: impl Into<String>, range: Range<usize>) -> Error {
+    fn error(&self, code: &'static str, message: impl Into<String>, help: impl Into<String>, range: Range<usize>) -> Diagnostic {
         let help = Some(help.into());
-        Box::new(Diagnostic { severity: Severity::Error, code, message: message.into(), help, span: self.folded.span(range) })
+        Diagnostic { severity: Severity::Error, code, message: message.into(), help, span: self.folded.span(range) }
     }
 
-    fn missing(&self, given: &Given, message: &str, example: &str) -> Error {
+    fn missing(&self, given: &Given, message: &str, example: &str) -> Diagnostic {
         self.error("missing-argument", format!("{} {message}", given.name), format!("write for example `{example}`"), given.word.clone())
     }
 
@@ -154,7 +152,7 @@ impl Reader<'_> {
         table: FlagTable,
         word: Range<usize>,
         rest: Range<usize>,
-    ) -> Result<(Given, Range<usize>), Error> {
+    ) -> Result<(Given, Range<usize>), Diagnostic> {
         let words::Flags { flags, rest } = words::take_flags(&self.folded.text, rest);
         for (index, flag) in flags.iter().enumerate() {
             let RawFlag { name: flag_name, value, range } = flag;
@@ -182,7 +180,7 @@ impl Reader<'_> {
         Ok((Given { name, flags, word }, rest))
     }
 
-    fn unknown_flag(&self, instruction: &str, table: FlagTable, flag: &RawFlag) -> Error {
+    fn unknown_flag(&self, instruction: &str, table: FlagTable, flag: &RawFlag) -> Diagnostic {
         let name = &flag.name;
         let nearest = suggest::nearest(name, table.iter().map(|(known, _)| *known));
         let owners: Vec<&str> =
@@ -203,7 +201,7 @@ impl Reader<'_> {
         self.error("unknown-flag", message, help, flag.range.start..name_end)
     }
 
-    fn from(&mut self, word: Range<usize>, rest: Range<usize>) -> Result<Stage, Error> {
+    fn from(&mut self, word: Range<usize>, rest: Range<usize>) -> Result<Stage, Diagnostic> {
         let (given, rest) = self.flags("FROM", FROM_FLAGS, word, rest)?;
         let args = words::blank_separated(&self.folded.text, rest.clone());
         let example = "write `FROM image` or `FROM image AS name`";
@@ -235,7 +233,7 @@ impl Reader<'_> {
         })
     }
 
-    fn kind(&mut self, word: Range<usize>, rest: Range<usize>) -> Result<Kind, Error> {
+    fn kind(&mut self, word: Range<usize>, rest: Range<usize>) -> Result<Kind, Diagnostic> {
         let written = self.text(word.clone()).to_owned();
         let upper = written.to_ascii_uppercase();
         let Some(name) = INSTRUCTIONS.into_iter().find(|known| *known == upper) else {
@@ -276,7 +274,7 @@ impl Reader<'_> {
         })
     }
 
-    fn one_argument(&self, given: &Given, rest: Range<usize>, example: &str) -> Result<String, Error> {
+    fn one_argument(&self, given: &Given, rest: Range<usize>, example: &str) -> Result<String, Diagnostic> {
         if rest.is_empty() {
             return Err(self.missing(given, "requires exactly one argument", example));
         }
@@ -284,10 +282,10 @@ impl Reader<'_> {
     }
 
     /// `None` when the text is not JSON.
-    fn json(&self, rest: &Range<usize>) -> Result<Option<Vec<String>>, Error> {
+    fn json(&self, rest: &Range<usize>) -> Result<Option<Vec<String>>, Diagnostic> {
         match words::json_array(self.text(rest.clone())) {
             Json::Strings(items) => Ok(Some(items)),
-            Json::NotJson => Ok(None),
+            Json::Other => Ok(None),
             Json::NotStrings => Err(self.error(
                 "json-not-strings",
                 "when using JSON array syntax, arrays must be comprised of strings only",
@@ -297,7 +295,7 @@ impl Reader<'_> {
         }
     }
 
-    fn command(&self, rest: Range<usize>) -> Result<Command, Error> {
+    fn command(&self, rest: Range<usize>) -> Result<Command, Diagnostic> {
         Ok(match self.json(&rest)? {
             Some(items) => Command::Exec(items),
             None => Command::Shell(self.text(rest).to_owned()),
@@ -308,7 +306,7 @@ impl Reader<'_> {
         std::mem::take(&mut self.heredocs).into_iter().map(RawHeredoc::finish).collect()
     }
 
-    fn run(&mut self, given: &Given, rest: Range<usize>) -> Result<Run, Error> {
+    fn run(&mut self, given: &Given, rest: Range<usize>) -> Result<Run, Diagnostic> {
         if rest.is_empty() {
             return Err(self.missing(given, "requires at least one argument", "RUN make"));
         }
@@ -336,7 +334,7 @@ impl Reader<'_> {
     }
 
     /// What can be said of a mount before its variables are known.
-    fn check_mount(&self, flag: &RawFlag) -> Result<(), Error> {
+    fn check_mount(&self, flag: &RawFlag) -> Result<(), Diagnostic> {
         let value = flag.value.as_deref().unwrap_or_default();
         let error = |message: String, help: &str| self.error("bad-mount", message, help, flag.range.clone());
         if mount::from_has_variable(value) {
@@ -349,7 +347,7 @@ impl Reader<'_> {
         mount::parse(value).map(drop).map_err(|e| error(e.to_string(), "see the documentation of RUN --mount"))
     }
 
-    fn transfer(&mut self, given: &Given, rest: Range<usize>) -> Result<Transfer, Error> {
+    fn transfer(&mut self, given: &Given, rest: Range<usize>) -> Result<Transfer, Diagnostic> {
         if let Some(RawFlag { value: Some(value), range, .. }) = given.find("from")
             && value.contains('$')
         {
@@ -395,7 +393,7 @@ impl Reader<'_> {
         })
     }
 
-    fn arg(&self, given: &Given, rest: Range<usize>) -> Result<Vec<ArgDecl>, Error> {
+    fn arg(&self, given: &Given, rest: Range<usize>) -> Result<Vec<ArgDecl>, Diagnostic> {
         let words = words::quoted_words(&self.folded.text, rest, self.escape);
         if words.is_empty() {
             return Err(self.missing(given, "requires at least one argument", "ARG VERSION=1"));
@@ -415,14 +413,14 @@ impl Reader<'_> {
             .collect()
     }
 
-    fn key_values(&self, given: &Given, rest: Range<usize>) -> Result<Vec<KeyValue>, Error> {
+    fn key_values(&self, given: &Given, rest: Range<usize>) -> Result<Vec<KeyValue>, Diagnostic> {
         let words = words::quoted_words(&self.folded.text, rest.clone(), self.escape);
         let Some(first) = words.first() else {
             return Err(self.missing(given, "requires at least one argument", &format!("{} key=value", given.name)));
         };
         if !first.text.contains('=') {
             let text = self.text(rest);
-            let Some((key, value)) = text.split_once(|c| matches!(c, '\t' | '\u{b}' | '\u{c}' | '\r' | ' ')) else {
+            let Some((key, value)) = text.split_once(words::BLANKS) else {
                 let help = format!("write `{} {text}=value`", given.name);
                 return Err(self.error("missing-argument", format!("{} must have two arguments", given.name), help, first.range.clone()));
             };
@@ -445,7 +443,7 @@ impl Reader<'_> {
             .collect()
     }
 
-    fn volume(&self, given: &Given, rest: Range<usize>) -> Result<Vec<String>, Error> {
+    fn volume(&self, given: &Given, rest: Range<usize>) -> Result<Vec<String>, Diagnostic> {
         let volumes: Vec<String> = match self.json(&rest)? {
             Some(items) => items.into_iter().map(|item| item.trim().to_owned()).collect(),
             None => words::blank_separated(&self.folded.text, rest.clone()).into_iter().map(|w| w.text).collect(),
@@ -459,7 +457,7 @@ impl Reader<'_> {
         Ok(volumes)
     }
 
-    fn shell(&self, given: &Given, rest: Range<usize>) -> Result<Vec<String>, Error> {
+    fn shell(&self, given: &Given, rest: Range<usize>) -> Result<Vec<String>, Diagnostic> {
         let example = "SHELL [\"/bin/bash\", \"-c\"]";
         if rest.is_empty() {
             return Err(self.missing(given, "requires at least one argument", example));
@@ -474,7 +472,7 @@ impl Reader<'_> {
         }
     }
 
-    fn healthcheck(&mut self, given: &Given, rest: Range<usize>) -> Result<Healthcheck, Error> {
+    fn healthcheck(&mut self, given: &Given, rest: Range<usize>) -> Result<Healthcheck, Diagnostic> {
         let text = &self.folded.text;
         let kind_end = text[rest.clone()].find(char::is_whitespace).map_or(rest.end, |i| rest.start + i);
         let kind = rest.start..kind_end;
@@ -531,7 +529,7 @@ impl Reader<'_> {
         }
     }
 
-    fn check_health_flag(&self, flag: &RawFlag) -> Result<(), Error> {
+    fn check_health_flag(&self, flag: &RawFlag) -> Result<(), Diagnostic> {
         let value = flag.value.as_deref().unwrap_or_default();
         if value.is_empty() || value.contains('$') {
             return Ok(());
@@ -555,7 +553,7 @@ impl Reader<'_> {
         }
     }
 
-    fn onbuild(&mut self, word: Range<usize>, rest: Range<usize>) -> Result<Kind, Error> {
+    fn onbuild(&mut self, word: Range<usize>, rest: Range<usize>) -> Result<Kind, Diagnostic> {
         let (given, rest) = self.flags("ONBUILD", &[], word, rest)?;
         if rest.is_empty() {
             return Err(self.missing(&given, "requires at least one argument", "ONBUILD RUN make"));

@@ -285,14 +285,11 @@ fn heredoc_heads(text: &str) -> Vec<(Heredoc, Range<usize>)> {
     let mut heads = Vec::new();
     let mut from = 0;
     for word in found {
-        // Words that hold a substitution may not be found again; they are no here-documents.
-        let range = text[from..].find(&word).map(|i| from + i..from + i + word.len());
-        if let Some(range) = &range {
-            from = range.end;
-        }
-        if let Some(head) = heredoc_head(&word) {
-            heads.push((head, range.unwrap_or(0..text.len())));
-        }
+        let Some(head) = heredoc_head(&word) else { continue };
+        // Quotes and escapes were kept, so the word stands in the text as it is.
+        let range = text[from..].find(&word).map_or(0..text.len(), |i| from + i..from + i + word.len());
+        from = range.end;
+        heads.push((head, range));
     }
     heads
 }
@@ -304,7 +301,7 @@ fn may_hold_heredocs(text: &str) -> bool {
         "onbuild" => may_hold_heredocs(&text[command.rest]),
         "run" | "copy" | "add" => {
             let flags = words::take_flags(text, command.rest);
-            words::json_array(&text[flags.rest]) == words::Json::NotJson
+            words::json_array(&text[flags.rest]) == words::Json::Other
         }
         _ => false,
     }

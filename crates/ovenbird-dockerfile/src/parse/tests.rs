@@ -1,29 +1,19 @@
-use std::fmt::Write as _;
-
 use proptest::prelude::*;
 
 use super::*;
-use crate::ast::{Command, Healthcheck, Heredoc, Source, Transfer};
+use crate::ast::{Command, Directives, Healthcheck, Heredoc, Run, Source, Transfer};
 use crate::diagnostic::line_column;
 
-/// The tree in one line per instruction, so that a table can hold it.
+/// The tree in one line, so that a table can hold it.
 fn show(dockerfile: &Dockerfile) -> String {
-    let mut out = String::new();
-    for instruction in &dockerfile.global_args {
-        let _ = write!(out, "{}; ", kind(&instruction.kind));
-    }
+    let mut lines: Vec<String> = dockerfile.global_args.iter().map(|i| kind(&i.kind)).collect();
     for stage in &dockerfile.stages {
-        let _ = write!(out, "FROM {}", stage.base);
         let extras = [("platform", &stage.platform), ("as", &stage.name), ("doc", &stage.doc)];
-        for (name, value) in extras {
-            value.iter().for_each(|v| out.push_str(&format!(" {name}={v:?}")));
-        }
-        for instruction in &stage.instructions {
-            let _ = write!(out, "; {}", kind(&instruction.kind));
-        }
-        out.push_str(" | ");
+        let extras = extras.into_iter().filter_map(|(name, value)| value.as_ref().map(|v| format!(" {name}={v:?}")));
+        lines.push(format!("FROM {}{}", stage.base, extras.collect::<String>()));
+        lines.extend(stage.instructions.iter().map(|i| kind(&i.kind)));
     }
-    out.trim_end_matches([' ', '|', ';']).to_owned()
+    lines.join("; ")
 }
 
 fn command(command: &Command) -> String {
@@ -39,23 +29,27 @@ fn heredoc(h: &Heredoc) -> String {
 }
 
 fn transfer(t: &Transfer) -> String {
-    let mut out = String::new();
-    for (name, value) in [("from", &t.from), ("chown", &t.chown), ("chmod", &t.chmod), ("checksum", &t.checksum)] {
-        value.iter().for_each(|v| out.push_str(&format!("{name}={v} ")));
-    }
-    for (name, value) in
-        [("link", t.link.then_some(true)), ("parents", t.parents.then_some(true)), ("git", t.keep_git_dir), ("unpack", t.unpack)]
-    {
-        value.iter().for_each(|v| out.push_str(&format!("{name}={v} ")));
-    }
-    t.excludes.iter().for_each(|e| out.push_str(&format!("exclude={e} ")));
-    for source in &t.sources {
-        match source {
-            Source::Path(path) => out.push_str(&format!("{path:?} ")),
-            Source::Heredoc(h) => out.push_str(&format!("{} ", heredoc(h))),
-        }
-    }
-    format!("{out}-> {:?}", t.dest)
+    let texts = [("from", &t.from), ("chown", &t.chown), ("chmod", &t.chmod), ("checksum", &t.checksum)];
+    let switches =
+        [("link", t.link.then_some(true)), ("parents", t.parents.then_some(true)), ("git", t.keep_git_dir), ("unpack", t.unpack)];
+    let mut parts: Vec<String> = texts.into_iter().filter_map(|(name, v)| v.as_ref().map(|v| format!("{name}={v}"))).collect();
+    parts.extend(switches.into_iter().filter_map(|(name, v)| v.map(|v| format!("{name}={v}"))));
+    parts.extend(t.excludes.iter().map(|e| format!("exclude={e}")));
+    parts.extend(t.sources.iter().map(|source| match source {
+        Source::Path(path) => format!("{path:?}"),
+        Source::Heredoc(h) => heredoc(h),
+    }));
+    format!("{} -> {:?}", parts.join(" "), t.dest)
+}
+
+fn run(run: &Run) -> String {
+    let mut parts: Vec<String> = run.mounts.iter().map(|m| format!("mount={}", m.value.as_deref().unwrap_or("-"))).collect();
+    parts.extend(run.network.iter().map(|n| format!("network={n}")));
+    parts.extend(run.security.iter().map(|s| format!("security={s}")));
+    parts.extend(run.devices.iter().map(|d| format!("device={d}")));
+    parts.push(command(&run.command));
+    parts.extend(run.heredocs.iter().map(heredoc));
+    parts.join(" ")
 }
 
 fn kind(kind: &Kind) -> String {
@@ -73,16 +67,7 @@ fn kind(kind: &Kind) -> String {
         Kind::Label(p) => format!("LABEL {}", pairs(p)),
         Kind::Copy(t) => format!("COPY {}", transfer(t)),
         Kind::Add(t) => format!("ADD {}", transfer(t)),
-        Kind::Run(run) => {
-            let mut out = "RUN ".to_owned();
-            run.mounts.iter().for_each(|m| out.push_str(&format!("mount={} ", m.value.as_deref().unwrap_or("-"))));
-            run.network.iter().for_each(|n| out.push_str(&format!("network={n} ")));
-            run.security.iter().for_each(|s| out.push_str(&format!("security={s} ")));
-            run.devices.iter().for_each(|d| out.push_str(&format!("device={d} ")));
-            out.push_str(&command(&run.command));
-            run.heredocs.iter().for_each(|h| out.push_str(&format!(" {}", heredoc(h))));
-            out
-        }
+        Kind::Run(r) => format!("RUN {}", run(r)),
         Kind::Cmd(c) => format!("CMD {}", command(c)),
         Kind::Entrypoint(c) => format!("ENTRYPOINT {}", command(c)),
         Kind::Shell(items) => format!("SHELL {items:?}"),
@@ -141,6 +126,7 @@ fn instructions() {
         ("COPY --link=false --parents=TRUE a b", "COPY parents=true \"a\" -> \"b\""),
         ("COPY --exclude=*.md --exclude=x a b", "COPY exclude=*.md exclude=x \"a\" -> \"b\""),
         ("COPY --chown=$U:${G} a b", "COPY chown=$U:${G} \"a\" -> \"b\""),
+        ("COPY --from= --chown= a b", "COPY \"a\" -> \"b\""),
         ("COPY -- --a b", "COPY \"--a\" -> \"b\""),
         ("ADD --checksum=sha256:x --keep-git-dir --unpack=false u d", "ADD checksum=sha256:x git=true unpack=false \"u\" -> \"d\""),
         ("ADD https://example.com/a.tar /", "ADD \"https://example.com/a.tar\" -> \"/\""),
@@ -328,7 +314,7 @@ fn files() {
         ("FROM a", "FROM a"),
         ("FROM --platform=$BUILDPLATFORM a:${V} AS Base", "FROM a:${V} platform=\"$BUILDPLATFORM\" as=\"base\""),
         ("ARG V=1\nARG W\nFROM a:$V\nARG V", "ARG V=1; ARG W; FROM a:$V; ARG V"),
-        ("FROM a\nFROM b\nFROM a", "FROM a | FROM b | FROM a"),
+        ("FROM a\nFROM b\nFROM a", "FROM a; FROM b; FROM a"),
         ("\u{feff}FROM a", "FROM a"),
         ("#!/usr/bin/env ovenbird\nFROM a", "FROM a"),
         ("\n\n  \n\tFROM a\n\n", "FROM a"),
@@ -338,9 +324,9 @@ fn files() {
         ("# away\n#\n# near\nFROM a", "FROM a doc=\"near\""),
         ("# syntax=x\nFROM a", "FROM a"),
         ("# syntax=x\n# doc\nFROM a", "FROM a doc=\"doc\""),
-        ("FROM a\n# x\nRUN b\nFROM c", "FROM a; RUN sh \"b\" | FROM c"),
+        ("FROM a\n# x\nRUN b\nFROM c", "FROM a; RUN sh \"b\"; FROM c"),
         ("# check=skip=all\nFROM a", "FROM a"),
-        ("FROM a\n# check=skip=StageNameCasing\nFROM b AS C", "FROM a | FROM b as=\"c\""),
+        ("FROM a\n# check=skip=StageNameCasing\nFROM b AS C", "FROM a; FROM b as=\"c\""),
         ("# escape=`\nFROM a\nRUN b `\n c \\", "FROM a; RUN sh \"b  c \\\\\""),
         ("# escape=`\nFROM a\nENV x=b` c", "FROM a; ENV x=b` c"),
         // An error leaves the rest in the tree.
@@ -352,29 +338,29 @@ fn files() {
 
 #[test]
 fn directives() {
-    let plain = || crate::ast::Directives::default();
+    let plain = Directives::default;
     for (text, expect, errors) in [
         ("", plain(), 0),
-        ("# syntax=docker/dockerfile:1", crate::ast::Directives { syntax: Some("docker/dockerfile:1".into()), ..plain() }, 0),
-        ("#SYNTAX = a b \n", crate::ast::Directives { syntax: Some("a b".into()), ..plain() }, 0),
-        ("#\tEscape=`", crate::ast::Directives { escape: '`', ..plain() }, 0),
+        ("# syntax=docker/dockerfile:1", Directives { syntax: Some("docker/dockerfile:1".into()), ..plain() }, 0),
+        ("#SYNTAX = a b \n", Directives { syntax: Some("a b".into()), ..plain() }, 0),
+        ("#\tEscape=`", Directives { escape: '`', ..plain() }, 0),
         ("# escape=\\", plain(), 0),
         ("# escape=x", plain(), 1),
         ("# escape=``", plain(), 1),
         (
             "# check=skip=A;error=true\r\n# syntax=x",
-            crate::ast::Directives { syntax: Some("x".into()), check: Some("skip=A;error=true".into()), ..plain() },
+            Directives { syntax: Some("x".into()), check: Some("skip=A;error=true".into()), ..plain() },
             0,
         ),
-        ("# syntax=a\n# syntax=b", crate::ast::Directives { syntax: Some("a".into()), ..plain() }, 1),
-        ("# syntax=a\n# Syntax=b", crate::ast::Directives { syntax: Some("a".into()), ..plain() }, 1),
+        ("# syntax=a\n# syntax=b", Directives { syntax: Some("a".into()), ..plain() }, 1),
+        ("# syntax=a\n# Syntax=b", Directives { syntax: Some("a".into()), ..plain() }, 1),
         ("# comment\n# escape=`", plain(), 0),
         ("\n# escape=`", plain(), 0),
         ("# unknown=x\n# escape=`", plain(), 0),
         ("# escape =\n# syntax=x", plain(), 0),
-        ("#!/bin/sh\n# escape=`", crate::ast::Directives { escape: '`', ..plain() }, 0),
-        ("\u{feff}# escape=`", crate::ast::Directives { escape: '`', ..plain() }, 0),
-        ("  # escape=`", crate::ast::Directives { escape: '`', ..plain() }, 0),
+        ("#!/bin/sh\n# escape=`", Directives { escape: '`', ..plain() }, 0),
+        ("\u{feff}# escape=`", Directives { escape: '`', ..plain() }, 0),
+        ("  # escape=`", Directives { escape: '`', ..plain() }, 0),
         ("FROM b\n# escape=`", plain(), 0),
     ] {
         let parsed = parse(&format!("{text}\nFROM a\n"));

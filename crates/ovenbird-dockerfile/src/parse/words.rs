@@ -21,9 +21,8 @@ impl CommandWord {
     }
 }
 
-fn is_blank(c: char) -> bool {
-    matches!(c, '\t' | '\u{b}' | '\u{c}' | '\r' | ' ')
-}
+/// What separates words; all of one byte.
+pub(crate) const BLANKS: [char; 5] = ['\t', '\u{b}', '\u{c}', '\r', ' '];
 
 /// `range` without white space at both ends.
 fn trim(text: &str, range: Range<usize>) -> Range<usize> {
@@ -34,7 +33,7 @@ fn trim(text: &str, range: Range<usize>) -> Range<usize> {
 
 pub(crate) fn split_command(text: &str) -> CommandWord {
     let all = trim(text, 0..text.len());
-    let end = text[all.clone()].find(is_blank).map_or(all.end, |i| all.start + i);
+    let end = text[all.clone()].find(BLANKS).map_or(all.end, |i| all.start + i);
     CommandWord { word: all.start..end, rest: trim(text, end..all.end) }
 }
 
@@ -42,7 +41,7 @@ pub(crate) fn split_command(text: &str) -> CommandWord {
 pub(crate) fn blank_separated(text: &str, range: Range<usize>) -> Vec<Word> {
     let mut words = Vec::new();
     let mut at = range.start;
-    for part in text[range].split(is_blank) {
+    for part in text[range].split(BLANKS) {
         if !part.is_empty() {
             words.push(Word { text: part.to_owned(), range: at..at + part.len() });
         }
@@ -148,7 +147,7 @@ pub(crate) enum Json {
     /// A valid array that holds something else.
     NotStrings,
     /// Anything else: the shell form.
-    NotJson,
+    Other,
 }
 
 /// Deeper arrays are not taken for JSON.
@@ -157,14 +156,14 @@ const MAX_JSON_DEPTH: usize = 64;
 pub(crate) fn json_array(text: &str) -> Json {
     let text = text.trim_start();
     if !text.starts_with('[') {
-        return Json::NotJson;
+        return Json::Other;
     }
     let mut reader = JsonReader { rest: text };
     match reader.array() {
         Some(items) if reader.rest.trim_start_matches(is_json_blank).is_empty() => {
             items.into_iter().collect::<Option<Vec<_>>>().map_or(Json::NotStrings, Json::Strings)
         }
-        _ => Json::NotJson,
+        _ => Json::Other,
     }
 }
 
@@ -335,21 +334,21 @@ mod tests {
             ("[1]", Json::NotStrings),
             (r#"["a", -1.5e+3]"#, Json::NotStrings),
             (r#"[null, true, false, {"a": ["b"]}]"#, Json::NotStrings),
-            ("['a']", Json::NotJson),
-            (r#"["a",]"#, Json::NotJson),
-            (r#"["a"] x"#, Json::NotJson),
-            (r#"["C:\dir"]"#, Json::NotJson),
-            (r#"["a"#, Json::NotJson),
-            ("[01]", Json::NotJson),
-            ("[1.]", Json::NotJson),
-            ("[-]", Json::NotJson),
-            ("[nul]", Json::NotJson),
-            (r#"["\u12"]"#, Json::NotJson),
-            ("[\"a\tb\"]", Json::NotJson),
-            (r#"{"a":1}"#, Json::NotJson),
-            ("echo", Json::NotJson),
-            ("", Json::NotJson),
-            (&"[".repeat(100_000), Json::NotJson),
+            ("['a']", Json::Other),
+            (r#"["a",]"#, Json::Other),
+            (r#"["a"] x"#, Json::Other),
+            (r#"["C:\dir"]"#, Json::Other),
+            (r#"["a"#, Json::Other),
+            ("[01]", Json::Other),
+            ("[1.]", Json::Other),
+            ("[-]", Json::Other),
+            ("[nul]", Json::Other),
+            (r#"["\u12"]"#, Json::Other),
+            ("[\"a\tb\"]", Json::Other),
+            (r#"{"a":1}"#, Json::Other),
+            ("echo", Json::Other),
+            ("", Json::Other),
+            (&"[".repeat(100_000), Json::Other),
         ] {
             assert_eq!(json_array(text), expect, "{}", &text[..text.len().min(40)]);
         }

@@ -36,8 +36,8 @@ impl<'a> Contexts<'a> {
 fn canonical(name: &str) -> String {
     let (name, platform) = name.split_once("::").map_or((name, None), |(name, platform)| (name, Some(platform)));
     let mut canonical = name.parse::<Reference>().map_or_else(|_| name.to_owned(), |reference| reference.familiar());
-    if let Some(short) = canonical.strip_suffix(":latest") {
-        canonical = short.to_owned();
+    if canonical.ends_with(":latest") {
+        canonical.truncate(canonical.len() - ":latest".len());
     }
     match platform {
         Some(platform) => format!("{canonical}::{platform}"),
@@ -51,7 +51,7 @@ enum Loaded {
     Scratch,
     /// A folder.
     Folder(VertexId),
-    Image(ResolvedImage, VertexId),
+    Image(Box<ResolvedImage>, VertexId),
     /// Asked for.
     Pending,
 }
@@ -110,7 +110,7 @@ impl<'a> Lowering<'a> {
         if let Some((key, context)) = self.named_context(&name, &platform) {
             let loaded = match context {
                 NamedContext::Target(stage) => return self.alias(id, key, stage),
-                context => self.load_context(key, context, &platform)?,
+                context => self.load_context(key, context, &platform),
             };
             if matches!(loaded, Loaded::Pending) {
                 return Ok(false);
@@ -151,7 +151,7 @@ impl<'a> Lowering<'a> {
                     quote(&actual.normalized().to_string()),
                     quote(&platform.normalized().to_string())
                 );
-                self.checks.warn("InvalidBaseImagePlatform", span, message, None);
+                self.checks.warn("InvalidBaseImagePlatform", span, message, Some("choose an image that has this platform"));
             }
         }
         let node = &mut self.nodes[id];
@@ -170,7 +170,7 @@ impl<'a> Lowering<'a> {
             self.nodes[id].steps.clear();
             return self.alias(id, key, stage);
         }
-        let loaded = self.load_context(key, context, platform)?;
+        let loaded = self.load_context(key, context, platform);
         let (config, platform) = match &loaded {
             Loaded::Pending => return Ok(false),
             Loaded::Image(image, _) => {
@@ -201,7 +201,9 @@ impl<'a> Lowering<'a> {
                 self.nodes[id].base = Some(target);
                 Ok(true)
             }
-            Some(_) => Err(error("target", span, format!("stage {} given as --build-context {key} must stand before its use", quote(stage)))),
+            Some(_) => {
+                Err(error("target", span, format!("stage {} given as --build-context {key} must stand before its use", quote(stage))))
+            }
             None => {
                 let hint = suggest::nearest(stage, self.nodes.iter().map(|node| node.name.as_str())).map(str::to_owned);
                 let diagnostic = error("target", span, format!("target stage {} could not be found", quote(stage)));
@@ -210,25 +212,25 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    fn load_context(&mut self, key: &str, context: &NamedContext, platform: &Platform) -> Outcome<Loaded> {
+    fn load_context(&mut self, key: &str, context: &NamedContext, platform: &Platform) -> Loaded {
         match context {
             NamedContext::Local | NamedContext::Target(_) => {
                 let name = format!("[context {key}] load from client");
-                Ok(Loaded::Folder(self.vertices.add(Op::Local { name: key.to_owned() }, name, None, false)))
+                Loaded::Folder(self.vertices.add(Op::Local { name: key.to_owned() }, name, None, false))
             }
             NamedContext::Image(name) => {
                 let name = name.strip_prefix("docker-image://").unwrap_or(name);
                 if name == "scratch" {
-                    return Ok(Loaded::Scratch);
+                    return Loaded::Scratch;
                 }
                 let request = ImageRequest { name: name.to_owned(), platform: platform.clone() };
                 let Some(image) = self.images.get(&request).cloned() else {
                     self.needs.insert(request);
-                    return Ok(Loaded::Pending);
+                    return Loaded::Pending;
                 };
                 let op = Op::Image(ImageOp { reference: image.reference.clone(), manifest: image.manifest });
                 let vertex = self.vertices.add(op, format!("[context {key}] {name}"), None, false);
-                Ok(Loaded::Image(image, vertex))
+                Loaded::Image(Box::new(image), vertex)
             }
         }
     }
@@ -244,7 +246,7 @@ impl<'a> Lowering<'a> {
             Loaded::Folder(vertex) => node.state.root = Some(vertex),
             Loaded::Image(image, vertex) => {
                 node.state.root = Some(vertex);
-                node.state.base = Some(image);
+                node.state.base = Some(*image);
             }
         }
     }
@@ -275,7 +277,8 @@ impl<'a> Lowering<'a> {
         let mut steps = Vec::with_capacity(triggers.len());
         for trigger in &triggers {
             let mut instruction = parse_instruction(trigger, '\\').map_err(|reason| {
-                let mut diagnostic = error("onbuild", span, format!("failed to parse ONBUILD trigger {}: {}", quote(trigger), reason.message));
+                let mut diagnostic =
+                    error("onbuild", span, format!("failed to parse ONBUILD trigger {}: {}", quote(trigger), reason.message));
                 diagnostic.help = reason.help;
                 diagnostic
             })?;

@@ -25,7 +25,8 @@ pub(super) fn parse(source: &str) -> Option<Result<GitSource, String>> {
             let scheme = scheme.to_ascii_lowercase();
             let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
             match scheme.as_str() {
-                "http" | "https" if !path.ends_with(".git") => return None,
+                // Lower case only, as BuildKit has it.
+                "http" | "https" if path.strip_suffix(".git").is_none() => return None,
                 "http" | "https" => authority.contains('@'),
                 "ssh" | "git" => authority.split_once('@').is_some_and(|(user, _)| user.contains(':')),
                 _ => return None,
@@ -183,7 +184,10 @@ mod tests {
             ("ssh://git@a.example/b", "ssh://git@a.example/b    None None"),
             ("git://a.example/b", "git://a.example/b    None None"),
             ("https://a.example/b.git?tag=v1&subdir=x", "https://a.example/b.git refs/tags/v1 x  None None"),
-            ("https://a.example/b.git?branch=main&keep-git-dir=1&submodules=false", "https://a.example/b.git refs/heads/main   Some(true) Some(false)"),
+            (
+                "https://a.example/b.git?branch=main&keep-git-dir=1&submodules=false",
+                "https://a.example/b.git refs/heads/main   Some(true) Some(false)",
+            ),
             ("https://a.example/b.git?keep-git-dir", "https://a.example/b.git    Some(true) None"),
             ("https://a.example/b.git?commit=abc", "https://a.example/b.git abc  abc None None"),
             ("https://a.example/b.git?ref=a%2Fb", "https://a.example/b.git a/b   None None"),

@@ -100,9 +100,14 @@ mod tests {
 
     #[test]
     fn go_spelling() {
-        for (text, expect) in
-            [("a b", "\"a b\""), ("\"\\", r#""\"\\""#), ("a\n\t\u{1b}", r#""a\n\t\x1b""#), ("ä€😀", "\"ä€😀\""), ("\u{a0}\u{200b}", r#""\u00a0\u200b""#), ("\u{7f}", r#""\x7f""#)]
-        {
+        for (text, expect) in [
+            ("a b", "\"a b\""),
+            ("\"\\", r#""\"\\""#),
+            ("a\n\t\u{1b}", r#""a\n\t\x1b""#),
+            ("ä€😀", "\"ä€😀\""),
+            ("\u{a0}\u{200b}", r#""\u00a0\u200b""#),
+            ("\u{7f}", r#""\x7f""#),
+        ] {
             assert_eq!(quote(text), expect);
         }
     }

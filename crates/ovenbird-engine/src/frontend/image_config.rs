@@ -168,7 +168,8 @@ pub(super) fn is_signal(text: &str) -> bool {
                          TTOU URG USR1 USR2 VTALRM WINCH XCPU XFSZ RTMIN RTMAX ";
     let known = !name.is_empty() && !name.contains(' ') && NAMES.contains(&format!(" {name} "));
     let offset = |prefix: &str, most: u8| {
-        name.strip_prefix(prefix).is_some_and(|n| n.len() <= 2 && !n.starts_with('0') && n.parse::<u8>().is_ok_and(|n| (1..=most).contains(&n)))
+        name.strip_prefix(prefix)
+            .is_some_and(|n| n.len() <= 2 && !n.starts_with('0') && n.parse::<u8>().is_ok_and(|n| (1..=most).contains(&n)))
     };
     known || offset("RTMIN+", 15) || offset("RTMAX-", 14)
 }
@@ -188,7 +189,8 @@ pub(super) fn finish(config: &mut ImageConfig, target: &Platform, chosen: bool, 
         }
     }
     let platform =
-        Platform { os: config.os.clone(), architecture: config.architecture.clone(), variant: config.variant.clone(), os_version: None }.normalized();
+        Platform { os: config.os.clone(), architecture: config.architecture.clone(), variant: config.variant.clone(), os_version: None }
+            .normalized();
     config.os = platform.os;
     config.architecture = platform.architecture;
     config.variant = platform.variant;

@@ -22,6 +22,7 @@ use std::net::IpAddr;
 
 use ovenbird_dockerfile::ast::{ArgDecl, Kind};
 use ovenbird_dockerfile::expand::{Env, ExpandError, Expanded, Expander};
+use ovenbird_dockerfile::lint::lint_with;
 use ovenbird_dockerfile::suggest::nearest;
 use ovenbird_dockerfile::{Diagnostic, Dockerfile, Span};
 use ovenbird_oci::Platform;
@@ -99,7 +100,7 @@ pub enum Lowered {
 }
 
 /// Most bytes that expansion and history may make in one build: a hostile file doubles variables on every line.
-const BUDGET: usize = 256 << 20;
+const BUDGET: usize = 64 << 20;
 
 /// What a step of lowering gives, or the error that ends it.
 type Outcome<T> = Result<T, Diagnostic>;
@@ -109,7 +110,8 @@ type Outcome<T> = Result<T, Diagnostic>;
 /// Errors come last, behind the warnings that were found before.
 pub fn lower(dockerfile: &Dockerfile, text: &str, options: &Options, images: &Images) -> Result<Lowered, Vec<Diagnostic>> {
     let directive = options.build_args.get("BUILDKIT_DOCKERFILE_CHECK").or(dockerfile.directives.check.as_ref());
-    let checks = Checks::parse(directive.map_or("", String::as_str)).map_err(|e| vec![e])?;
+    let checks = Checks::new(text, directive.map_or("", String::as_str)).map_err(|e| vec![e])?;
+    let lint = lint_with(dockerfile, text, checks.config());
     let mut lowering = Lowering {
         dockerfile,
         options,
@@ -117,6 +119,7 @@ pub fn lower(dockerfile: &Dockerfile, text: &str, options: &Options, images: &Im
         expander: Expander { escape: dockerfile.directives.escape, keep_unset: false, raw_quotes: false },
         line_starts: std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect(),
         checks,
+        lint,
         contexts: Contexts::new(&options.contexts),
         proxy_env: scope::proxy_env(&options.build_args),
         globals: Variables::default(),
@@ -131,6 +134,7 @@ pub fn lower(dockerfile: &Dockerfile, text: &str, options: &Options, images: &Im
         Ok(None) => Ok(Lowered::Needs(lowering.needs.into_iter().collect())),
         Ok(Some(plan)) => Ok(Lowered::Done(plan, lowering.checks.into_warnings())),
         Err(last) => {
+            lowering.checks.extend(lowering.lint);
             let mut diagnostics = lowering.checks.into_warnings();
             diagnostics.push(last);
             Err(diagnostics)
@@ -145,7 +149,9 @@ struct Lowering<'a> {
     images: &'a Images,
     expander: Expander,
     line_starts: Vec<usize>,
-    checks: Checks,
+    checks: Checks<'a>,
+    /// What the linter found, until it is known which stages are built.
+    lint: Vec<Diagnostic>,
     contexts: Contexts<'a>,
     proxy_env: Vec<String>,
     /// Predefined arguments and those before the first `FROM`.
@@ -170,9 +176,7 @@ impl Lowering<'_> {
             diagnostic.help = Some("start it with FROM".into());
             return Err(diagnostic);
         }
-        self.globals = scope::predefined(self.options, "");
-        self.check_default_bases();
-        self.globals = self.global_args(&self.options.build_args)?;
+        self.globals = self.global_args()?;
         self.add_stages()?;
         self.check_epoch()?;
         let target = self.target()?;
@@ -181,6 +185,7 @@ impl Lowering<'_> {
         if !self.needs.is_empty() {
             return Ok(None);
         }
+        self.take_lint(&reachable);
         for (id, reached) in reachable.into_iter().enumerate() {
             if reached && !self.nodes[id].dispatched {
                 self.dispatch_stage(id)?;
@@ -191,7 +196,8 @@ impl Lowering<'_> {
         self.checks.verdict()?;
         if !unconsumed.is_empty() {
             let message = format!("One or more build-args [{}] were not consumed", unconsumed.join(" "));
-            self.checks.warn("UnconsumedBuildArg", Span::default(), message, None);
+            let help = "declare each with ARG in the stage that uses it";
+            self.checks.warn("UnconsumedBuildArg", Span::default(), message, Some(help));
         }
 
         let state = self.nodes[target].state.clone();
@@ -201,6 +207,26 @@ impl Lowering<'_> {
         let (vertices, root) = std::mem::take(&mut self.vertices).prune(state.root);
         let platform = self.options.platform.clone();
         Ok(Some(Box::new(Plan { platform, vertices, root, config, history: state.history, base: state.base })))
+    }
+
+    /// Takes over what the linter found. What instructions do matters only in stages that are built.
+    fn take_lint(&mut self, reachable: &[bool]) {
+        const OF_INSTRUCTIONS: [&str; 7] = [
+            "ExposeInvalidFormat",
+            "ExposeProtoCasing",
+            "JSONArgsRecommended",
+            "LegacyKeyValueFormat",
+            "MultipleInstructionsDisallowed",
+            "SecretsUsedInArgOrEnv",
+            "WorkdirRelativePath",
+        ];
+        let stages = &self.dockerfile.stages;
+        let is_built = |finding: &Diagnostic| {
+            let stage = stages.partition_point(|stage| stage.span.start <= finding.span.start).checked_sub(1);
+            stage.is_none_or(|stage| reachable[stage])
+        };
+        let found = std::mem::take(&mut self.lint);
+        self.checks.extend(found.into_iter().filter(|finding| !OF_INSTRUCTIONS.contains(&finding.code) || is_built(finding)));
     }
 
     /// `SOURCE_DATE_EPOCH` is a number of seconds, `context`, or a stage.
@@ -217,6 +243,7 @@ impl Lowering<'_> {
 
     fn dispatch_stage(&mut self, id: NodeId) -> Outcome<()> {
         if let Some(base) = self.nodes[id].base {
+            self.spend(self.nodes[base].state.weight(), self.nodes[id].span)?;
             let mut state = self.nodes[base].state.clone();
             state.config.config.on_build.clear();
             state.cmd_set = false;
@@ -361,17 +388,19 @@ impl Lowering<'_> {
         let span = step.instruction.span;
         let path = self.word(id, path, span)?;
         let lines = self.lines(span);
-        let node = &mut self.nodes[id];
-        let dir = paths::absolute(&node.state.cwd, &path);
-        node.state.cwd.clone_from(&dir);
-        node.state.config.config.working_dir.clone_from(&dir);
+        let state = &mut self.nodes[id].state;
+        let dir = paths::absolute(&state.cwd, &path);
+        state.cwd.clone_from(&dir);
+        state.config.config.working_dir.clone_from(&dir);
         let layer = dir != "/";
         if layer {
-            let text = names::instruction(&step.instruction.original, self.expander, &node.state.env);
-            let name = node.counter.next(&node.state.platform, &node.state.env, step.on_build) + &text;
-            let owner = Some(node.state.config.config.user.clone()).filter(|user| !user.is_empty());
-            let op = Op::File(FileOp { base: node.state.root, actions: vec![FileAction::Mkdir { path: dir.clone(), owner }] });
-            node.state.root = Some(self.vertices.add(op, name, lines, false));
+            let (text, cost) = names::instruction(&step.instruction.original, self.expander, &self.nodes[id].state.env);
+            self.spend(cost, span)?;
+            let name = self.next_prefix(id, step) + &text;
+            let state = &mut self.nodes[id].state;
+            let owner = Some(state.config.config.user.clone()).filter(|user| !user.is_empty());
+            let op = Op::File(FileOp { base: state.root, actions: vec![FileAction::Mkdir { path: dir.clone(), owner }] });
+            state.root = Some(self.vertices.add(op, name, lines, false));
         }
         self.spend(dir.len(), span)?;
         self.nodes[id].state.commit(format!("WORKDIR {dir}"), layer);
@@ -405,7 +434,12 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn pairs<'p>(&mut self, id: NodeId, pairs: impl Iterator<Item = (&'p String, &'p String)>, span: Span) -> Outcome<Vec<(String, String)>> {
+    fn pairs<'p>(
+        &mut self,
+        id: NodeId,
+        pairs: impl Iterator<Item = (&'p String, &'p String)>,
+        span: Span,
+    ) -> Outcome<Vec<(String, String)>> {
         pairs.map(|(name, value)| Ok((self.word(id, name, span)?, self.word(id, value, span)?))).collect()
     }
 
@@ -449,27 +483,33 @@ impl Lowering<'_> {
     fn report_unset(&mut self, id: NodeId, unset: &BTreeSet<String>, span: Span) {
         let state = &self.nodes[id].state;
         for name in unset {
+            if self.checks.is_full() {
+                return;
+            }
             if scope::is_scanner_key(name) || state.args.iter().any(|(declared, _)| declared == name) {
                 continue;
             }
-            let hint = nearest(name, state.env.names()).map(|hint| format!("${hint}"));
-            self.checks.warn("UndefinedVar", span, format!("Usage of undefined variable '${name}'"), hint.as_deref());
+            let hint = nearest(name, state.env.names()).map(|hint| format!(" (did you mean ${hint}?)")).unwrap_or_default();
+            let help = "declare it with ARG or ENV in this stage, or give a default: ${name:-default}";
+            self.checks.warn("UndefinedVar", span, format!("Usage of undefined variable '${name}'{hint}"), Some(help));
         }
     }
 
     fn spend(&mut self, bytes: usize, span: Span) -> Outcome<()> {
-        match self.budget.checked_sub(bytes) {
-            Some(rest) => {
-                self.budget = rest;
-                Ok(())
-            }
-            None => {
-                let message = format!("variables of this Dockerfile expand to more than {} MiB", BUDGET >> 20);
-                let mut diagnostic = error("too-large", span, message);
-                diagnostic.help = Some("look for a variable that contains itself several times".into());
-                Err(diagnostic)
-            }
+        if let Some(rest) = self.budget.checked_sub(bytes) {
+            self.budget = rest;
+            return Ok(());
         }
+        let message = format!("variables of this Dockerfile expand to more than {} MiB", BUDGET >> 20);
+        let mut diagnostic = error("too-large", span, message);
+        diagnostic.help = Some("look for a variable that contains itself several times".into());
+        Err(diagnostic)
+    }
+
+    /// The prefix of the next step's name.
+    fn next_prefix(&mut self, id: NodeId, step: &Step<'_>) -> String {
+        let node = &mut self.nodes[id];
+        node.counter.next(&node.state.platform, &node.state.env, step.on_build)
     }
 
     /// The build context.

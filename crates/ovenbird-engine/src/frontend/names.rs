@@ -1,6 +1,8 @@
 //! Names of vertices as people see them in progress: `[build 2/5] RUN make`.
 
-use ovenbird_dockerfile::expand::{Env, Expander};
+use std::fmt::Write as _;
+
+use ovenbird_dockerfile::expand::{Env, ExpandError, Expander};
 use ovenbird_oci::Platform;
 
 use super::scope::Variables;
@@ -36,7 +38,7 @@ impl Counter {
             prefix.push(' ');
         }
         let width = self.total.ilog10() as usize + 1;
-        prefix.push_str(&format!("{:width$}/{}] ", self.index, self.total));
+        let _ = write!(prefix, "{:width$}/{}] ", self.index, self.total);
         if on_build {
             prefix.push_str("ONBUILD ");
         }
@@ -66,14 +68,27 @@ fn cross_target(platform: &Platform, env: &Variables) -> String {
     }
 }
 
+/// Longest name, in bytes, that is shown with its variables filled in.
+const MAX_FILLED: usize = 64 << 10;
+
 /// The instruction as written, with variables filled in where they are known, its first word in upper case.
-pub(super) fn instruction(original: &str, expander: Expander, env: &dyn Env) -> String {
+/// Second, the bytes that expansion made, also those of a name that is too long to show.
+pub(super) fn instruction(original: &str, expander: Expander, env: &dyn Env) -> (String, usize) {
     let original = original.trim();
-    let text = expander.word(original, env).map_or_else(|_| original.to_owned(), |expanded| expanded.value);
-    match text.split_once(' ') {
+    let (text, cost) = match expander.word(original, env) {
+        Ok(expanded) if expanded.value.len() <= MAX_FILLED.max(original.len()) => {
+            let cost = expanded.value.len();
+            (expanded.value, cost)
+        }
+        Ok(expanded) => (original.to_owned(), expanded.value.len()),
+        Err(ExpandError::TooLong { limit }) => (original.to_owned(), limit),
+        Err(_) => (original.to_owned(), original.len()),
+    };
+    let text = match text.split_once(' ') {
         Some((first, rest)) => format!("{} {rest}", first.to_uppercase()),
         None => text.to_uppercase(),
-    }
+    };
+    (text, cost)
 }
 
 /// First line of a here-document, `...` when there are more.
@@ -91,7 +106,9 @@ mod tests {
     fn prefixes() {
         let env = |pairs: &[(&str, &str)]| {
             let mut variables = Variables::default();
-            pairs.iter().for_each(|(k, v)| variables.set(k, v));
+            for (name, value) in pairs {
+                variables.set(name, value);
+            }
             variables
         };
         for (stage, total, multi, pairs, expect) in [

@@ -52,12 +52,22 @@ mod tests {
         ] {
             assert_eq!(absolute(dir, path), expect, "{dir} {path}");
         }
-        for (path, expect) in
-            [("a", "/w/a"), ("a/", "/w/a/"), (".", "/w/"), ("", "/w/"), ("./", "/w/"), ("/", "/"), ("/a/.", "/a/"), ("/.", "/"), ("../..", "/")]
-        {
+        for (path, expect) in [
+            ("a", "/w/a"),
+            ("a/", "/w/a/"),
+            (".", "/w/"),
+            ("", "/w/"),
+            ("./", "/w/"),
+            ("/", "/"),
+            ("/a/.", "/a/"),
+            ("/.", "/"),
+            ("../..", "/"),
+        ] {
             assert_eq!(destination("/w", path), expect, "{path}");
         }
-        for (path, expect) in [("a", "a"), ("/a/", "a"), (".", "."), ("/", "."), ("../../etc/passwd", "etc/passwd"), ("a/*.go", "a/*.go"), ("a/.", "a")] {
+        for (path, expect) in
+            [("a", "a"), ("/a/", "a"), (".", "."), ("/", "."), ("../../etc/passwd", "etc/passwd"), ("a/*.go", "a/*.go"), ("a/.", "a")]
+        {
             assert_eq!(source(path), expect, "{path}");
         }
     }

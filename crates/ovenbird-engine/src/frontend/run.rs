@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use ovenbird_dockerfile::Span;
 use ovenbird_dockerfile::ast::{Command, Flag, Heredoc, Run};
-use ovenbird_dockerfile::expand::{Expander, Expanded};
+use ovenbird_dockerfile::expand::{Expanded, Expander};
 use ovenbird_dockerfile::mount::{self, MountKind};
 
 use super::checks::error;
 use super::history::quote;
-use super::scope::Masked;
+use super::scope::{Masked, Variables};
 use super::stage::{NodeId, State, Step};
 use super::{Lowering, Outcome, image_config, names, paths};
 use crate::plan::{ExecMount, ExecMountKind, ExecOp, NetworkMode, Op, Security};
@@ -36,14 +36,17 @@ impl Lowering<'_> {
         let security = self.security(run, span)?;
         let devices = run.devices.iter().map(|device| self.word(id, device, span)).collect::<Outcome<_>>()?;
 
-        let name = self.run_name(id, run, step, &mounts);
+        let name = self.run_name(id, run, step, &mounts)?;
         let state = &self.nodes[id].state;
         let created_by = format!("RUN {} # buildkit", with_args(state, &args));
+        let env = state.env.to_strings();
+        self.spend(created_by.len() + env.iter().map(String::len).sum::<usize>(), span)?;
+        let state = &self.nodes[id].state;
         let hostname = self.options.hostname.as_ref().or_else(|| self.options.build_args.get("BUILDKIT_SANDBOX_HOSTNAME"));
         let op = Op::Exec(ExecOp {
             base: state.root,
             args,
-            env: state.env.to_strings(),
+            env,
             proxy_env: self.proxy_env.clone(),
             cwd: state.cwd.clone(),
             user: state.config.config.user.clone(),
@@ -55,7 +58,6 @@ impl Lowering<'_> {
             hosts: self.options.add_hosts.clone(),
             devices,
         });
-        self.spend(created_by.len(), span)?;
         let root = self.vertices.add(op, name, self.lines(span), self.nodes[id].no_cache);
         let state = &mut self.nodes[id].state;
         state.root = Some(root);
@@ -63,10 +65,10 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn run_name(&mut self, id: NodeId, run: &Run, step: &Step<'_>, mounts: &[ExecMount]) -> String {
+    fn run_name(&mut self, id: NodeId, run: &Run, step: &Step<'_>, mounts: &[ExecMount]) -> Outcome<String> {
         let mut original = step.instruction.original.trim().to_owned();
         if let ([heredoc, ..], true) = (run.heredocs.as_slice(), is_pure(run)) {
-            original.push_str(&format!(" ({})", names::summary(&heredoc.content)));
+            original = format!("{original} ({})", names::summary(&heredoc.content));
         }
         let masked: BTreeSet<String> = mounts
             .iter()
@@ -75,10 +77,11 @@ impl Lowering<'_> {
                 _ => None,
             })
             .collect();
-        let node = &mut self.nodes[id];
         let expander = Expander { escape: self.expander.escape, keep_unset: true, raw_quotes: true };
-        let text = names::instruction(&original, expander, &Masked { base: &node.state.env, masked: &masked });
-        node.counter.next(&node.state.platform, &node.state.env, step.on_build) + &text
+        let env = Masked { base: &self.nodes[id].state.env, masked: &masked };
+        let (text, cost) = names::instruction(&original, expander, &env);
+        self.spend(cost, step.instruction.span)?;
+        Ok(self.next_prefix(id, step) + &text)
     }
 
     fn network_mode(&self, run: &Run, span: Span) -> Outcome<NetworkMode> {
@@ -103,7 +106,8 @@ impl Lowering<'_> {
         if self.options.entitlements.iter().any(|given| given == entitlement) {
             return Ok(());
         }
-        let mut diagnostic = error("entitlement", span, format!("RUN {flag} is not allowed: the build lacks the entitlement {entitlement}"));
+        let mut diagnostic =
+            error("entitlement", span, format!("RUN {flag} is not allowed: the build lacks the entitlement {entitlement}"));
         diagnostic.help = Some(format!("build with --allow {entitlement} if you trust this Dockerfile"));
         Err(diagnostic)
     }
@@ -256,10 +260,9 @@ fn is_one_word(text: &str) -> bool {
     for c in text.chars() {
         match quote {
             Some(open) if c == open => quote = None,
-            Some(_) => {}
             None if c == '"' || c == '\'' => quote = Some(c),
             None if c.is_whitespace() => return false,
-            None => {}
+            _ => {}
         }
     }
     true
@@ -267,18 +270,15 @@ fn is_one_word(text: &str) -> bool {
 
 /// The command behind the declared arguments: `|1 FOO=bar /bin/sh -c make`.
 fn with_args(state: &State, args: &[String]) -> String {
-    let mut declared: Vec<(&str, &str)> = Vec::new();
+    let mut declared = Variables::default();
     for (name, value) in &state.args {
-        let value = state.env.lookup(name).or(value.as_deref()).unwrap_or_default();
-        match declared.iter_mut().find(|(known, _)| known == name) {
-            Some(known) => known.1 = value,
-            None => declared.push((name, value)),
-        }
+        declared.set(name, state.env.lookup(name).or(value.as_deref()).unwrap_or_default());
     }
+    let declared = declared.to_strings();
     let mut words = Vec::with_capacity(declared.len() + args.len() + 1);
     if !declared.is_empty() {
         words.push(format!("|{}", declared.len()));
-        words.extend(declared.iter().map(|(name, value)| format!("{name}={value}")));
+        words.extend(declared);
     }
     words.extend(args.iter().cloned());
     words.join(" ")

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ovenbird_dockerfile::ast::{Dockerfile, Kind};
 use ovenbird_dockerfile::expand::Env;
+use ovenbird_dockerfile::lint::PREDEFINED_GLOBAL_ARGS;
 use ovenbird_oci::Platform;
 
 use super::Options;
@@ -84,12 +85,6 @@ pub(super) fn predefined(options: &Options, target: &str) -> Variables {
     variables
 }
 
-/// Names of [`predefined`], also of those that are empty on this platform.
-pub(super) fn is_predefined(name: &str) -> bool {
-    let part = name.strip_prefix("BUILD").or_else(|| name.strip_prefix("TARGET"));
-    matches!(part, Some("PLATFORM" | "OS" | "OSVERSION" | "ARCH" | "VARIANT")) || name == "TARGETSTAGE"
-}
-
 const PROXIES: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
 
 /// Proxy variables of the build arguments, each in upper and lower case.
@@ -116,7 +111,7 @@ pub(super) fn unconsumed(dockerfile: &Dockerfile, options: &Options) -> Vec<Stri
         .flatten()
         .collect();
     let builtin = |name: &str| {
-        is_predefined(name)
+        PREDEFINED_GLOBAL_ARGS.contains(&name)
             || name.starts_with("BUILDKIT_")
             || name == "SOURCE_DATE_EPOCH"
             || PROXIES.iter().any(|proxy| name.eq_ignore_ascii_case(proxy))

@@ -1,17 +1,16 @@
 //! The graph of stages: names, references, which stage needs which, and what is known of a stage while it is lowered.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use ovenbird_dockerfile::Span;
 use ovenbird_dockerfile::ast::{Instruction, Kind, Stage};
 use ovenbird_dockerfile::expand::{EmptyEnv, Expander};
 use ovenbird_dockerfile::suggest::nearest;
-use ovenbird_oci::{ImageConfig, Platform, Reference};
+use ovenbird_oci::{ImageConfig, Platform};
 
 use super::checks::{error, with_suggestion};
 use super::names::Counter;
-use super::scope::{Variables, is_predefined, predefined};
+use super::scope::{Variables, predefined};
 use super::{Lowering, NamedContext, NoCache, Outcome, history, run};
 use crate::plan::{HistoryEntry, ResolvedImage, VertexId};
 
@@ -92,15 +91,27 @@ impl State {
         }
     }
 
+    /// Bytes of what a stage built on this one copies, near enough.
+    pub(super) fn weight(&self) -> usize {
+        const ENTRY: usize = 64;
+        let config = &self.config.config;
+        let history = self.history.iter().map(|line| line.created_by.len());
+        let env = config.env.iter().map(|pair| 3 * pair.len());
+        let labels = config.labels.iter().map(|(key, value)| key.len() + value.len());
+        let args = self.args.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, String::len));
+        let names = config.exposed_ports.keys().chain(config.volumes.keys()).map(String::len);
+        history.chain(env).chain(labels).chain(args).chain(names).map(|bytes| bytes + ENTRY).sum()
+    }
+
     /// Adds a line of history.
     pub(super) fn commit(&mut self, created_by: String, layer: bool) {
         self.history.push(HistoryEntry { created_by, layer });
     }
 }
 
-impl<'a> Lowering<'a> {
+impl Lowering<'_> {
     /// Global arguments with defaults and `--build-arg`s filled in.
-    pub(super) fn global_args(&mut self, build_args: &BTreeMap<String, String>) -> Outcome<Variables> {
+    pub(super) fn global_args(&mut self) -> Outcome<Variables> {
         let target = match &self.options.target {
             Some(target) => target.as_str(),
             None => self.dockerfile.stages.last().and_then(|stage| stage.name.as_deref()).unwrap_or_default(),
@@ -109,7 +120,7 @@ impl<'a> Lowering<'a> {
         for instruction in &self.dockerfile.global_args {
             let Kind::Arg(args) = &instruction.kind else { continue };
             for arg in args {
-                let value = match (build_args.get(&arg.name), &arg.default) {
+                let value = match (self.options.build_args.get(&arg.name), &arg.default) {
                     (Some(given), _) => given.clone(),
                     (None, Some(default)) => self.expand(default, &globals, instruction.span)?.value,
                     (None, None) => continue,
@@ -120,25 +131,11 @@ impl<'a> Lowering<'a> {
         Ok(globals)
     }
 
-    /// Warns of bases that are no image names when no build argument is given.
-    pub(super) fn check_default_bases(&mut self) {
-        // A default that cannot be expanded is an error on its own a little later.
-        let Ok(globals) = self.global_args(&BTreeMap::new()) else { return };
-        for stage in &self.dockerfile.stages {
-            let Ok(base) = self.expand(&stage.base, &globals, stage.span) else { return };
-            if base.value.parse::<Reference>().is_err() {
-                let message = format!("Default value for ARG {} results in empty or invalid base image name", stage.base);
-                self.checks.warn("InvalidDefaultArgInFrom", stage.span, message, None);
-            }
-        }
-    }
-
     /// Makes a node of every stage, in the order of the file.
     pub(super) fn add_stages(&mut self) -> Outcome<()> {
         let dockerfile = self.dockerfile;
         for (number, stage) in dockerfile.stages.iter().enumerate() {
             let base = self.expand(&stage.base, &self.globals.clone(), stage.span)?;
-            self.report_unset_in_from(&base.unset, stage.span);
             if base.value.is_empty() {
                 return Err(error("from", stage.span, format!("base name ({}) should not be blank", stage.base)));
             }
@@ -147,7 +144,8 @@ impl<'a> Lowering<'a> {
             let wanted = platform.clone().unwrap_or_else(|| self.options.platform.clone());
             let replaced_by = stage.name.as_deref().and_then(|name| self.named_context(name, &wanted));
             let below = if replaced_by.is_some() { None } else { self.names.get(&base.value.to_lowercase()).copied() };
-            let counted = stage.instructions.iter().filter(|i| matches!(i.kind, Kind::Add(_) | Kind::Copy(_) | Kind::Run(_) | Kind::Workdir(_)));
+            let counted =
+                stage.instructions.iter().filter(|i| matches!(i.kind, Kind::Add(_) | Kind::Copy(_) | Kind::Run(_) | Kind::Workdir(_)));
             let total = counted.count() + usize::from(below.is_none() && base.value != "scratch");
             let no_cache = match &self.options.no_cache {
                 NoCache::Off => false,
@@ -180,7 +178,6 @@ impl<'a> Lowering<'a> {
 
     fn stage_platform(&mut self, word: &str, span: Span) -> Outcome<Platform> {
         let expanded = self.expand(word, &self.globals.clone(), span)?;
-        self.report_unset_in_from(&expanded.unset, span);
         let hint = expanded.unset.iter().find_map(|name| nearest(name, self.globals.names()));
         if expanded.value.is_empty() {
             return Err(with_suggestion(error("from", span, format!("empty platform value from expression {word}")), hint));
@@ -201,23 +198,6 @@ impl<'a> Lowering<'a> {
             },
         };
         Err(with_suggestion(error("from", span, format!("failed to parse platform {word}: {reason}")), hint))
-    }
-
-    fn report_unset_in_from(&mut self, unset: &std::collections::BTreeSet<String>, span: Span) {
-        for name in unset {
-            let declared = |declared: &str| {
-                self.dockerfile.global_args.iter().any(|i| matches!(&i.kind, Kind::Arg(args) if args.iter().any(|a| a.name == declared)))
-            };
-            if declared(name) || is_predefined(name) {
-                continue;
-            }
-            let args = self.dockerfile.global_args.iter().filter_map(|i| match &i.kind {
-                Kind::Arg(args) => Some(args.iter().map(|a| a.name.as_str())),
-                _ => None,
-            });
-            let hint = nearest(name, args.flatten().chain(self.globals.names())).map(str::to_owned);
-            self.checks.warn("UndefinedArgInFrom", span, format!("FROM argument '{name}' is not declared"), hint.as_deref());
-        }
     }
 
     /// The stage that is asked for.
@@ -264,7 +244,8 @@ impl<'a> Lowering<'a> {
             Kind::Run(run) => {
                 let mut sources = Vec::with_capacity(run.mounts.len());
                 for mount in &run.mounts {
-                    let from = run::mount_from(mount.value.as_deref().unwrap_or_default()).map_err(|reason| error("mount", mount.span, reason))?;
+                    let from =
+                        run::mount_from(mount.value.as_deref().unwrap_or_default()).map_err(|reason| error("mount", mount.span, reason))?;
                     sources.push(from.filter(|from| !from.is_empty()).map(|from| self.named(&from, span)).transpose()?);
                 }
                 Ok(sources)

@@ -39,11 +39,11 @@ impl Lowering<'_> {
         };
         expanded.check().map_err(say)?;
 
-        let node = &mut self.nodes[id];
-        let name = names::instruction(&step.instruction.original, self.expander, &node.state.env);
-        let prefix = node.counter.next(&node.state.platform, &node.state.env, step.on_build);
+        let (name, cost) = names::instruction(&step.instruction.original, self.expander, &self.nodes[id].state.env);
+        self.spend(cost, span)?;
+        let prefix = self.next_prefix(id, step);
         let shown = format!("{prefix}{name}");
-        let no_cache = node.no_cache;
+        let no_cache = self.nodes[id].no_cache;
         let lines = self.lines(span);
 
         let mut actions: Vec<FileAction> = Vec::new();
@@ -80,7 +80,8 @@ impl Lowering<'_> {
                     if !is_add {
                         return Err(say("source can't be a URL for COPY".into()));
                     }
-                    let checksum = expanded.checksum.as_deref().map(str::parse::<Digest>).transpose().map_err(|reason| say(reason.to_string()))?;
+                    let checksum =
+                        expanded.checksum.as_deref().map(str::parse::<Digest>).transpose().map_err(|reason| say(reason.to_string()))?;
                     let filename = git_url::file_name(path);
                     let op = Op::Http(HttpOp { url: path.clone(), filename: filename.clone(), checksum });
                     let from = self.vertices.add(op, shown.clone(), lines, no_cache);
@@ -97,7 +98,7 @@ impl Lowering<'_> {
                     };
                     let source = if transfer.parents { pivoted(path) } else { paths::source(path) };
                     let unpack = transfer.unpack.unwrap_or(is_add);
-                    CopyAction { keep_owner, unpack, ..expanded.action(vertex, source) }
+                    CopyAction { unpack, keep_owner, ..expanded.action(vertex, source) }
                 }
             };
             append(&mut actions, copy);
@@ -155,13 +156,11 @@ impl Lowering<'_> {
 
     /// Root of a node as a source, and whether its owners count. A root without files is made explicit.
     fn files_of(&mut self, id: NodeId) -> (VertexId, bool) {
-        match self.nodes[id].state.root {
-            Some(root) => (root, !matches!(self.vertices.op(root), Op::Local { .. })),
-            None => {
-                let op = Op::File(FileOp { base: None, actions: vec![] });
-                (self.vertices.add(op, "[internal] empty root".into(), None, false), true)
-            }
+        if let Some(root) = self.nodes[id].state.root {
+            return (root, !matches!(self.vertices.op(root), Op::Local { .. }));
         }
+        let op = Op::File(FileOp { base: None, actions: vec![] });
+        (self.vertices.add(op, "[internal] empty root".into(), None, false), true)
     }
 }
 
@@ -182,7 +181,10 @@ impl Expanded<'_> {
             }
         }
         if self.paths.len() + self.files.len() > 1 && !self.dest.ends_with('/') {
-            return Err(format!("When using {} with more than one source file, the destination must be a directory and end with a /", self.command));
+            return Err(format!(
+                "When using {} with more than one source file, the destination must be a directory and end with a /",
+                self.command
+            ));
         }
         Ok(())
     }
@@ -301,7 +303,9 @@ mod tests {
 
     #[test]
     fn pivots() {
-        for (path, expect) in [("a/b", "a/b"), ("./a/./b/", "a/./b"), ("/./b", "b"), ("././b", "b"), ("../x/./../y", "x/./y"), ("a/./.", "a/./.")] {
+        for (path, expect) in
+            [("a/b", "a/b"), ("./a/./b/", "a/./b"), ("/./b", "b"), ("././b", "b"), ("../x/./../y", "x/./y"), ("a/./.", "a/./.")]
+        {
             assert_eq!(pivoted(path), expect, "{path}");
         }
         assert_eq!(escape_pattern("a*[b]?\\"), "a\\*\\[b]\\?\\\\");

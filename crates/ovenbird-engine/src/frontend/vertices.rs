@@ -16,16 +16,13 @@ pub(super) struct Vertices {
 impl Vertices {
     /// The vertex that does `op`, a new one or the one that does the same already.
     pub(super) fn add(&mut self, op: Op, name: String, lines: Option<(u32, u32)>, no_cache: bool) -> VertexId {
-        // An operation is plain data without maps that could fail; if it ever did, the vertex would only not be shared.
-        let key = serde_json::to_vec(&op).ok().map(|bytes| Digest::of(&bytes));
-        if let Some(&id) = key.and_then(|key| self.by_op.get(&key)) {
+        let key = identity(&op);
+        if let Some(&id) = self.by_op.get(&key) {
             self.list[id].no_cache |= no_cache;
             return id;
         }
         let id = self.list.len();
-        if let Some(key) = key {
-            self.by_op.insert(key, id);
-        }
+        self.by_op.insert(key, id);
         self.list.push(Vertex { op, name, lines, no_cache });
         id
     }
@@ -59,6 +56,16 @@ impl Vertices {
         }
         let root = root.map(|root| numbers[root]);
         (kept, root)
+    }
+}
+
+/// Equal for operations that do the same to the same inputs. The serialised form does not do: it is the cache key, which
+/// leaves out the numbers of the inputs. The debug form has every field.
+fn identity(op: &Op) -> Digest {
+    match op {
+        // One manifest under two names is one image.
+        Op::Image(image) => image.manifest,
+        op => Digest::of(format!("{op:?}").as_bytes()),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::Digest;
 use crate::store::{StoreError, remedy};
 
 pub use pack::pack;
-pub(crate) use unpack::decompress;
+pub(crate) use unpack::{decompress, root_parts};
 pub use unpack::{extract, unpack};
 
 /// Longest path, with its end, that programs can open (PATH_MAX).

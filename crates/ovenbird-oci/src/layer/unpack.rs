@@ -123,19 +123,21 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
-/// Parts of a name below the root. Leading slashes and `.` mean nothing; `a/..` is nothing; above the root is refused.
-fn parts(name: &[u8], reason: &'static str) -> Result<Vec<Vec<u8>>, LayerError> {
+/// Parts of a name below the root. Leading slashes and `.` mean nothing; `a/..` is nothing; `None` when it leads above the root.
+pub(crate) fn root_parts(name: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut parts: Vec<Vec<u8>> = Vec::new();
     for part in name.split(|&b| b == b'/') {
         match part {
             b"" | b"." => {}
-            b".." => {
-                parts.pop().ok_or_else(|| LayerError::Escape { entry: show(name), reason })?;
-            }
+            b".." => drop(parts.pop()?),
             _ => parts.push(part.to_vec()),
         }
     }
-    Ok(parts)
+    Some(parts)
+}
+
+fn parts(name: &[u8], header: &Header, reason: &'static str) -> Result<Vec<Vec<u8>>, LayerError> {
+    root_parts(name).ok_or_else(|| LayerError::Escape { entry: show(&header.path), reason })
 }
 
 fn show(name: &[u8]) -> String {
@@ -224,7 +226,7 @@ impl Unpacker<'_> {
 
     fn entry(&mut self, mut header: Header, reader: &mut Reader<impl Read>) -> Result<(), LayerError> {
         header.xattrs.retain(|(name, _)| may_hold(name));
-        let mut parent = parts(&header.path, "its name leads above the root with ..")?;
+        let mut parent = parts(&header.path, &header, "its name leads above the root with ..")?;
         let Some(name) = parent.pop() else {
             // The root itself: only a folder can stand for it, and only a layer may change it.
             if header.kind == Kind::Directory && self.layer {
@@ -480,7 +482,7 @@ impl Unpacker<'_> {
 
     fn link(&mut self, header: &Header, name: &[u8], path: &[u8]) -> Result<(), LayerError> {
         let destination = self.cursor.path.clone();
-        let mut parent = parts(&header.link, "it is a hard link to something above the root")?;
+        let mut parent = parts(&header.link, header, "it is a hard link to something above the root")?;
         let Some(target) = parent.pop() else {
             return Err(LayerError::Escape { entry: show(&header.path), reason: "it is a hard link to the root" });
         };

@@ -31,9 +31,13 @@ pub(crate) struct Auth {
     keychain: Keychain,
     /// What an endpoint asked for, by its root URL.
     learned: Mutex<HashMap<String, Known>>,
-    credentials: Mutex<HashMap<(String, String), Arc<OnceCell<Option<Credential>>>>>,
+    /// By registry and repository.
+    credentials: Mutex<HashMap<(String, String), Lookup>>,
     tokens: Mutex<HashMap<TokenKey, Slot>>,
 }
+
+/// Done once; who comes meanwhile waits.
+type Lookup = Arc<OnceCell<Option<Credential>>>;
 
 /// Locked while the token is fetched, so that parallel requests share it.
 type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
@@ -72,7 +76,7 @@ impl Auth {
         let key = (endpoint.registry.clone(), repository.to_owned());
         let cell = Arc::clone(self.credentials.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
         let found = cell.get_or_try_init(|| self.keychain.get(&endpoint.registry, repository)).await;
-        found.cloned().map_err(|source| RegistryError::Keychain { registry: endpoint.registry.clone(), source })
+        found.cloned().map_err(|source| RegistryError::Keychain { registry: endpoint.registry.clone(), source: Box::new(source) })
     }
 }
 
@@ -187,7 +191,7 @@ impl Inner {
         action: &str,
     ) -> Result<Token, RegistryError> {
         if let Some(Credential::RegistryToken(token)) = credential {
-            return Ok(Token { value: bearer(token.expose(), endpoint, action)?, stale: Instant::now() + Duration::from_secs(3600) });
+            return Ok(Token { value: bearer(token.expose(), endpoint, action)?, stale: Instant::now() + Duration::from_hours(1) });
         }
         let mut url = realm.clone();
         let mut headers = vec![];
@@ -235,8 +239,9 @@ impl Inner {
         // The parser's message could quote the token.
         let document: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
         let text = |name: &str| document.get(name).and_then(|v| v.as_str()).filter(|t| !t.is_empty());
-        let token =
-            text("token").or(text("access_token")).ok_or_else(|| call.protocol(format!("its token server {} gave no token", host(realm))))?;
+        let token = text("token")
+            .or(text("access_token"))
+            .ok_or_else(|| call.protocol(format!("its token server {} gave no token", host(realm))))?;
         let life = document.get("expires_in").and_then(serde_json::Value::as_u64).filter(|s| *s > 0).unwrap_or(DEFAULT_LIFE).min(86400);
         // Used to the end, it would expire on the way; the clocks of others are not believed, so `issued_at` is not read.
         let margin = (life / 4).min(10);

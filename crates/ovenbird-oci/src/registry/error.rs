@@ -120,7 +120,9 @@ pub enum RegistryError {
         actual: String,
     },
     /// The server answered what the distribution API does not allow.
-    #[error("cannot {action}: {registry} gave an unexpected answer ({reason}); check that it is an OCI registry and that a proxy before it lets requests through")]
+    #[error(
+        "cannot {action}: {registry} gave an unexpected answer ({reason}); check that it is an OCI registry and that a proxy before it lets requests through"
+    )]
     Protocol {
         /// What was tried.
         action: String,
@@ -150,7 +152,9 @@ pub enum RegistryError {
         available: Vec<String>,
     },
     /// A document that is no manifest and no index that Ovenbird reads.
-    #[error("{reference} is {media_type:?}, which is no image manifest or index that can be read; push it again in the OCI or the Docker schema 2 format")]
+    #[error(
+        "{reference} is {media_type:?}, which is no image manifest or index that can be read; push it again in the OCI or the Docker schema 2 format"
+    )]
     Unsupported {
         /// Asked for.
         reference: String,
@@ -173,7 +177,7 @@ pub enum RegistryError {
         /// Registry name.
         registry: String,
         /// Why.
-        source: KeychainError,
+        source: Box<KeychainError>,
     },
     /// The local store failed.
     #[error("cannot {action}: {source}")]
@@ -181,7 +185,7 @@ pub enum RegistryError {
         /// What was tried.
         action: String,
         /// Why.
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// The work was stopped from outside before it ended.
     #[error("cannot {action}: it was cancelled; start it again, blobs that are complete are kept")]
@@ -206,7 +210,7 @@ impl RegistryError {
     }
 
     pub(crate) fn store(action: &str, source: StoreError) -> Self {
-        Self::Store { action: action.into(), source }
+        Self::Store { action: action.into(), source: Box::new(source) }
     }
 }
 
@@ -227,4 +231,43 @@ fn after(delay: Option<&Duration>) -> String {
 
 fn list(items: &[String]) -> String {
     if items.is_empty() { "none at all".into() } else { items.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages() {
+        let action = || String::from("pull h.test/app:1");
+        let registry = || String::from("h.test");
+        let reference = || String::from("h.test/app:1");
+        let detail = || printable("DENIED: \u{1b}[31mno\nmore");
+        let retry_after = Some(Duration::from_secs(90));
+        let missing = || StoreError::Missing { digest: crate::Digest::of(b"") };
+        let errors = [
+            RegistryError::NotFound { reference: reference() },
+            RegistryError::Unauthorized { action: action(), registry: registry(), detail: detail(), hint: login_hint("h.test") },
+            RegistryError::Denied { action: action(), registry: registry(), detail: detail() },
+            RegistryError::RateLimited { action: action(), registry: registry(), detail: detail(), retry_after },
+            RegistryError::RateLimited { action: action(), registry: registry(), detail: detail(), retry_after: None },
+            RegistryError::Tls { action: action(), registry: registry(), reason: "unknown issuer".into() },
+            RegistryError::Connect { action: action(), registry: registry(), reason: "connection refused".into() },
+            RegistryError::PlainHttp { action: action(), registry: registry() },
+            RegistryError::Interrupted { action: action(), registry: registry(), reason: "connection reset".into() },
+            RegistryError::Server { action: action(), registry: registry(), status: 503, detail: detail() },
+            RegistryError::Corrupt { what: "blob abc".into(), expected: "sha256:1".into(), actual: "sha256:2".into() },
+            RegistryError::Protocol { action: action(), registry: registry(), reason: "status 418".into() },
+            RegistryError::TooLarge { what: "the manifest".into(), size: 5, limit: 4 },
+            RegistryError::NoPlatform { reference: reference(), wanted: "linux/s390x".into(), available: vec![] },
+            RegistryError::NoPlatform { reference: reference(), wanted: "a/b".into(), available: vec!["c/d".into(), "e/f".into()] },
+            RegistryError::Unsupported { reference: reference(), media_type: "text/html".into() },
+            RegistryError::Settings { registry: registry(), path: "/ca.pem".into(), reason: "has no usable certificate (empty)".into() },
+            RegistryError::Keychain { registry: registry(), source: Box::new(KeychainError::NoPlace) },
+            RegistryError::store("pull h.test/app:1", missing()),
+            RegistryError::Cancelled { action: action() },
+        ];
+        let text: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        insta::assert_snapshot!(text.join("\n"));
+    }
 }

@@ -26,8 +26,8 @@ use crate::keychain::{Keychain, Secret};
 use crate::store::{Store, StoreError};
 use crate::{Descriptor, Digest, Platform, Reference};
 
-pub(crate) use error::printable;
 pub use error::RegistryError;
+pub(crate) use error::printable;
 
 /// Largest manifest or index, in bytes (the distribution specification's advice).
 pub const MAX_MANIFEST: u64 = 4 << 20;
@@ -128,13 +128,7 @@ impl Client {
     }
 
     /// Fetches a blob into the store (nothing to do when it is there), verified while it streams.
-    pub async fn fetch_blob(
-        &self,
-        from: &Reference,
-        blob: &Descriptor,
-        store: &Store,
-        progress: &ProgressFn,
-    ) -> Result<(), RegistryError> {
+    pub async fn fetch_blob(&self, from: &Reference, blob: &Descriptor, store: &Store, progress: &ProgressFn) -> Result<(), RegistryError> {
         self.inner.fetch_blob(from, blob, store, progress).await
     }
 

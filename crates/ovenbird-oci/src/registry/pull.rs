@@ -72,18 +72,15 @@ pub(crate) async fn pull(
 ) -> Result<Descriptor, RegistryError> {
     let root = inner.manifest_into(from, None, store).await?;
     let mut manifests = vec![];
-    let target = match platform {
-        Some(platform) => {
-            let chosen = choose(inner, from, root, platform, store).await?;
-            let target = chosen.descriptor.clone();
-            manifests.push(chosen);
-            target
-        }
-        None => {
-            let target = root.descriptor.clone();
-            collect(inner, from, root, store, &mut manifests).await?;
-            target
-        }
+    let target = if let Some(platform) = platform {
+        let chosen = choose(inner, from, root, platform, store).await?;
+        let target = chosen.descriptor.clone();
+        manifests.push(chosen);
+        target
+    } else {
+        let target = root.descriptor.clone();
+        collect(inner, from, root, store, &mut manifests).await?;
+        target
     };
     let mut seen = HashSet::new();
     let mut tasks = JoinSet::new();
@@ -106,13 +103,7 @@ pub(crate) async fn pull(
 }
 
 /// The manifest for a platform, through nested indexes.
-async fn choose(
-    inner: &Inner,
-    from: &Reference,
-    root: Fetched,
-    wanted: &Platform,
-    store: &Store,
-) -> Result<Fetched, RegistryError> {
+async fn choose(inner: &Inner, from: &Reference, root: Fetched, wanted: &Platform, store: &Store) -> Result<Fetched, RegistryError> {
     let mut best: Option<(u32, Descriptor)> = None;
     let mut available = vec![];
     let mut level = vec![root];
@@ -142,22 +133,18 @@ async fn choose(
             level.push(inner.manifest_into(from, Some(&child), store).await?);
         }
     }
-    match best {
-        Some((_, child)) => {
-            let mut fetched = inner.manifest_into(from, Some(&child), store).await?;
-            fetched.descriptor.platform = child.platform;
-            Ok(fetched)
-        }
-        None => {
-            available.dedup();
-            available.truncate(50);
-            let available = available.iter().map(|p| super::printable(p)).collect();
-            Err(RegistryError::NoPlatform { reference: from.to_string(), wanted: wanted.to_string(), available })
-        }
-    }
+    let Some((_, child)) = best else {
+        available.dedup();
+        available.truncate(50);
+        let available = available.iter().map(|p| super::printable(p)).collect();
+        return Err(RegistryError::NoPlatform { reference: from.to_string(), wanted: wanted.to_string(), available });
+    };
+    let mut fetched = inner.manifest_into(from, Some(&child), store).await?;
+    fetched.descriptor.platform = child.platform;
+    Ok(fetched)
 }
 
-/// Everything below a document, children before parents.
+/// A document and everything below it.
 async fn collect(inner: &Inner, from: &Reference, root: Fetched, store: &Store, found: &mut Vec<Fetched>) -> Result<(), RegistryError> {
     let mut seen = HashSet::from([root.descriptor.digest]);
     let mut level = vec![root];
@@ -173,7 +160,6 @@ async fn collect(inner: &Inner, from: &Reference, root: Fetched, store: &Store, 
             break;
         }
         if below.is_empty() {
-            found.reverse();
             return Ok(());
         }
         for child in below {
@@ -333,7 +319,10 @@ impl Inner {
                     Err(error) => Err(error),
                 };
                 match result {
-                    Ok(()) => return Ok(()),
+                    Ok(()) => {
+                        progress(&blob.digest, blob.size, blob.size);
+                        return Ok(());
+                    }
                     Err(error @ (RegistryError::Store { .. } | RegistryError::Cancelled { .. })) => return Err(error),
                     Err(error) => {
                         let again = sink.resumed && matches!(error, RegistryError::Corrupt { .. });
@@ -429,7 +418,10 @@ async fn receive(
         }
         if !piece.is_empty() {
             sink.write(piece, call.action).await?;
-            progress(&blob.digest, sink.received, blob.size);
+            // The last piece is reported once the whole blob is verified.
+            if sink.received < blob.size {
+                progress(&blob.digest, sink.received, blob.size);
+            }
         }
     }
     if sink.received < blob.size {
@@ -486,10 +478,13 @@ impl Sink {
         let digest = self.digest;
         match blocking(action, move || partial.commit(Some(&digest))).await {
             Ok(_) => Ok(()),
-            Err(RegistryError::Store { source: StoreError::Corrupt { expected, actual }, .. }) => Err(RegistryError::Corrupt {
-                what: format!("blob {} from {}", expected.short(), endpoint.registry),
-                expected: expected.to_string(),
-                actual: actual.to_string(),
+            Err(RegistryError::Store { action, source }) => Err(match *source {
+                StoreError::Corrupt { expected, actual } => RegistryError::Corrupt {
+                    what: format!("blob {} from {}", expected.short(), endpoint.registry),
+                    expected: expected.to_string(),
+                    actual: actual.to_string(),
+                },
+                source => RegistryError::store(&action, source),
             }),
             Err(error) => Err(error),
         }
@@ -575,7 +570,11 @@ mod tests {
             (r#"{"layers":[],"config":{}}"#, None, Some(media::OCI_MANIFEST)),
             (r#"{"layers":[]}"#, Some("application/vnd.docker.distribution.manifest.v2+json; charset=utf-8"), Some(media::DOCKER_MANIFEST)),
             (r#"{"layers":[]}"#, Some("application/json"), Some(media::OCI_MANIFEST)),
-            (r#"{"manifests":[],"mediaType":"application/vnd.docker.distribution.manifest.list.v2+json"}"#, Some("text/plain"), Some(media::DOCKER_LIST)),
+            (
+                r#"{"manifests":[],"mediaType":"application/vnd.docker.distribution.manifest.list.v2+json"}"#,
+                Some("text/plain"),
+                Some(media::DOCKER_LIST),
+            ),
             (r#"{"manifests":[],"layers":[]}"#, None, None),
             (r#"{"manifests":[],"config":{}}"#, Some(media::OCI_INDEX), None),
             (r#"{"layers":[]}"#, Some(media::OCI_INDEX), None),

@@ -120,15 +120,11 @@ impl Push {
             return Err(RegistryError::TooLarge { what: format!("manifest {}", target.digest), size: target.size, limit: MAX_MANIFEST });
         }
         let origin = self.origins.get(&target.digest).cloned();
-        let bytes = match (&origin, self.store.has(&target.digest)) {
-            (Some(origin), false) => {
-                let fetched = self.inner.manifest_into(origin, Some(target), &self.store).await?;
-                fetched.bytes
-            }
-            _ => {
-                let (store, digest) = (self.store.clone(), target.digest);
-                blocking(&self.action, move || store.read(&digest)).await?
-            }
+        let bytes = if let (Some(origin), false) = (&origin, self.store.has(&target.digest)) {
+            self.inner.manifest_into(origin, Some(target), &self.store).await?.bytes
+        } else {
+            let (store, digest) = (self.store.clone(), target.digest);
+            blocking(&self.action, move || store.read(&digest)).await?
         };
         let fetched = Fetched { descriptor: target.clone(), bytes };
         match parse(&fetched, &target.digest.to_string())? {
@@ -258,9 +254,8 @@ impl Push {
         let response = self.inner.send(&call).await?;
         match response.status() {
             status if status.is_success() => Ok(true),
-            StatusCode::NOT_FOUND => Ok(false),
             // Some registries allow to push, but not to look.
-            StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED => Ok(false),
+            StatusCode::NOT_FOUND | StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED => Ok(false),
             _ => Err(failure(response, &call, &self.to.to_string()).await),
         }
     }

@@ -26,13 +26,13 @@ use super::{Inner, RegistryError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// From the request until the head of the answer; registries that write to object storage are slow.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
 /// Longest pause within a body that is received.
-pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_mins(1);
 /// Longest time without progress of an upload, the registry's own work after the last byte included.
-const UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
+const UPLOAD_TIMEOUT: Duration = Duration::from_mins(5);
 /// Longest pause that a server may ask for; beyond it the error is shown.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 const MAX_REDIRECTS: usize = 10;
 /// How much of an error's text is read, in bytes.
 const MAX_ERROR_BODY: u64 = 64 * 1024;
@@ -48,8 +48,14 @@ pub(crate) struct Http {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Kind {
     /// Loopback: no proxy stands between a machine and itself.
-    Plain { loopback: bool },
-    Tls { loopback: bool, ca: Option<PathBuf>, identity: Option<PathBuf> },
+    Plain {
+        loopback: bool,
+    },
+    Tls {
+        loopback: bool,
+        ca: Option<PathBuf>,
+        identity: Option<PathBuf>,
+    },
 }
 
 /// What is sent.
@@ -58,7 +64,13 @@ pub(crate) enum Payload {
     None,
     Bytes(Vec<u8>),
     /// A piece of a file, streamed.
-    File { path: PathBuf, offset: u64, length: u64, sent: Arc<AtomicU64>, report: Arc<dyn Fn(u64) + Send + Sync> },
+    File {
+        path: PathBuf,
+        offset: u64,
+        length: u64,
+        sent: Arc<AtomicU64>,
+        report: Arc<dyn Fn(u64) + Send + Sync>,
+    },
 }
 
 /// One request to an endpoint.
@@ -127,7 +139,7 @@ impl Inner {
                     let own = call.endpoint.owns(&url);
                     if status == StatusCode::UNAUTHORIZED && own {
                         let more = self.challenged(call, response, authorization.as_ref(), renewed).await?;
-                        scopes.extend(more.into_iter().filter(|s| !call.scopes.contains(s)));
+                        scopes.extend(more.into_iter().filter(|wanted| !call.scopes.iter().any(|scope| covers(scope, wanted))));
                         renewed = true;
                         continue;
                     }
@@ -202,6 +214,14 @@ impl Inner {
     }
 }
 
+/// Whether a token for one scope is good for the other.
+fn covers(scope: &str, wanted: &str) -> bool {
+    match (scope.rsplit_once(':'), wanted.rsplit_once(':')) {
+        (Some((what, actions)), Some((other, wanted))) => what == other && wanted.split(',').all(|a| actions.split(',').any(|b| a == b)),
+        _ => scope == wanted,
+    }
+}
+
 impl Call<'_> {
     pub(crate) fn protocol(&self, reason: impl Into<String>) -> RegistryError {
         RegistryError::Protocol { action: self.action.into(), registry: self.endpoint.registry.clone(), reason: reason.into() }
@@ -229,7 +249,12 @@ fn make_client(kind: &Kind, registry: &str) -> Result<reqwest::Client, RegistryE
     builder.build().map_err(|e| settings(registry, Path::new("(TLS)"), chain(&e)))
 }
 
-pub(super) fn tls_config(with_roots: bool, ca: Option<&Path>, identity: Option<&Path>, registry: &str) -> Result<rustls::ClientConfig, RegistryError> {
+pub(super) fn tls_config(
+    with_roots: bool,
+    ca: Option<&Path>,
+    identity: Option<&Path>,
+    registry: &str,
+) -> Result<rustls::ClientConfig, RegistryError> {
     // The provider is passed along: installing a process-wide default would panic or surprise whoever embeds this.
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = rustls::RootCertStore::empty();
@@ -361,9 +386,8 @@ fn open_body(payload: &Payload, action: &str) -> Result<reqwest::Body, RegistryE
         file.seek(io::SeekFrom::Start(*offset))?;
         Ok(file)
     };
-    let file = open().map_err(|source| {
-        RegistryError::store(action, crate::store::StoreError::Io { action: "read", path: path.clone(), source })
-    })?;
+    let file = open()
+        .map_err(|source| RegistryError::store(action, crate::store::StoreError::Io { action: "read", path: path.clone(), source }))?;
     sent.store(0, Ordering::Relaxed);
     let counted = Counted { inner: tokio::fs::File::from_std(file).take(*length), sent: Arc::clone(sent), report: Arc::clone(report) };
     Ok(reqwest::Body::wrap_stream(ReaderStream::with_capacity(counted, UPLOAD_PIECE)))
@@ -476,6 +500,22 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scopes_that_are_enough() {
+        let rows = [
+            ("repository:a:pull", "repository:a:pull", true),
+            ("repository:a:pull,push", "repository:a:pull", true),
+            ("repository:a:pull,push", "repository:a:push,pull", true),
+            ("repository:a:pull", "repository:a:pull,push", false),
+            ("repository:a:pull", "repository:b:pull", false),
+            ("repository:a:pull", "registry:catalog:*", false),
+            ("odd", "odd", true),
+        ];
+        for (scope, wanted, expected) in rows {
+            assert_eq!(covers(scope, wanted), expected, "{scope} {wanted}");
+        }
+    }
 
     #[test]
     fn pauses_that_servers_ask_for() {

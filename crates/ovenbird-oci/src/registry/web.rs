@@ -24,7 +24,7 @@ pub fn client() -> Result<reqwest::Client, RegistryError> {
     reqwest::Client::builder()
         .user_agent(concat!("ovenbird/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(Duration::from_secs(30))
-        .read_timeout(Duration::from_secs(120))
+        .read_timeout(Duration::from_mins(2))
         .redirect(policy)
         .tls_backend_preconfigured(tls_config(true, None, None, "downloads")?)
         .build()

@@ -19,7 +19,7 @@ use ovenbird_oci::store::Store;
 use ovenbird_oci::{Descriptor, Digest, Reference};
 
 /// A program that the machine may lack; then the test says why it does nothing.
-pub fn have(program: &str) -> bool {
+pub(crate) fn have(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     if !found {
         println!("SKIP: {program} is not installed");
@@ -27,10 +27,10 @@ pub fn have(program: &str) -> bool {
     found
 }
 
-pub struct Registry {
+pub(crate) struct Registry {
     child: Child,
-    pub dir: tempfile::TempDir,
-    pub port: u16,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) port: u16,
 }
 
 impl Drop for Registry {
@@ -42,7 +42,7 @@ impl Drop for Registry {
 
 impl Registry {
     /// `None`: docker-registry is missing. `more` is YAML; `DIR` in it is the folder that `prepare` fills.
-    pub fn start_with(more: &str, http: &str, prepare: impl FnOnce(&Path)) -> Option<Self> {
+    pub(crate) fn start_with(more: &str, http: &str, prepare: impl FnOnce(&Path)) -> Option<Self> {
         if !have("docker-registry") {
             return None;
         }
@@ -57,7 +57,8 @@ impl Registry {
             let config = dir.path().join("config.yml");
             std::fs::write(&config, text.replace("DIR", dir.path().to_str().unwrap())).unwrap();
             let log = std::fs::File::create(dir.path().join("log")).unwrap();
-            let mut child = Command::new("docker-registry").arg("serve").arg(&config).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+            let mut child =
+                Command::new("docker-registry").arg("serve").arg(&config).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
             let start = Instant::now();
             while child.try_wait().unwrap().is_none() {
                 if TcpStream::connect(("127.0.0.1", port)).is_ok() {
@@ -70,12 +71,12 @@ impl Registry {
         panic!("docker-registry does not start: {}", std::fs::read_to_string(dir.path().join("log")).unwrap());
     }
 
-    pub fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         Self::start_with("", "", |_| {})
     }
 
     /// User `anna` with password `pass:word`.
-    pub fn start_with_password() -> Option<Self> {
+    pub(crate) fn start_with_password() -> Option<Self> {
         if !have("htpasswd") {
             return None;
         }
@@ -85,30 +86,44 @@ impl Registry {
         })
     }
 
-    pub fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    pub fn reference(&self, name: &str) -> Reference {
+    pub(crate) fn reference(&self, name: &str) -> Reference {
         format!("{}/{name}", self.host()).parse().unwrap()
     }
 
     /// How many blobs the registry holds, over all repositories.
-    pub fn has_blob(&self, repository: &str, digest: &Digest) -> bool {
+    pub(crate) fn has_blob(&self, repository: &str, digest: &Digest) -> bool {
         let root = self.dir.path().join("data/docker/registry/v2/repositories").join(repository);
         root.join("_layers/sha256").join(digest.hex()).is_dir()
     }
 
-    pub fn blob_file(&self, digest: &Digest) -> PathBuf {
+    pub(crate) fn blob_file(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
         self.dir.path().join("data/docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
     }
 }
 
 /// Certificate and key for 127.0.0.1 as `cert.pem` and `key.pem`.
-pub fn certificate(dir: &Path) {
+pub(crate) fn certificate(dir: &Path) {
     let out = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"])
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=test",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ])
+        // An authority's certificate would not be taken as a server's.
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
         .arg("-keyout")
         .arg(dir.join("key.pem"))
         .arg("-out")
@@ -119,20 +134,19 @@ pub fn certificate(dir: &Path) {
 }
 
 /// A token server as docker describes it: gives tokens signed by `key.pem` in the folder. Users: `anna` (`pass:word`) may do
-/// everything, the identity token `refresh-me` too, nobody may pull from `public/…`.
-pub struct TokenServer {
-    pub port: u16,
+/// everything, the identity token `refresh-me` too; nobody, and `bert` (`x`), may pull from `public/…`.
+pub(crate) struct TokenServer {
+    pub(crate) port: u16,
     /// One line for each request: method, who, scopes.
-    pub log: Arc<Mutex<Vec<String>>>,
+    pub(crate) log: Arc<Mutex<Vec<String>>>,
     /// Seconds that tokens live (and are said to live).
-    pub life: Arc<AtomicUsize>,
+    pub(crate) life: Arc<AtomicUsize>,
 }
 
 impl TokenServer {
-    pub fn start(dir: PathBuf) -> Self {
+    pub(crate) fn start(dir: PathBuf) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server =
-            Self { port: listener.local_addr().unwrap().port(), log: Arc::default(), life: Arc::new(AtomicUsize::new(300)) };
+        let server = Self { port: listener.local_addr().unwrap().port(), log: Arc::default(), life: Arc::new(AtomicUsize::new(300)) };
         let (log, life) = (Arc::clone(&server.log), Arc::clone(&server.life));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -143,7 +157,7 @@ impl TokenServer {
         server
     }
 
-    pub fn requests(&self) -> Vec<String> {
+    pub(crate) fn requests(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
     }
 }
@@ -171,6 +185,7 @@ fn answer(mut stream: TcpStream, dir: &Path, log: &Mutex<Vec<String>>, life: usi
         match find("authorization:").and_then(|a| BASE64_STANDARD.decode(a.strip_prefix("Basic ")?).ok()).as_deref() {
             None => "nobody",
             Some(b"anna:pass:word") => "anna",
+            Some(b"bert:x") => "bert",
             Some(_) => "wrong",
         }
     };
@@ -189,7 +204,12 @@ fn answer(mut stream: TcpStream, dir: &Path, log: &Mutex<Vec<String>>, life: usi
         ("200 OK", serde_json::json!({ "token": token, "expires_in": life }))
     };
     let document = document.to_string();
-    write!(stream, "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{document}", document.len()).ok()
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{document}",
+        document.len()
+    )
+    .ok()
 }
 
 fn sign(dir: &Path, access: &[serde_json::Value], life: usize, audience: &str) -> String {
@@ -201,11 +221,7 @@ fn sign(dir: &Path, access: &[serde_json::Value], life: usize, audience: &str) -
     let claims = serde_json::json!({
         "iss": "test", "sub": "x", "aud": audience, "exp": now + life as u64 - 60, "nbf": now - 120, "iat": now, "jti": "1", "access": access
     });
-    let text = format!(
-        "{}.{}",
-        BASE64_URL_SAFE_NO_PAD.encode(header.to_string()),
-        BASE64_URL_SAFE_NO_PAD.encode(claims.to_string())
-    );
+    let text = format!("{}.{}", BASE64_URL_SAFE_NO_PAD.encode(header.to_string()), BASE64_URL_SAFE_NO_PAD.encode(claims.to_string()));
     let mut child = Command::new("openssl")
         .args(["dgst", "-sha256", "-sign"])
         .arg(dir.join("key.pem"))
@@ -219,7 +235,7 @@ fn sign(dir: &Path, access: &[serde_json::Value], life: usize, audience: &str) -
 }
 
 /// A registry that wants tokens, and its token server.
-pub fn with_tokens() -> Option<(Registry, TokenServer)> {
+pub(crate) fn with_tokens() -> Option<(Registry, TokenServer)> {
     if !have("openssl") {
         return None;
     }
@@ -236,7 +252,7 @@ pub fn with_tokens() -> Option<(Registry, TokenServer)> {
 
 /// What the proxy does to connections, in order; afterwards it only forwards.
 #[derive(Debug, Clone)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Cuts both ways after so many bytes from the server.
     CutDown(usize),
     /// Cuts both ways after so many bytes from the client.
@@ -250,17 +266,17 @@ pub enum Fault {
 }
 
 /// A proxy before a server, which breaks things.
-pub struct Proxy {
-    pub port: u16,
-    pub connections: Arc<AtomicUsize>,
-    pub faults: Arc<Mutex<Vec<Fault>>>,
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    pub(crate) connections: Arc<AtomicUsize>,
+    pub(crate) faults: Arc<Mutex<Vec<Fault>>>,
     /// Heads of requests as far as they came in one read.
-    pub heads: Arc<Mutex<String>>,
+    pub(crate) heads: Arc<Mutex<String>>,
 }
 
 impl Proxy {
     /// Faults are taken in order by connections that carry a request with `only` in its first bytes.
-    pub fn start(to: u16, only: &'static str, faults: Vec<Fault>) -> Self {
+    pub(crate) fn start(to: u16, only: &'static str, faults: Vec<Fault>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = Self {
             port: listener.local_addr().unwrap().port(),
@@ -279,11 +295,11 @@ impl Proxy {
         proxy
     }
 
-    pub fn reference(&self, name: &str) -> Reference {
+    pub(crate) fn reference(&self, name: &str) -> Reference {
         format!("127.0.0.1:{}/{name}", self.port).parse().unwrap()
     }
 
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.faults.lock().unwrap().is_empty()
     }
 }
@@ -348,20 +364,20 @@ fn serve(mut client: TcpStream, to: u16, only: &str, faults: &Mutex<Vec<Fault>>,
 }
 
 /// A store in a folder of its own.
-pub struct Place {
-    pub store: Store,
-    pub dir: tempfile::TempDir,
+pub(crate) struct Place {
+    pub(crate) store: Store,
+    pub(crate) dir: tempfile::TempDir,
 }
 
-pub fn place() -> Place {
+pub(crate) fn place() -> Place {
     let dir = tempfile::tempdir().unwrap();
     Place { store: Store::open(&dir.path().join("store")).unwrap(), dir }
 }
 
 /// Bytes that do not compress and do not repeat.
-pub struct Noise {
-    pub state: u64,
-    pub left: u64,
+pub(crate) struct Noise {
+    pub(crate) state: u64,
+    pub(crate) left: u64,
 }
 
 impl Read for Noise {
@@ -378,19 +394,19 @@ impl Read for Noise {
     }
 }
 
-pub fn blob(store: &Store, seed: u64, size: u64, media_type: &str) -> Descriptor {
+pub(crate) fn blob(store: &Store, seed: u64, size: u64, media_type: &str) -> Descriptor {
     let (digest, size) = store.write_stream(Noise { state: seed | 1, left: size }, None).unwrap();
     Descriptor { media_type: media_type.into(), digest, size, platform: None, annotations: BTreeMap::new() }
 }
 
-pub fn document(store: &Store, media_type: &str, value: &serde_json::Value) -> Descriptor {
+pub(crate) fn document(store: &Store, media_type: &str, value: &serde_json::Value) -> Descriptor {
     let bytes = serde_json::to_vec(value).unwrap();
     let digest = store.write(&bytes).unwrap();
     Descriptor { media_type: media_type.into(), digest, size: bytes.len() as u64, platform: None, annotations: BTreeMap::new() }
 }
 
 /// An image with layers of these sizes for an architecture; its blobs depend on the seed.
-pub fn image(store: &Store, seed: u64, architecture: &str, sizes: &[u64]) -> (Descriptor, Vec<Descriptor>) {
+pub(crate) fn image(store: &Store, seed: u64, architecture: &str, sizes: &[u64]) -> (Descriptor, Vec<Descriptor>) {
     let layers: Vec<_> = (seed..).zip(sizes).map(|(i, size)| blob(store, i * 7919 + 1, *size, media::OCI_LAYER_GZIP)).collect();
     let config = document(
         store,
@@ -407,30 +423,30 @@ pub fn image(store: &Store, seed: u64, architecture: &str, sizes: &[u64]) -> (De
     (manifest, blobs)
 }
 
-pub fn index(store: &Store, manifests: &[Descriptor]) -> Descriptor {
+pub(crate) fn index(store: &Store, manifests: &[Descriptor]) -> Descriptor {
     document(store, media::OCI_INDEX, &serde_json::json!({ "schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": manifests }))
 }
 
-pub fn quiet() -> ProgressFn {
+pub(crate) fn quiet() -> ProgressFn {
     Arc::new(|_, _, _| {})
 }
 
-pub fn client() -> Client {
+pub(crate) fn client() -> Client {
     Client::new(ClientOptions::default())
 }
 
 /// A client with credentials in a docker configuration of its own.
-pub fn client_with(dir: &Path, auths: &serde_json::Value) -> Client {
+pub(crate) fn client_with(dir: &Path, auths: &serde_json::Value) -> Client {
     let folder = dir.join("docker");
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("config.json"), serde_json::json!({ "auths": auths }).to_string()).unwrap();
     Client::new(ClientOptions { docker_config: Some(folder), ..ClientOptions::default() })
 }
 
-pub fn basic(user: &str, password: &str) -> serde_json::Value {
+pub(crate) fn basic(user: &str, password: &str) -> serde_json::Value {
     serde_json::json!({ "auth": BASE64_STANDARD.encode(format!("{user}:{password}")) })
 }
 
-pub fn client_for(host: &str, options: RegistryOptions) -> Client {
+pub(crate) fn client_for(host: &str, options: RegistryOptions) -> Client {
     Client::new(ClientOptions { registries: [(host.to_owned(), options)].into(), ..ClientOptions::default() })
 }

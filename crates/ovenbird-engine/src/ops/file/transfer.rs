@@ -211,7 +211,7 @@ impl Sink {
         self.finish_file(&target, path, &xattrs, meta)
     }
 
-    fn copy_content(&self, mut source: &File, mut target: &File) -> io::Result<()> {
+    fn copy_content(&self, source: &File, mut target: &File) -> io::Result<()> {
         // Not more than the file has now: somebody may write to it without end.
         let stat = rustix::fs::fstat(source)?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);

@@ -1,0 +1,356 @@
+//! `ovenbird build`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, ValueHint};
+use ovenbird::request::{
+    AddHost, ByteSize, ContextSource, DockerfileFrom, Entitlement, Limits, Network, Output, OutputKind, SecretSpec, Source, SshSpec, Ulimit,
+};
+use ovenbird::{BuildRequest, Environment, Error, Kind};
+use ovenbird_oci::Platform;
+
+use super::refused::Refused;
+
+/// Build an image from a Dockerfile.
+///
+/// The image is kept on this machine under the names of -t. Its digest, the one a registry shows, is the only thing printed to standard
+/// output. --push sends it to its registry, --load to the Docker Engine, -o writes it somewhere else.
+#[derive(Debug, Args)]
+pub(crate) struct BuildArgs {
+    /// Build context: a folder, or `-` for a tar archive (plain, gzip, zstd) or a Dockerfile on standard input
+    #[arg(value_name = "PATH", default_value = ".", value_hint = ValueHint::DirPath)]
+    context: String,
+    /// Dockerfile, seen from the working directory [default: Dockerfile in the context]; `-` for standard input
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    file: Option<String>,
+    /// Name of the image, with an optional tag [default tag: latest]
+    #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
+    tags: Vec<String>,
+    /// Value of an ARG; a NAME alone takes its value from the environment, and is left out when it is not set there
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    build_args: Vec<String>,
+    /// Stage to build [default: the last]
+    #[arg(long, value_name = "STAGE")]
+    target: Option<String>,
+    /// Platform, for example linux/arm64; several make an index
+    #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',', value_parser = platform)]
+    platforms: Vec<Platform>,
+    /// One more context that the Dockerfile can name: a folder, docker-image://NAME, oci-layout://PATH or target:STAGE
+    #[arg(long = "build-context", value_name = "NAME=VALUE")]
+    build_contexts: Vec<String>,
+    /// Secret for RUN --mount=type=secret: `id=token,src=FILE` or `id=token,env=NAME`. Never in a layer, the cache or a log
+    #[arg(long = "secret", value_name = "id=ID[,src=FILE|,env=NAME]")]
+    secrets: Vec<SecretSpec>,
+    /// Ssh agent for RUN --mount=type=ssh: `default` (SSH_AUTH_SOCK) or ID=SOCKET
+    #[arg(long = "ssh", value_name = "default|ID[=SOCKET]")]
+    ssh: Vec<SshSpec>,
+
+    /// Push the image to the registries of its names (short for -o type=registry)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, help_heading = "Output")]
+    push: bool,
+    /// Load the image into the Docker Engine (short for -o type=docker)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, help_heading = "Output")]
+    load: bool,
+    /// Where the result goes: `type=image|registry|docker|oci|tar|local|cacheonly` with dest=, name=, push=, tar=false, compression=,
+    /// compression-level=, oci-mediatypes=; a folder alone is `type=local,dest=DIR`. Repeatable
+    #[arg(short, long = "output", value_name = "type=TYPE[,KEY=VALUE]", help_heading = "Output")]
+    outputs: Vec<Output>,
+    /// Label of the image
+    #[arg(long = "label", value_name = "NAME=VALUE", help_heading = "Output")]
+    labels: Vec<String>,
+    /// Annotation of the manifest
+    #[arg(long = "annotation", value_name = "NAME=VALUE", help_heading = "Output")]
+    annotations: Vec<String>,
+    /// Same input, same digest: every time in the image is SOURCE_DATE_EPOCH, or 1970 when that is not set
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, help_heading = "Output")]
+    reproducible: bool,
+    /// Write the image id (digest of the configuration) to a file
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) iidfile: Option<PathBuf>,
+    /// Write digests, names and timings to a JSON file
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) metadata_file: Option<PathBuf>,
+    /// Show no progress: only the digest, or the error
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, help_heading = "Output")]
+    pub(crate) quiet: bool,
+
+    /// Run every step anew
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, help_heading = "Cache")]
+    no_cache: bool,
+    /// Run the steps of these stages anew
+    #[arg(long, value_name = "STAGE", value_delimiter = ',', help_heading = "Cache")]
+    no_cache_filter: Vec<String>,
+    /// Ask the registry for base images even when they are here
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, help_heading = "Cache")]
+    pull: bool,
+
+    /// Network of steps that do not say: default, none or host (which also allows RUN --network=host)
+    #[arg(long, value_name = "MODE", default_value = "default", hide_default_value = true, value_parser = network, help_heading = "Steps")]
+    network: Network,
+    /// One more line of /etc/hosts
+    #[arg(long = "add-host", value_name = "NAME:IP", help_heading = "Steps")]
+    add_hosts: Vec<AddHost>,
+    /// Name server instead of the machine's
+    #[arg(long = "dns", value_name = "IP", help_heading = "Steps")]
+    dns: Vec<IpAddr>,
+    /// Host name that steps see
+    #[arg(long, value_name = "NAME", help_heading = "Steps")]
+    hostname: Option<String>,
+    /// Let the Dockerfile ask for more: network.host, security.insecure
+    #[arg(long = "allow", value_name = "ENTITLEMENT", value_delimiter = ',', help_heading = "Steps")]
+    allow: Vec<Entitlement>,
+    /// Memory limit of each step, for example 512m
+    #[arg(short, long, value_name = "BYTES", help_heading = "Steps")]
+    memory: Option<ByteSize>,
+    /// Processors that each step may use, for example 1.5
+    #[arg(long, value_name = "NUMBER", help_heading = "Steps")]
+    cpus: Option<f64>,
+    /// Resource limit of processes, for example nofile=1024:4096
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]", help_heading = "Steps")]
+    ulimits: Vec<Ulimit>,
+    /// Size of /dev/shm [default: 64m]
+    #[arg(long, value_name = "BYTES", help_heading = "Steps")]
+    shm_size: Option<ByteSize>,
+    /// Steps that run at once [default: one a processor, at least four; env: OVENBIRD_PARALLEL]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Steps")]
+    parallel: Option<u16>,
+
+    #[command(flatten)]
+    refused: Refused,
+}
+
+fn network(text: &str) -> Result<Network, String> {
+    match text {
+        "" | "default" | "bridge" | "sandbox" => Ok(Network::Default),
+        "none" => Ok(Network::None),
+        "host" => Ok(Network::Host),
+        _ => Err("expected default, none or host; networks of a Docker Engine are not known here".into()),
+    }
+}
+
+pub(crate) fn platform(text: &str) -> Result<Platform, String> {
+    if text == "local" { Ok(Platform::host()) } else { text.parse().map_err(|e: ovenbird_oci::platform::ParsePlatformError| e.to_string()) }
+}
+
+/// `NAME=VALUE` pairs; the last of a name wins.
+fn pairs(flag: &str, rows: &[String]) -> Result<BTreeMap<String, String>, Error> {
+    rows.iter()
+        .map(|row| match row.split_once('=').unwrap_or((row, "")) {
+            ("", _) => Err(Error::new(Kind::Usage, format!("{flag} {row:?} has no name")).hint(format!("write {flag} NAME=VALUE"))),
+            (name, value) => Ok((name.to_owned(), value.to_owned())),
+        })
+        .collect()
+}
+
+impl BuildArgs {
+    /// The request that these flags say.
+    pub(crate) fn request(&self, environment: &Environment) -> Result<BuildRequest, Error> {
+        self.refused.check()?;
+        let usage = |what: &'static str| move |e: ovenbird::request::ParseValueError| Error::new(Kind::Usage, format!("{what}: {e}"));
+        let source: Source = self.context.parse().map_err(usage("the build context"))?;
+        let mut contexts = BTreeMap::new();
+        for row in &self.build_contexts {
+            let Some((name, value)) = row.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+                return Err(Error::new(Kind::Usage, format!("--build-context {row:?}: expected NAME=VALUE")));
+            };
+            if name == "context" {
+                return Err(Error::new(Kind::Usage, "--build-context: the name `context` is the main context").hint("give it as PATH"));
+            }
+            contexts.insert(name.to_owned(), value.parse::<ContextSource>().map_err(usage("--build-context"))?);
+        }
+        let mut build_args = BTreeMap::new();
+        for row in &self.build_args {
+            match row.split_once('=') {
+                Some(("", _)) => return Err(Error::new(Kind::Usage, format!("--build-arg {row:?} has no name"))),
+                Some((name, value)) => drop(build_args.insert(name.to_owned(), value.to_owned())),
+                None => match environment.get(row) {
+                    Some(value) => drop(build_args.insert(row.clone(), value.to_owned())),
+                    None => drop(build_args.remove(row)),
+                },
+            }
+        }
+        if let Some(epoch) = environment.get("SOURCE_DATE_EPOCH") {
+            build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.to_owned());
+        }
+        let mut annotations = BTreeMap::new();
+        for (name, value) in pairs("--annotation", &self.annotations)? {
+            let name = match name.split_once(':') {
+                Some(("manifest", name)) => name.to_owned(),
+                Some((level, _)) if level.split(',').any(|l| l.starts_with("index") || l.starts_with("manifest")) => {
+                    return Err(Error::refused(&format!("--annotation {level}:…"), "annotations go on manifests only, without platforms"));
+                }
+                _ => name,
+            };
+            annotations.insert(name, value);
+        }
+        Ok(BuildRequest {
+            dockerfile: match self.file.as_deref() {
+                None | Some("") => DockerfileFrom::Default,
+                Some("-") => DockerfileFrom::Stdin,
+                Some(path) => DockerfileFrom::Path(path.into()),
+            },
+            contexts,
+            names: self.tags.clone(),
+            target: self.target.clone().filter(|t| !t.is_empty()),
+            build_args,
+            labels: pairs("--label", &self.labels)?,
+            annotations,
+            platforms: self.platforms.clone(),
+            no_cache: self.no_cache,
+            no_cache_filter: self.no_cache_filter.clone(),
+            pull: self.pull,
+            outputs: self.outputs()?,
+            secrets: self.secrets.clone(),
+            ssh: self.ssh.clone(),
+            network: self.network,
+            add_hosts: self.add_hosts.clone(),
+            dns: self.dns.clone(),
+            hostname: self.hostname.clone(),
+            allow: self.allow.clone(),
+            limits: Limits { memory: self.memory, cpus: self.cpus, ulimits: self.ulimits.clone(), shm_size: self.shm_size },
+            reproducible: self.reproducible,
+            parallel: self.parallel.map_or(0, usize::from),
+            ..BuildRequest::new(source)
+        })
+    }
+
+    /// `--push` and `--load` are short for an output, unless `-o` has that one already.
+    fn outputs(&self) -> Result<Vec<Output>, Error> {
+        let mut outputs = self.outputs.clone();
+        if self.push {
+            if let Some(image) = outputs.iter_mut().find(|o| matches!(o.kind, OutputKind::Image | OutputKind::Registry)) {
+                image.kind = OutputKind::Registry;
+            } else {
+                outputs.push(Output::new(OutputKind::Registry));
+            }
+        }
+        if self.load && !outputs.iter().any(|o| o.kind == OutputKind::Load) {
+            outputs.push(Output::new(OutputKind::Load));
+        }
+        if outputs.len() > 1 && outputs.iter().any(|o| o.kind == OutputKind::CacheOnly) {
+            return Err(Error::new(Kind::Usage, "type=cacheonly keeps nothing, and other outputs were asked for"));
+        }
+        Ok(outputs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use clap::Parser as _;
+
+    fn request(line: &str) -> Result<BuildRequest, String> {
+        let vars = [("FROM_ENV", "v"), ("SECRET", "hunter2")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        request_with(line, Environment::fixed(vars.into(), "/", None))
+    }
+
+    fn request_with(line: &str, environment: Environment) -> Result<BuildRequest, String> {
+        let cli = Cli::try_parse_from(["ovenbird", "build"].into_iter().chain(line.split(' ').filter(|w| !w.is_empty())))
+            .map_err(|e| format!("! {}", e.to_string().trim_start_matches("error: ")))?;
+        let Command::Build(args) = cli.command else { return Err("not build".into()) };
+        args.request(&environment).map_err(|e| format!("! {} {}", e.kind.exit_code(), e))
+    }
+
+    #[test]
+    fn what_flags_say() {
+        for (line, expect) in [
+            ("", "source: Path(\".\")"),
+            ("-", "source: Stdin"),
+            ("dir -f x/D", "dockerfile: Path(\"x/D\")"),
+            (". -f -", "dockerfile: Stdin"),
+            (". -t a -t b:1", "names: [\"a\", \"b:1\"]"),
+            (". --tag=a", "names: [\"a\"]"),
+            (". --build-arg A=1 --build-arg B=", "build_args: {\"A\": \"1\", \"B\": \"\"}"),
+            (". --build-arg FROM_ENV --build-arg UNSET", "build_args: {\"FROM_ENV\": \"v\"}"),
+            (". --build-arg A=b=c", "{\"A\": \"b=c\"}"),
+            (". --target s", "target: Some(\"s\")"),
+            (". --platform linux/amd64,linux/arm64", "\"arm64\""),
+            (". --secret id=a,env=SECRET", "secrets: [SecretSpec { id: \"a\", origin: Env(\"SECRET\") }]"),
+            (". --ssh default", "ssh: [SshSpec { id: \"default\", socket: None }]"),
+            (". --label a=b --label c", "labels: {\"a\": \"b\", \"c\": \"\"}"),
+            (". --annotation a=b --annotation manifest:c=d", "annotations: {\"a\": \"b\", \"c\": \"d\"}"),
+            (". --annotation org.x/y:z=1", "annotations: {\"org.x/y:z\": \"1\"}"),
+            (". --no-cache", "no_cache: true"),
+            (". --no-cache=false", "no_cache: false"),
+            (". --no-cache-filter a,b", "no_cache_filter: [\"a\", \"b\"]"),
+            (". --pull", "pull: true"),
+            (". --push", "kind: Registry"),
+            (". --push -o type=image,name=a", "[Output { kind: Registry, names: [\"a\"]"),
+            (". --load", "kind: Load"),
+            (". -o out", "kind: Local(\"out\")"),
+            (". -o type=oci,dest=a --output type=tar,dest=b", "kind: Tar(Path(\"b\"))"),
+            (". --network host", "network: Host"),
+            (". --network bridge", "network: Default"),
+            (". --add-host a:1.2.3.4", "address: 1.2.3.4"),
+            (". --dns 1.1.1.1", "dns: [1.1.1.1]"),
+            (". --hostname h", "hostname: Some(\"h\")"),
+            (". --allow network.host", "allow: [NetworkHost]"),
+            (". -m 1g --cpus 1.5 --shm-size 1m --ulimit nofile=1", "memory: Some(ByteSize(1073741824)), cpus: Some(1.5)"),
+            (". --reproducible", "reproducible: true"),
+            (". --parallel 3", "parallel: 3"),
+            (". --build-context b=dir --build-context i=docker-image://debian", "\"b\": Path(\"dir\")"),
+            (". --provenance=false --sbom=false --attest=type=sbom,disabled=true --rm --force-rm --compress", "source"),
+            (". --squash=false --call build --isolation default", "source"),
+        ] {
+            match request(line) {
+                Ok(request) => assert!(format!("{request:?}").contains(expect), "{line}: {request:?}"),
+                Err(error) => panic!("{line}: {error}"),
+            }
+        }
+        assert!(!format!("{:?}", request(". --secret id=a,env=SECRET").unwrap()).contains("hunter2"));
+    }
+
+    #[test]
+    fn what_is_refused() {
+        for (line, expect) in [
+            (". --cache-from x", "! 2 --cache-from is not supported"),
+            (". --cache-to type=inline", "! 2 --cache-to is not supported"),
+            (". --attest type=sbom", "! 2 --attest is not supported"),
+            (". --provenance=mode=max", "! 2 --provenance is not supported"),
+            (". --sbom true", "! 2 --sbom is not supported"),
+            (". --builder b", "! 2 --builder is not supported"),
+            (". --isolation hyperv", "! 2 --isolation is not supported"),
+            (". --squash", "! 2 --squash is not supported"),
+            (". --cgroup-parent /x", "! 2 --cgroup-parent is not supported"),
+            (". --security-opt seccomp=unconfined", "! 2 --security-opt is not supported"),
+            (". --call outline", "! 2 --call is not supported"),
+            (". --check", "! 2 --check is not supported"),
+            (". --debug", "! 2 --debug is not supported"),
+            (". --policy p", "! 2 --policy is not supported"),
+            (". --rm=false", "! 2 --rm is not supported"),
+            (". --disable-content-trust=false", "! 2 --disable-content-trust is not supported"),
+            (". --annotation index:a=b", "! 2 --annotation index:… is not supported"),
+            (". --network mynet", "! invalid value 'mynet'"),
+            (". --memory lots", "! invalid value 'lots'"),
+            (". --secret src=x", "! invalid value 'src=x'"),
+            (". --platform a/b/c/d", "! invalid value 'a/b/c/d'"),
+            (". --label =x", "! 2 --label \"=x\" has no name"),
+            (". --build-arg =x", "! 2 --build-arg \"=x\" has no name"),
+            (". --build-context x", "! 2 --build-context \"x\": expected NAME=VALUE"),
+            (". --build-context context=x", "! 2 --build-context: the name `context`"),
+            (". --build-context a=https://x/y", "! 2 --build-context: \"https://x/y\""),
+            (". -o type=cacheonly --push", "! 2 type=cacheonly keeps nothing"),
+            (". --parallel 0", "! invalid value '0'"),
+            (". --unknown", "! unexpected argument '--unknown'"),
+            (". other", "! unexpected argument 'other'"),
+            (". --progress loud", "! invalid value 'loud'"),
+            (". --isolation-level jail", "! invalid value 'jail'"),
+        ] {
+            let got = request(line).map_or_else(|e| e, |r| format!("{r:?}"));
+            assert!(got.starts_with(expect), "{line}: {got}");
+        }
+    }
+
+    #[test]
+    fn source_date_epoch_of_the_environment() {
+        let of = |line: &str| {
+            let environment = Environment::fixed([("SOURCE_DATE_EPOCH".to_owned(), "7".to_owned())].into(), "/", None);
+            request_with(line, environment).unwrap().source_date_epoch().unwrap()
+        };
+        assert_eq!(of(". --reproducible"), Some(7));
+        assert_eq!(of(". --build-arg SOURCE_DATE_EPOCH=9"), Some(9));
+    }
+}

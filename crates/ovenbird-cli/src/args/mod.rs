@@ -1,0 +1,103 @@
+//! The command line as typed. Doc comments here are the reference that users read.
+
+mod build;
+mod refused;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use ovenbird::settings::{Overrides, Progress, parse_level};
+use ovenbird_sandbox::Level;
+
+pub(crate) use build::{BuildArgs, platform};
+
+use crate::commands;
+
+/// Builds container images from Dockerfiles, with no daemon.
+#[derive(Debug, Parser)]
+#[command(name = "ovenbird", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 ok, 1 bug, 2 usage, 3 configuration, 4 Dockerfile, 5 source, 6 a step exited non-zero, 7 registry \
+or authentication, 8 sandbox not possible here, 9 plugin veto, 10 driver or remote, 130 cancelled.")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// State directory: cache, snapshots and images [default: $XDG_DATA_HOME/ovenbird or ~/.local/share/ovenbird; env: OVENBIRD_ROOT]
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// One more settings file (TOML), stronger than those of the machine and the user [env: OVENBIRD_SETTINGS]
+    #[arg(long, global = true, value_name = "FILE")]
+    settings: Option<PathBuf>,
+    /// Use this isolation level or fail: root, rootless, single-id, chroot. Without it, the best one that `ovenbird doctor` finds
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = parse_level)]
+    isolation_level: Option<Level>,
+    /// How progress is shown on standard error: auto, plain, tty, rawjson (one event a line) or quiet [env: OVENBIRD_PROGRESS]
+    #[arg(long, global = true, value_name = "MODE")]
+    progress: Option<Progress>,
+}
+
+impl Global {
+    pub(crate) fn overrides(&self) -> Overrides {
+        Overrides {
+            file: self.settings.clone(),
+            root: self.root.clone(),
+            progress: self.progress,
+            parallel: None,
+            isolation_level: self.isolation_level,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build an image from a Dockerfile
+    Build(Box<BuildArgs>),
+    /// Push an image of this machine to a registry
+    Push(commands::push::PushArgs),
+    /// Pull an image from a registry
+    Pull(commands::pull::PullArgs),
+    /// Give an image one more name
+    Tag(commands::tag::TagArgs),
+    /// List the images of this machine
+    Images(commands::images::ImagesArgs),
+    /// Show the manifest and the configuration of an image as JSON
+    Inspect(commands::inspect::InspectArgs),
+    /// Remove names of images; `prune` then frees the space
+    Rmi(commands::rmi::RmiArgs),
+    /// Write an image as an archive, a layout or plain files
+    Export(commands::export::ExportArgs),
+    /// Load an image into a Docker Engine
+    Load(commands::load::LoadArgs),
+    /// Remove cached build results
+    Prune(commands::prune::PruneArgs),
+    /// Show how much the state directory holds
+    Df(commands::df::DfArgs),
+    /// Show what this machine allows, and what is missing for more
+    Doctor(commands::doctor::DoctorArgs),
+    /// Keep credentials for a registry
+    Login(commands::login::LoginArgs),
+    /// Remove credentials for a registry
+    Logout(commands::logout::LogoutArgs),
+    /// Print a completion script for a shell
+    Completions(commands::completions::CompletionsArgs),
+    /// Print the version
+    Version(commands::version::VersionArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,34 @@
+//! `ovenbird build`.
+
+use std::io::IsTerminal as _;
+use std::path::Path;
+
+use ovenbird::{BuildRequest, Driver as _, Error, Kind, LocalDriver};
+
+use super::unless_cancelled;
+use crate::args::BuildArgs;
+use crate::session::Session;
+
+pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session) -> Result<(), Error> {
+    let to_stdout = request.outputs.iter().any(ovenbird::request::Output::uses_stdout);
+    if to_stdout && std::io::stdout().is_terminal() {
+        return Err(Error::new(Kind::Usage, "an archive would be written to the terminal").hint("add dest=FILE, or redirect standard output"));
+    }
+    let builder = session.sandboxed()?;
+    let (progress, job) = session.start(args.quiet);
+    let driver = LocalDriver::new(builder, &session.settings.temp, std::io::stdin());
+    let result = driver.run(request, &job);
+    progress.finish();
+    let report = unless_cancelled(result, &job)?;
+    if let Some(path) = &args.iidfile {
+        write(path, &report.image_id().to_string())?;
+    }
+    if let Some(path) = &args.metadata_file {
+        write(path, &super::json(&report.metadata())?)?;
+    }
+    if to_stdout { Ok(()) } else { crate::print(&format!("{}\n", report.digest)) }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    std::fs::write(path, text).map_err(|e| Error::from_chain(Kind::Configuration, &e).while_doing(format!("cannot write {}", path.display())))
+}

@@ -1,0 +1,92 @@
+//! `ovenbird doctor`.
+
+use std::fmt::Write as _;
+
+use clap::Args;
+use ovenbird::builder::DockerEngine;
+use ovenbird::settings::level_name;
+use ovenbird::{Error, Kind};
+use serde_json::{Value, json};
+
+use crate::session::Session;
+
+/// Show what this machine allows, and what is missing for more. Fails with code 8 when no step can run here.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One thing that was looked at.
+struct Finding {
+    what: &'static str,
+    good: bool,
+    detail: String,
+}
+
+pub(crate) fn run(args: &DoctorArgs, session: &Session) -> Result<(), Error> {
+    let state = state(session);
+    let probe = ovenbird_sandbox::probe::probe(&session.settings.root);
+    let findings = [state, docker(session), program(session, "newuidmap"), program(session, "newgidmap")];
+    let text = if args.json {
+        let findings: serde_json::Map<String, Value> =
+            findings.iter().map(|f| (f.what.to_owned(), json!({"ok": f.good, "detail": f.detail}))).collect();
+        super::json(&json!({
+            "version": 1,
+            "ovenbird": env!("CARGO_PKG_VERSION"),
+            "root": session.settings.root,
+            "settings": session.settings.files,
+            "sandbox": probe,
+            "findings": findings,
+        }))?
+    } else {
+        let mut text = String::new();
+        for status in &probe.levels {
+            let mark = if status.usable { "yes" } else { "no" };
+            let chosen = if probe.chosen == Some(status.level) { "  (used)" } else { "" };
+            let _ = writeln!(text, "isolation {:10} {mark}{chosen}", level_name(status.level));
+            for missing in &status.missing {
+                let _ = writeln!(text, "    {missing}");
+            }
+        }
+        let _ = writeln!(text, "overlay mounts       {}", if probe.overlay { "yes" } else { "no: snapshots are copied, which is slower" });
+        for finding in &findings {
+            let _ = writeln!(text, "{:20} {}  {}", finding.what, if finding.good { "yes" } else { "no" }, finding.detail);
+        }
+        text
+    };
+    crate::print(&text)?;
+    if probe.chosen.is_none() {
+        return Err(Error::new(Kind::Sandbox, "no isolation level works here: only Dockerfiles without RUN can be built"));
+    }
+    Ok(())
+}
+
+/// Makes the state directory and a file in it.
+fn state(session: &Session) -> Finding {
+    let root = &session.settings.root;
+    let probe = root.join(format!(".doctor-{}", std::process::id()));
+    let tried = std::fs::create_dir_all(root).and_then(|()| std::fs::write(&probe, b"")).and_then(|()| std::fs::remove_file(&probe));
+    let detail = match &tried {
+        Ok(()) => root.display().to_string(),
+        Err(error) => format!("{}: {error}; give another one with --root DIR", root.display()),
+    };
+    Finding { what: "state directory", good: tried.is_ok(), detail }
+}
+
+fn docker(session: &Session) -> Finding {
+    let tried = DockerEngine::connect_to(session.settings.docker_host.as_deref()).and_then(|d| Ok((d.version()?, d)));
+    let (good, detail) = match tried {
+        Ok((version, docker)) => (true, format!("version {version} at {docker}")),
+        Err(error) => (false, format!("{error} (needed for --load only)")),
+    };
+    Finding { what: "Docker Engine", good, detail }
+}
+
+fn program(session: &Session, name: &'static str) -> Finding {
+    match session.environment.find_program(name) {
+        Some(path) => Finding { what: name, good: true, detail: path.display().to_string() },
+        None => Finding { what: name, good: false, detail: "not on PATH; Debian: install uidmap (needed for the level rootless)".into() },
+    }
+}

@@ -1,0 +1,40 @@
+//! `ovenbird push`.
+
+use clap::Args;
+use ovenbird::builder::told;
+use ovenbird::{Error, Kind};
+use ovenbird_oci::Reference;
+
+use super::unless_cancelled;
+use crate::session::{Session, find};
+
+/// Push an image of this machine to a registry. Prints the digest.
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// Name or digest of the image
+    image: String,
+    /// Names to push it under [default: its own name]
+    #[arg(value_name = "TO")]
+    to: Vec<Reference>,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub(crate) fn run(args: &PushArgs, session: &Session) -> Result<(), Error> {
+    let builder = session.images_only()?;
+    let target = find(builder.engine().store(), &args.image)?;
+    let to = if args.to.is_empty() {
+        if args.image.parse::<ovenbird_oci::Digest>().is_ok() {
+            return Err(Error::new(Kind::Usage, "a digest does not say where to push to").hint("give a name: ovenbird push DIGEST NAME"));
+        }
+        vec![args.image.parse()?]
+    } else {
+        args.to.clone()
+    };
+    let (progress, job) = session.start(args.quiet);
+    let result = builder.engine().push(&target, &to, &job.sink, &job.cancel).map_err(|e| told(e, None));
+    progress.finish();
+    unless_cancelled(result, &job)?;
+    crate::print(&format!("{}\n", target.digest))
+}

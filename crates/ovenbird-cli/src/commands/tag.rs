@@ -1,0 +1,30 @@
+//! `ovenbird tag`.
+
+use clap::Args;
+use ovenbird::Error;
+use ovenbird_oci::Reference;
+
+use crate::session::{Session, find};
+
+/// Give an image one more name.
+#[derive(Debug, Args)]
+pub(crate) struct TagArgs {
+    /// Name or digest of the image
+    image: String,
+    /// New names
+    #[arg(required = true, value_name = "NAME[:TAG]")]
+    names: Vec<Reference>,
+}
+
+pub(crate) fn run(args: &TagArgs, session: &Session) -> Result<(), Error> {
+    let builder = session.images_only()?;
+    let store = builder.engine().store();
+    let target = find(store, &args.image)?;
+    for name in &args.names {
+        if name.digest().is_some() || name.tag().is_none() {
+            return Err(Error::new(ovenbird::Kind::Usage, format!("{name} cannot name an image: it has a digest")));
+        }
+        store.tag(name, &target)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! Errors for people: what failed, where in the Dockerfile, why, and how to fix it.
+
+use std::fmt::Write as _;
+
+use ovenbird::{Detail, Error};
+use ovenbird_dockerfile::{Diagnostic, Severity, Span};
+
+use crate::progress::{Escapes, clean};
+
+/// Findings that are shown; a file that is no Dockerfile has one a line.
+const MAX_DIAGNOSTICS: usize = 10;
+/// Lines around the marked ones.
+const CONTEXT: usize = 2;
+
+/// The whole text of an error, with a newline at the end.
+pub(crate) fn error(error: &Error, colour: bool) -> String {
+    let paint = |code: &str, text: &str| if colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() };
+    let mut out = String::new();
+    let label = |level: &str| if level == "error" { paint("1;31", "error:") } else { paint("1;33", "warning:") };
+    match error.detail.as_deref() {
+        Some(Detail::Dockerfile { name, text, diagnostics }) => {
+            for diagnostic in diagnostics.iter().take(MAX_DIAGNOSTICS) {
+                let level = if diagnostic.severity == Severity::Error { "error" } else { "warning" };
+                let _ = writeln!(out, "{} {} [{}]", label(level), one_line(&diagnostic.message), diagnostic.code);
+                out.push_str(&marked_span(name, text, diagnostic));
+                if let Some(help) = &diagnostic.help {
+                    let _ = writeln!(out, "{} {}", paint("1;36", "help:"), one_line(help));
+                }
+            }
+            if diagnostics.len() > MAX_DIAGNOSTICS {
+                let _ = writeln!(out, "… and {} more", diagnostics.len() - MAX_DIAGNOSTICS);
+            }
+            let _ = writeln!(out, "{} {}", label("error"), one_line(&error.message));
+        }
+        detail => {
+            let _ = writeln!(out, "{} {}", label("error"), block(&error.message));
+            for cause in &error.causes {
+                let _ = writeln!(out, "  because {}", block(cause));
+            }
+            match detail {
+                Some(Detail::Step { command, code, lines, dockerfile, tail, .. }) => {
+                    if let (Some((name, text)), Some((first, last))) = (dockerfile, lines) {
+                        out.push_str(&marked_lines(name, text, *first as usize, *last as usize));
+                    }
+                    let _ = writeln!(out, "command: {}", one_line(command));
+                    let said = tail.iter().rposition(|line| !line.trim().is_empty()).map_or(0, |at| at + 1);
+                    if said > 0 {
+                        out.push_str("last output:\n");
+                        for line in &tail[..said] {
+                            let _ = writeln!(out, "{}", format!("  | {}", one_line(line)).trim_end());
+                        }
+                    }
+                    let _ = writeln!(out, "exit code: {code}");
+                }
+                Some(Detail::Instruction { line, dockerfile: (name, text) }) => {
+                    out.push_str(&marked_lines(name, text, *line as usize, *line as usize));
+                }
+                _ => {}
+            }
+        }
+    }
+    for hint in &error.hints {
+        let _ = writeln!(out, "{} {}", paint("1;36", "hint:"), block(hint));
+    }
+    out
+}
+
+/// Foreign text on one line.
+fn one_line(text: &str) -> String {
+    clean(&text.trim_end().replace('\n', " "), Escapes::Strip)
+}
+
+/// Foreign text that may have several lines (the excerpt of a settings file), indented below the first.
+fn block(text: &str) -> String {
+    text.trim_end().lines().map(|line| clean(line, Escapes::Strip)).collect::<Vec<_>>().join("\n    ")
+}
+
+/// The lines `first` to `last`, from 1, marked among their neighbours.
+fn marked_lines(name: &str, text: &str, first: usize, last: usize) -> String {
+    let mut out = format!("{}:{first}\n", one_line(name));
+    let ruler = "-".repeat(20);
+    let _ = writeln!(out, "{ruler}");
+    for (at, line) in text.lines().enumerate().map(|(at, line)| (at + 1, line)) {
+        if at + CONTEXT >= first && at <= last.saturating_add(CONTEXT) {
+            let marker = if (first..=last).contains(&at) { ">>>" } else { "   " };
+            let _ = writeln!(out, "{}", format!("{at:>4} | {marker} {}", one_line(line)).trim_end());
+        }
+    }
+    let _ = writeln!(out, "{ruler}");
+    out
+}
+
+/// The lines of a span, with carets below the first.
+fn marked_span(name: &str, text: &str, diagnostic: &Diagnostic) -> String {
+    let Span { start, end } = diagnostic.span;
+    let start = floor(text, start);
+    let end = floor(text, end).max(start);
+    let first = text[..start].matches('\n').count() + 1;
+    let line_start = text[..start].rfind('\n').map_or(0, |at| at + 1);
+    let line_end = text[start..].find('\n').map_or(text.len(), |at| start + at);
+    let before = one_line_width(&text[line_start..start]);
+    let marked = one_line_width(&text[start..end.min(line_end)]).max(1);
+    let mut out = String::new();
+    for line in marked_lines(name, text, first, first).lines() {
+        let _ = writeln!(out, "{line}");
+        if line.starts_with(&format!("{first:>4} | >>>")) {
+            let _ = writeln!(out, "     |     {}{}", " ".repeat(before), "^".repeat(marked));
+        }
+    }
+    out
+}
+
+/// Characters that remain of a text when it is shown; a tab stays one character.
+fn one_line_width(text: &str) -> usize {
+    clean(text, Escapes::Strip).chars().count()
+}
+
+/// The nearest character boundary at or before `at`.
+fn floor(text: &str, at: usize) -> usize {
+    let at = at.min(text.len());
+    (0..=at).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ovenbird::Kind;
+
+    const TEXT: &str = "FROM debian:12\nCOPY . .\n\nRUN make \\\n    all\nCMD [\"x\"]\n";
+
+    #[test]
+    fn a_failed_step() {
+        let mut failed = Error::new(Kind::Step, "[build 2/3] RUN make     all: exited with code 2").hint("look at the last output");
+        failed.detail = Some(Box::new(Detail::Step {
+            name: "[build 2/3] RUN make".into(),
+            command: "/bin/sh -c make     all".into(),
+            code: 2,
+            lines: Some((4, 5)),
+            dockerfile: Some(("Dockerfile".into(), TEXT.into())),
+            tail: vec!["cc a.c".into(), "a.c:1: \u{1b}[31merror\u{1b}[0m\u{1b}[2J".into(), String::new()],
+        }));
+        insta::assert_snapshot!(error(&failed, false));
+    }
+
+    #[test]
+    fn findings_in_a_dockerfile() {
+        let mut failed = Error::new(Kind::Dockerfile, "Dockerfile has 1 error");
+        let at = TEXT.find("make").unwrap();
+        failed.detail = Some(Box::new(Detail::Dockerfile {
+            name: "Dockerfile".into(),
+            text: TEXT.into(),
+            diagnostics: vec![
+                Diagnostic {
+                    severity: Severity::Error,
+                    code: "unknown-instruction",
+                    message: "unknown instruction `make`".into(),
+                    help: Some("did you mean `MAINTAINER`?".into()),
+                    span: Span { start: at, end: at + 4 },
+                },
+                Diagnostic { severity: Severity::Warning, code: "X", message: "odd".into(), help: None, span: Span { start: 9999, end: 1 } },
+            ],
+        }));
+        insta::assert_snapshot!(error(&failed, false));
+    }
+
+    #[test]
+    fn causes_hints_and_an_instruction() {
+        let mut failed = Error::new(Kind::Source, "COPY x y: no such file").because("x is not in the context").hint("is it in .dockerignore?");
+        failed.detail = Some(Box::new(Detail::Instruction { line: 2, dockerfile: ("D".into(), TEXT.into()) }));
+        insta::assert_snapshot!(error(&failed, false));
+        assert!(error(&failed, true).starts_with("\u{1b}[1;31merror:\u{1b}[0m COPY"));
+    }
+}

@@ -1,0 +1,139 @@
+//! What most commands begin with: settings, and an engine over the state directory.
+
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+
+use ovenbird::settings::{Overrides, Progress as Mode, closest, level_name};
+use ovenbird::{EngineBuilder, Environment, Error, Job, Kind, Settings};
+use ovenbird_engine::Cancel;
+use ovenbird_oci::store::Store;
+use ovenbird_oci::{Descriptor, Digest, Reference};
+use ovenbird_sandbox::{Level, Probe};
+
+use crate::progress::{self, Progress};
+use crate::signal;
+
+/// Settings in force and the environment they came from.
+pub(crate) struct Session {
+    pub(crate) environment: Environment,
+    pub(crate) settings: Settings,
+}
+
+impl Session {
+    pub(crate) fn new(environment: Environment, flags: &Overrides) -> Result<Self, Error> {
+        let settings = Settings::load(&environment, flags)?;
+        Ok(Self { environment, settings })
+    }
+
+    /// An engine that can run steps. Enters the isolation level: this process must still have one thread.
+    pub(crate) fn sandboxed(&self) -> Result<EngineBuilder, Error> {
+        self.make_root()?;
+        let probe = ovenbird_sandbox::probe::probe(&self.settings.root);
+        let level = choose(&probe, self.settings.isolation_level)?;
+        if let Some(level) = level {
+            ovenbird_sandbox::enter(level)?;
+        }
+        EngineBuilder::open(&self.settings, &self.environment, level, probe.overlay)
+    }
+
+    /// An engine for images only: it runs nothing and enters nothing.
+    pub(crate) fn images_only(&self) -> Result<EngineBuilder, Error> {
+        self.make_root()?;
+        EngineBuilder::open(&self.settings, &self.environment, None, false)
+    }
+
+    fn make_root(&self) -> Result<(), Error> {
+        let root = &self.settings.root;
+        std::fs::create_dir_all(root).map_err(|error| {
+            Error::from_chain(Kind::Configuration, &error)
+                .while_doing(format!("cannot make the state directory {}", root.display()))
+                .hint("give another one with --root DIR or OVENBIRD_ROOT")
+        })
+    }
+
+    /// Progress display and signal watch. Makes threads: call it after [`Session::sandboxed`].
+    pub(crate) fn start(&self, quiet: bool) -> (Progress, Job) {
+        let cancel = Cancel::default();
+        signal::watch(&cancel);
+        let mode = match self.settings.progress {
+            _ if quiet => Mode::Quiet,
+            Mode::Auto if std::io::stderr().is_terminal() && self.environment.get("TERM") != Some("dumb") => Mode::Tty,
+            Mode::Auto => Mode::Plain,
+            mode => mode,
+        };
+        let progress = progress::start(mode, self.environment.get("NO_COLOR").is_some_and(|v| !v.is_empty()));
+        let job = Job { sink: Arc::clone(progress.sink()), cancel };
+        (progress, job)
+    }
+}
+
+fn choose(probe: &Probe, forced: Option<Level>) -> Result<Option<Level>, Error> {
+    let Some(level) = forced else { return Ok(probe.chosen) };
+    let status = probe.levels.iter().find(|s| s.level == level);
+    if status.is_some_and(|s| s.usable) {
+        return Ok(Some(level));
+    }
+    let mut error = Error::new(Kind::Sandbox, format!("the isolation level {} is not possible on this machine", level_name(level)));
+    error.hints = status.map(|s| s.missing.clone()).unwrap_or_default();
+    Err(error.hint("`ovenbird doctor` shows what works here"))
+}
+
+/// Finds an image of the store by name, by digest (`sha256:…`) or by the first digits of one that has a name.
+pub(crate) fn find(store: &Store, text: &str) -> Result<Descriptor, Error> {
+    let images = store.images()?;
+    if let Ok(digest) = text.parse::<Digest>() {
+        if let Some((_, found)) = images.iter().find(|(_, d)| d.digest == digest) {
+            return Ok(found.clone());
+        }
+        if store.has(&digest) {
+            let bytes = store.read(&digest)?;
+            let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+            if let Some(media_type) = json["mediaType"].as_str().filter(|m| m.contains("manifest") || m.contains("index")) {
+                let size = bytes.len() as u64;
+                return Ok(Descriptor { media_type: media_type.into(), digest, size, platform: None, annotations: [].into() });
+            }
+        }
+        return Err(Error::new(Kind::Usage, format!("there is no image {text} on this machine")));
+    }
+    if text.len() >= 6 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+        let mut found: Vec<_> = images.iter().filter(|(_, d)| d.digest.hex().starts_with(text)).map(|(_, d)| d).collect();
+        found.dedup_by_key(|d| d.digest);
+        match found.as_slice() {
+            [] => {}
+            [one] => return Ok((*one).clone()),
+            _ => return Err(Error::new(Kind::Usage, format!("{text} is the beginning of several digests")).hint("give more digits")),
+        }
+    }
+    let name: Reference = text.parse()?;
+    if let Some(found) = store.resolve(&name)? {
+        return Ok(found);
+    }
+    let error = Error::new(Kind::Usage, format!("there is no image {} on this machine", name.familiar()));
+    let names: Vec<String> = images.iter().map(|(name, _)| name.familiar()).collect();
+    Err(match closest(&name.familiar(), names.iter().map(String::as_str)) {
+        Some(near) => error.hint(format!("did you mean `{near}`?")),
+        None => error.hint(format!("`ovenbird images` lists them; `ovenbird pull {}` fetches it", name.familiar())),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ovenbird_sandbox::LevelStatus;
+
+    #[test]
+    fn forced_levels() {
+        let probe = Probe {
+            levels: vec![
+                LevelStatus { level: Level::Root, usable: false, missing: vec!["not root".into()] },
+                LevelStatus { level: Level::Rootless, usable: true, missing: vec![] },
+            ],
+            chosen: Some(Level::Rootless),
+            overlay: true,
+        };
+        assert_eq!(choose(&probe, None).unwrap(), Some(Level::Rootless));
+        assert_eq!(choose(&probe, Some(Level::Rootless)).unwrap(), Some(Level::Rootless));
+        let error = choose(&probe, Some(Level::Root)).unwrap_err();
+        assert_eq!((error.kind, error.hints[0].as_str()), (Kind::Sandbox, "not root"));
+    }
+}

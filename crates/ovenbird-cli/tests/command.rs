@@ -1,0 +1,226 @@
+//! The program as it is run: what goes to which stream, and exit codes. Builds here have no `RUN`, so they work on every machine.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+struct Home {
+    dir: tempfile::TempDir,
+}
+
+impl Home {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ovenbird"));
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        command.env_clear().env("PATH", path).env("HOME", self.dir.path()).current_dir(self.dir.path());
+        command.args(line.split(' ').filter(|w| !w.is_empty()));
+        command
+    }
+
+    fn run(&self, line: &str) -> Ran {
+        self.run_with(line, b"", &[])
+    }
+
+    fn run_with(&self, line: &str, stdin: &[u8], vars: &[(&str, &str)]) -> Ran {
+        let mut command = self.command(line);
+        command.envs(vars.iter().copied()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // A program that fails early does not read its input.
+        let _ = child.stdin.take().unwrap().write_all(stdin);
+        let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+        Ran { code: status.code().unwrap(), stdout, stderr: String::from_utf8(stderr).unwrap() }
+    }
+}
+
+#[derive(Debug)]
+struct Ran {
+    code: i32,
+    stdout: Vec<u8>,
+    stderr: String,
+}
+
+impl Ran {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Standard output of a command that must succeed.
+    fn ok(&self) -> String {
+        assert_eq!(self.code, 0, "{self:?}");
+        self.text()
+    }
+}
+
+const SIMPLE: &[(&str, &str)] = &[("c/Dockerfile", "FROM scratch\nCOPY a /a\nENV X=1\n"), ("c/a", "hello")];
+
+#[test]
+fn exit_codes_and_what_is_said() {
+    let home = Home::new(&[
+        ("c/Dockerfile", "FROM scratch\nCOPY a /a\n"),
+        ("c/a", "hello"),
+        ("bad/Dockerfile", "FROM scratch\nCOPPY a /a\n"),
+        ("missing/Dockerfile", "FROM scratch\nCOPY none /a\n"),
+        ("empty/x", ""),
+        ("bad.toml", "rot = '/x'\n"),
+        ("file", ""),
+    ]);
+    for (line, code, expect) in [
+        ("", 2, "Usage: ovenbird"),
+        ("bild", 2, "build"),
+        ("build --cache-from x c", 2, "--cache-from is not supported"),
+        ("build --push c", 2, "hint: name it: -t"),
+        ("build -t UPPER c", 2, "is not an image name"),
+        ("build https://example.org/x.git", 2, "only folders and standard input are"),
+        ("build -f - -", 2, "both the context and the Dockerfile"),
+        ("--settings bad.toml build c", 3, "hint: did you mean `root`?"),
+        ("--settings none.toml images", 3, "cannot read the settings file"),
+        ("--root file/x images", 3, "cannot make the state directory"),
+        ("build bad", 4, "COPPY"),
+        ("build nowhere", 5, "the build context nowhere does not exist"),
+        ("build empty", 5, "there is no Dockerfile at empty/Dockerfile"),
+        ("build -f gone c", 5, "there is no Dockerfile at gone"),
+        ("build missing", 5, ">>> COPY none /a"),
+        ("build --secret id=a,src=gone c", 5, "secret \"a\": cannot read gone"),
+        ("inspect nothing", 2, "there is no image nothing:latest"),
+        ("tag nothing other", 2, "there is no image nothing:latest"),
+        ("rmi nothing", 2, "there is no image nothing"),
+        ("login -u me", 2, "--password-stdin"),
+        ("export x", 2, "--output"),
+    ] {
+        let ran = home.run(line);
+        assert_eq!(ran.code, code, "{line}: {ran:?}");
+        assert!(ran.stderr.contains(expect), "{line}: {}", ran.stderr);
+        assert!(ran.stdout.is_empty(), "{line}: {ran:?}");
+    }
+}
+
+#[test]
+fn results_go_to_standard_output() {
+    let home = Home::new(&[]);
+    for (line, expect) in [
+        ("--version", "ovenbird 0."),
+        ("version", "ovenbird 0."),
+        ("version --json", "\"version\": \"0."),
+        ("build --help", "--build-arg <NAME[=VALUE]>"),
+        ("completions bash", "_ovenbird()"),
+        ("images", "NAME"),
+        ("images --json", "[]"),
+        ("df --json", "\"blobs\":"),
+        ("prune", "removed 0 entries, 0B"),
+    ] {
+        let out = home.run(line).ok();
+        assert!(out.contains(expect), "{line}: {out}");
+    }
+    assert!(!home.run("build --help").ok().contains("--squash"), "refused flags are not offered");
+}
+
+#[test]
+fn a_build_prints_its_digest_only() {
+    let home = Home::new(SIMPLE);
+    let ran = home.run("build -t demo:1 --reproducible --iidfile id --metadata-file meta.json c");
+    let out = ran.ok();
+    let digest = out.trim_end();
+    assert!(digest.starts_with("sha256:") && digest.len() == 71 && out.lines().count() == 1, "{out}");
+    assert!(ran.stderr.starts_with("isolation: "), "{}", ran.stderr);
+    assert!(ran.stderr.contains("COPY a /a"), "{}", ran.stderr);
+
+    let meta = std::fs::read_to_string(home.path("meta.json")).unwrap();
+    assert!(meta.contains(digest) && meta.contains("docker.io/library/demo:1"), "{meta}");
+    let id = std::fs::read_to_string(home.path("id")).unwrap();
+    assert!(id.starts_with("sha256:") && id.len() == 71 && id != digest, "{id}");
+
+    let again = home.run("build -q --reproducible c");
+    assert_eq!((again.ok().trim_end(), again.stderr.as_str()), (digest, ""));
+    let elsewhere = Home::new(SIMPLE);
+    assert_eq!(elsewhere.run("build -q --reproducible c").ok(), out, "another folder, another state directory");
+    let told = home.run("build --reproducible c");
+    assert!(told.stderr.contains("CACHED"), "{}", told.stderr);
+
+    let json = home.run("build --progress rawjson c");
+    assert!(json.stderr.lines().all(|l| l.starts_with("{\"event\":\"")), "{}", json.stderr);
+}
+
+#[test]
+fn images_are_kept_named_shown_and_removed() {
+    let home = Home::new(SIMPLE);
+    let digest = home.run("build -q -t demo:1 -t other/demo:2 c").ok().trim_end().to_owned();
+    home.run("tag demo:1 third").ok();
+    let table = home.run("images").ok();
+    for name in ["demo:1", "other/demo:2", "third:latest"] {
+        assert!(table.contains(name), "{table}");
+    }
+    assert_eq!(home.run("images -q").ok().trim_end(), digest);
+    for image in ["demo:1", digest.as_str(), &digest[7..19]] {
+        let shown = home.run(&format!("inspect {image}")).ok();
+        assert!(shown.contains("\"X=1\"") && shown.contains(&digest), "{image}: {shown}");
+    }
+    assert!(home.run("inspect demo:2").stderr.contains("did you mean `demo:1`?"));
+    assert_eq!(home.run("rmi demo:1 third").ok(), "untagged: demo:1\nuntagged: third:latest\n");
+    assert!(!home.run("images").ok().contains("demo:1"));
+    assert_eq!(home.run(&format!("rmi {digest}")).ok(), "untagged: other/demo:2\n");
+}
+
+#[test]
+fn outputs() {
+    let home = Home::new(SIMPLE);
+    home.run("build -q -t demo -o out -o type=oci,dest=oci.tar -o type=docker,dest=docker.tar -o type=oci,tar=false,dest=layout c").ok();
+    assert_eq!(std::fs::read_to_string(home.path("out/a")).unwrap(), "hello");
+    assert!(Path::new(&home.path("layout/index.json")).is_file());
+    for archive in ["oci.tar", "docker.tar"] {
+        assert!(std::fs::metadata(home.path(archive)).unwrap().len() > 1024, "{archive}");
+    }
+    assert!(!home.run("images").ok().contains("demo"), "outputs that are files only do not name an image here");
+
+    let tar = home.run("build -o - c");
+    assert_eq!(tar.code, 0, "{}", tar.stderr);
+    assert!(tar.stdout.windows(5).any(|w| w == b"hello") && tar.stdout.len() % 512 == 0);
+    assert!(home.run("build -t demo c").ok().starts_with("sha256:"));
+    let exported = home.run_with("export demo -o type=docker", b"", &[("DOCKER_HOST", "unix:///nowhere/docker.sock")]);
+    assert_eq!(exported.code, 10, "no Docker Engine listens at the address given: {exported:?}");
+    home.run("export demo -o exported").ok();
+    assert_eq!(std::fs::read_to_string(home.path("exported/a")).unwrap(), "hello");
+}
+
+#[test]
+fn sources_on_standard_input_and_in_the_environment() {
+    let home = Home::new(SIMPLE);
+    let text = b"FROM scratch\nARG V\nLABEL v=$V\n";
+    for (line, stdin, vars, expect) in [
+        ("build -q -t a -", &text[..], &[][..], "\"v\": \"\""),
+        ("build -q -t a --build-arg V=1 -f - c", text, &[], "\"v\": \"1\""),
+        ("build -q -t a --build-arg V -f - c", text, &[("V", "2")], "\"v\": \"2\""),
+    ] {
+        let ran = home.run_with(line, stdin, vars);
+        assert_eq!(ran.code, 0, "{line}: {ran:?}");
+        let shown = home.run("inspect a").ok();
+        assert!(shown.contains(expect), "{line}: {shown}");
+    }
+    let root = home.path("elsewhere");
+    home.run_with("build -q -t b c", b"", &[("OVENBIRD_ROOT", &root)]).ok();
+    assert!(Path::new(&root).is_dir() && !home.run("images -q").ok().is_empty());
+}
+
+#[test]
+fn the_doctor_looks_at_everything() {
+    let home = Home::new(&[]);
+    let ran = home.run_with("doctor --json", b"", &[("DOCKER_HOST", "unix:///nowhere/docker.sock")]);
+    assert!(ran.code == 0 || ran.code == 8, "{ran:?}");
+    let text = ran.text();
+    for expect in ["\"sandbox\":", "\"levels\":", "\"newuidmap\":", "\"state directory\":", "cannot reach the Docker Engine at unix:///nowhere/docker.sock"] {
+        assert!(text.contains(expect), "{expect}: {text}");
+    }
+}

@@ -1,0 +1,244 @@
+//! Whole builds through the engine's own interface: what runs, what is taken from the cache, what fails and how.
+//! Steps that need a sandbox are covered by the literate cases; these need nothing from the machine.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use ovenbird_dockerfile::ignore::Patterns;
+use ovenbird_engine::frontend::{NoCache, Options};
+use ovenbird_engine::input::LocalContext;
+use ovenbird_engine::plan::NetworkMode;
+use ovenbird_engine::{BuildError, BuildInput, BuildOutput, Cancel, Engine, EngineOptions, ErrorKind, Event, EventSink, PruneOptions};
+use ovenbird_oci::registry::{Client, ClientOptions};
+use ovenbird_oci::{ImageConfig, Manifest, Platform};
+
+#[derive(Default)]
+struct Recorder(Mutex<Vec<Event>>);
+
+impl EventSink for Recorder {
+    fn emit(&self, event: Event) {
+        self.0.lock().unwrap().push(event);
+    }
+}
+
+struct Bench {
+    root: tempfile::TempDir,
+    context: tempfile::TempDir,
+    ignore: &'static str,
+    options: Options,
+    epoch: Option<i64>,
+    events: Arc<Recorder>,
+}
+
+impl Bench {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let bench = Self {
+            root: tempfile::tempdir().unwrap(),
+            context: tempfile::tempdir().unwrap(),
+            ignore: "",
+            options: Options {
+                target: None,
+                build_args: BTreeMap::new(),
+                labels: BTreeMap::new(),
+                platform: Platform::host(),
+                build_platform: Platform::host(),
+                multi_platform: false,
+                no_cache: NoCache::Off,
+                contexts: BTreeMap::new(),
+                network: NetworkMode::Default,
+                hostname: None,
+                add_hosts: vec![],
+                entitlements: vec![],
+            },
+            epoch: None,
+            events: Arc::default(),
+        };
+        for (path, content) in files {
+            bench.write(path, content);
+        }
+        bench
+    }
+
+    fn write(&self, path: &str, content: &str) {
+        let path = self.context.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+
+    fn engine(&self) -> Engine {
+        let client = Client::new(ClientOptions::default());
+        Engine::open(EngineOptions { root: self.root.path().into(), level: None, overlay: false, client }).unwrap()
+    }
+
+    fn build(&self, dockerfile: &str) -> Result<BuildOutput, BuildError> {
+        self.events.0.lock().unwrap().clear();
+        let context = LocalContext { dir: self.context.path().into(), ignore: Patterns::parse(self.ignore).unwrap() };
+        let input = BuildInput {
+            dockerfile: dockerfile.into(),
+            contexts: BTreeMap::from([("context".into(), context)]),
+            options: vec![self.options.clone()],
+            source_date_epoch: self.epoch,
+            ..BuildInput::default()
+        };
+        self.engine().build(&input, &(self.events.clone() as Arc<dyn EventSink>), &Cancel::default())
+    }
+
+    fn config(&self, output: &BuildOutput) -> (Manifest, ImageConfig) {
+        let engine = self.engine();
+        let manifest: Manifest = serde_json::from_slice(&engine.store().read(&output.target.digest).unwrap()).unwrap();
+        let config = serde_json::from_slice(&engine.store().read(&manifest.config.digest).unwrap()).unwrap();
+        (manifest, config)
+    }
+}
+
+const TWO_STAGES: &str = "FROM scratch AS a\nCOPY x /x\nFROM scratch AS unused\nCOPY nothing-here /\nFROM scratch\nCOPY --from=a /x /y\nCOPY z /z\n";
+
+#[test]
+fn an_unchanged_build_runs_nothing_and_gives_the_same_layers() {
+    let bench = Bench::new(&[("x", "1"), ("z", "2")]);
+    let first = bench.build(TWO_STAGES).unwrap();
+    assert_eq!((first.ran, first.cached), (3, 0), "the unused stage must not run");
+    let second = bench.build(TWO_STAGES).unwrap();
+    assert_eq!((second.ran, second.cached), (0, 3));
+    let (a, b) = (bench.config(&first), bench.config(&second));
+    assert_eq!(a.0.layers, b.0.layers);
+    assert_eq!(a.1.rootfs.diff_ids.len(), 2);
+    assert_eq!(a.1.history.iter().filter(|h| !h.empty_layer).count(), 2);
+}
+
+#[test]
+fn the_cache_follows_content_not_time() {
+    let bench = Bench::new(&[("x", "1"), ("z", "2")]);
+    bench.build(TWO_STAGES).unwrap();
+    bench.write("x", "1");
+    assert_eq!(bench.build(TWO_STAGES).unwrap().ran, 0, "same content, new mtime");
+    bench.write("other", "not copied");
+    assert_eq!(bench.build(TWO_STAGES).unwrap().ran, 0, "a file that nothing copies");
+    bench.write("z", "3");
+    assert_eq!(bench.build(TWO_STAGES).unwrap().ran, 1, "only the last COPY");
+    bench.write("x", "4");
+    assert_eq!(bench.build(TWO_STAGES).unwrap().ran, 3, "everything behind x");
+}
+
+#[test]
+fn a_stage_rebuilt_with_the_same_outcome_changes_nothing_behind_it() {
+    let bench = Bench::new(&[("x", "1"), ("z", "2"), ("x2", "1")]);
+    let first = bench.build(TWO_STAGES).unwrap();
+    let changed = TWO_STAGES.replace("COPY x /x", "COPY x2 /x");
+    let second = bench.build(&changed).unwrap();
+    assert_eq!((second.ran, second.cached), (1, 2));
+    assert_eq!(bench.config(&first).0.layers, bench.config(&second).0.layers);
+}
+
+#[test]
+fn no_cache_runs_again_and_files_the_new_result() {
+    let mut bench = Bench::new(&[("x", "1"), ("z", "2")]);
+    bench.build(TWO_STAGES).unwrap();
+    bench.options.no_cache = NoCache::All;
+    assert_eq!(bench.build(TWO_STAGES).unwrap().ran, 3);
+    bench.options.no_cache = NoCache::Stages(vec!["a".into()]);
+    assert_eq!(bench.build(TWO_STAGES).unwrap().ran, 1, "the copy from it is compared by content");
+    bench.options.no_cache = NoCache::Off;
+    assert_eq!(bench.build(TWO_STAGES).unwrap().ran, 0);
+}
+
+#[test]
+fn reproducible_means_the_same_digest_anywhere() {
+    let digests: Vec<_> = (0..2)
+        .map(|_| {
+            let mut bench = Bench::new(&[("x", "1"), ("z", "2")]);
+            bench.epoch = Some(1_700_000_000);
+            bench.build(TWO_STAGES).unwrap().target.digest
+        })
+        .collect();
+    assert_eq!(digests[0], digests[1]);
+}
+
+#[test]
+fn prune_leaves_a_state_that_builds() {
+    let bench = Bench::new(&[("x", "1"), ("z", "2")]);
+    let first = bench.build(TWO_STAGES).unwrap();
+    let layers = bench.config(&first).0.layers.len();
+    let engine = bench.engine();
+    let before = engine.disk_usage().unwrap();
+    let report = engine.prune(&PruneOptions { all: true, ..PruneOptions::default() }).unwrap();
+    assert!(report.removed >= 5 && engine.disk_usage().unwrap().total() < before.total(), "{report:?}");
+    drop(engine);
+    let again = bench.build(TWO_STAGES).unwrap();
+    assert_eq!(again.ran, 3);
+    assert_eq!(bench.config(&again).0.layers.len(), layers);
+}
+
+#[test]
+fn a_snapshot_removed_behind_our_back_is_built_again() {
+    let bench = Bench::new(&[("x", "1"), ("z", "2")]);
+    bench.build(TWO_STAGES).unwrap();
+    for dir in std::fs::read_dir(bench.root.path().join("recorded/snapshots")).unwrap().flatten().skip(1) {
+        std::fs::remove_dir_all(dir.path()).unwrap();
+    }
+    assert!(bench.build(TWO_STAGES).unwrap().ran > 0);
+    assert_eq!(bench.build(TWO_STAGES).unwrap().ran, 0);
+}
+
+#[test]
+fn a_flipped_byte_in_a_layer_blob_is_not_exported() {
+    let bench = Bench::new(&[("x", "1"), ("z", "2")]);
+    let built = bench.build(TWO_STAGES).unwrap();
+    let layer = bench.config(&built).0.layers[0].digest;
+    let path = bench.root.path().join("store/blobs/sha256").join(layer.hex());
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let out = bench.root.path().join("out.tar");
+    let engine = bench.engine();
+    let form = ovenbird_engine::Export::OciTar(ovenbird_engine::PathOrStdout::Path(out.clone()));
+    let sink = bench.events.clone() as Arc<dyn EventSink>;
+    let error = engine.export(&built.target, &form, &[], None, &sink, &Cancel::default()).unwrap_err();
+    assert!(error.to_string().contains("corrupt"), "{error}");
+    assert!(!out.exists() && !Path::new(&format!("{}.partial", out.display())).exists());
+}
+
+#[test]
+fn errors_have_a_kind_and_name_the_cause() {
+    let bench = Bench::new(&[("x", "1"), ("hidden", "2")]);
+    let rows: &[(&str, ErrorKind, &str)] = &[
+        ("FROM scratch\nCOPY missing /\n", ErrorKind::Source, "missing"),
+        ("FROM scratch\nCPOY x /\n", ErrorKind::Dockerfile, "error"),
+        ("", ErrorKind::Dockerfile, "error"),
+        ("FROM scratch\nRUN true\n", ErrorKind::Sandbox, "doctor"),
+        ("FROM localhost:1/a AS b\nFROM b AS a\n", ErrorKind::Registry, "localhost:1/a"),
+        ("FROM localhost:1/none\nCOPY x /\n", ErrorKind::Registry, "localhost:1/none"),
+        ("FROM scratch\nCOPY --from=localhost:1/nowhere x /\n", ErrorKind::Registry, "localhost:1/nowhere"),
+    ];
+    for (dockerfile, kind, text) in rows {
+        let error = bench.build(dockerfile).unwrap_err();
+        assert_eq!(error.kind(), *kind, "{dockerfile}: {error}");
+        assert!(error.to_string().contains(text), "{dockerfile}: {error}");
+    }
+}
+
+#[test]
+fn a_cancelled_build_says_so() {
+    let bench = Bench::new(&[("x", "1")]);
+    let cancel = Cancel::default();
+    cancel.cancel();
+    let input = BuildInput { dockerfile: "FROM scratch\nCOPY x /\n".into(), options: vec![bench.options.clone()], ..BuildInput::default() };
+    let error = bench.engine().build(&input, &(bench.events.clone() as Arc<dyn EventSink>), &cancel).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+}
+
+#[test]
+fn hidden_files_are_not_copied() {
+    let mut bench = Bench::new(&[("keep", "1"), ("drop.log", "2")]);
+    bench.ignore = "*.log\n";
+    let built = bench.build("FROM scratch\nCOPY . /\n").unwrap();
+    bench.ignore = "*.log\nother\n";
+    bench.write("drop.log", "changed");
+    assert_eq!(bench.build("FROM scratch\nCOPY . /\n").unwrap().ran, 0, "an ignored file is no input");
+    let error = bench.build("FROM scratch\nCOPY drop.log /\n").unwrap_err();
+    assert!(error.to_string().contains("dockerignore"), "{error}");
+    assert_eq!(bench.config(&built).0.layers.len(), 1);
+}
