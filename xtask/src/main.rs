@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use ovenbird_testing::base::Base;
+use ovenbird_testing::dockerd::Dockerd;
+use ovenbird_testing::registry::{Options, Registry};
 use ovenbird_testing::repository;
 
 const USAGE: &str = "\
@@ -22,7 +24,10 @@ fn main() -> ExitCode {
     let result = match words.split_first() {
         Some((&"tidy", [])) => tidy(),
         Some((&"cases", rest)) => cases(rest),
-        Some((&"fixtures", [])) => fixtures(),
+        Some((&"fixtures", [])) => {
+            fixtures();
+            Ok(())
+        }
         Some((&"fuzz-smoke", [])) => fuzz_smoke("60"),
         Some((&"fuzz-smoke", [seconds])) if seconds.parse::<u32>().is_ok() => fuzz_smoke(seconds),
         _ => {
@@ -54,17 +59,27 @@ fn cases(words: &[&str]) -> Result<(), String> {
             other => return Err(format!("unknown argument {other:?}\n{USAGE}")),
         }
     }
-    // The cases run the binary that is built beside the tests.
-    run(Command::new(cargo()).args(["build", "--package", "ovenbird-cli"]))?;
+    if level != "docker" {
+        // The cases run the binary that is built beside the tests.
+        run(Command::new(cargo()).args(["build", "--package", "ovenbird-cli"]))?;
+    }
     let mut command = Command::new(cargo());
     command.args(["nextest", "run", "--package", "ovenbird-testing", "--test", "cases"]);
     if let Some(filter) = filter {
-        command.args(["-E", &format!("test(/{filter}/)")]);
+        command.args(["-E", &format!("test(/{}/)", filter.replace('/', "\\/"))]);
     }
-    run(command.env("OVENBIRD_TESTS_LEVEL", level))
+    command.env("OVENBIRD_TESTS_LEVEL", level);
+    if level != "docker" {
+        return run(&mut command);
+    }
+    // One engine for all cases, with the tests' registry in place of Docker Hub.
+    let text = |error: ovenbird_testing::Error| error.to_string();
+    let registry = Registry::start_with(Options { bases: &[Base::Busybox, Base::Debian], credentials: None }).map_err(text)?;
+    let docker = Dockerd::start_with_mirror(Some(&format!("http://{}", registry.address()))).map_err(text)?;
+    run(command.env("DOCKER_HOST", docker.host()))
 }
 
-fn fixtures() -> Result<(), String> {
+fn fixtures() {
     for base in [Base::Busybox, Base::Debian] {
         // The tests that need it say why it is missing; this only saves them the wait.
         match base.layout() {
@@ -72,7 +87,6 @@ fn fixtures() -> Result<(), String> {
             Err(error) => println!("{}: not made: {error}", base.repository()),
         }
     }
-    Ok(())
 }
 
 fn fuzz_smoke(seconds: &str) -> Result<(), String> {

@@ -157,7 +157,13 @@ mod tests {
                     help: Some("did you mean `MAINTAINER`?".into()),
                     span: Span { start: at, end: at + 4 },
                 },
-                Diagnostic { severity: Severity::Warning, code: "X", message: "odd".into(), help: None, span: Span { start: 9999, end: 1 } },
+                Diagnostic {
+                    severity: Severity::Warning,
+                    code: "X",
+                    message: "odd".into(),
+                    help: None,
+                    span: Span { start: 9999, end: 1 },
+                },
             ],
         }));
         insta::assert_snapshot!(error(&failed, false));
@@ -165,7 +171,8 @@ mod tests {
 
     #[test]
     fn causes_hints_and_an_instruction() {
-        let mut failed = Error::new(Kind::Source, "COPY x y: no such file").because("x is not in the context").hint("is it in .dockerignore?");
+        let mut failed =
+            Error::new(Kind::Source, "COPY x y: no such file").because("x is not in the context").hint("is it in .dockerignore?");
         failed.detail = Some(Box::new(Detail::Instruction { line: 2, dockerfile: ("D".into(), TEXT.into()) }));
         insta::assert_snapshot!(error(&failed, false));
         assert!(error(&failed, true).starts_with("\u{1b}[1;31merror:\u{1b}[0m COPY"));

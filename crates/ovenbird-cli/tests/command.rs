@@ -73,6 +73,7 @@ fn exit_codes_and_what_is_said() {
         ("c/Dockerfile", "FROM scratch\nCOPY a /a\n"),
         ("c/a", "hello"),
         ("bad/Dockerfile", "FROM scratch\nCOPPY a /a\n"),
+        ("lint/Dockerfile", "FROM scratch AS Base\nCOPY a /a\n"),
         ("missing/Dockerfile", "FROM scratch\nCOPY none /a\n"),
         ("empty/x", ""),
         ("bad.toml", "rot = '/x'\n"),
@@ -90,6 +91,8 @@ fn exit_codes_and_what_is_said() {
         ("--settings none.toml images", 3, "cannot read the settings file"),
         ("--root file/x images", 3, "cannot make the state directory"),
         ("build bad", 4, "COPPY"),
+        ("build --check bad", 4, "COPPY"),
+        ("build --call=check lint", 4, "[StageNameCasing]"),
         ("build nowhere", 5, "the build context nowhere does not exist"),
         ("build empty", 5, "there is no Dockerfile at empty/Dockerfile"),
         ("build -f gone c", 5, "there is no Dockerfile at gone"),
@@ -187,7 +190,7 @@ fn outputs() {
 
     let tar = home.run("build -o - c");
     assert_eq!(tar.code, 0, "{}", tar.stderr);
-    assert!(tar.stdout.windows(5).any(|w| w == b"hello") && tar.stdout.len() % 512 == 0);
+    assert!(tar.stdout.windows(5).any(|w| w == b"hello") && tar.stdout.len().is_multiple_of(512));
     assert!(home.run("build -t demo c").ok().starts_with("sha256:"));
     let exported = home.run_with("export demo -o type=docker", b"", &[("DOCKER_HOST", "unix:///nowhere/docker.sock")]);
     assert_eq!(exported.code, 10, "no Docker Engine listens at the address given: {exported:?}");
@@ -220,7 +223,13 @@ fn the_doctor_looks_at_everything() {
     let ran = home.run_with("doctor --json", b"", &[("DOCKER_HOST", "unix:///nowhere/docker.sock")]);
     assert!(ran.code == 0 || ran.code == 8, "{ran:?}");
     let text = ran.text();
-    for expect in ["\"sandbox\":", "\"levels\":", "\"newuidmap\":", "\"state directory\":", "cannot reach the Docker Engine at unix:///nowhere/docker.sock"] {
+    for expect in [
+        "\"sandbox\":",
+        "\"levels\":",
+        "\"newuidmap\":",
+        "\"state directory\":",
+        "cannot reach the Docker Engine at unix:///nowhere/docker.sock",
+    ] {
         assert!(text.contains(expect), "{expect}: {text}");
     }
 }

@@ -1,7 +1,7 @@
 //! Text to tree.
 //!
-//! Two steps: [`lines`] folds physical lines into instructions (directives, comments,
-//! continuations, here-documents), [`instruction`] reads one of them by its own grammar. An
+//! Two steps: `lines` folds physical lines into instructions (directives, comments,
+//! continuations, here-documents), `instruction` reads one of them by its own grammar. An
 //! instruction with an error is left out of the tree and reported; reading goes on behind it.
 
 pub(crate) mod instruction;

@@ -17,7 +17,7 @@ use crate::export::{assemble, output};
 use crate::frontend::{self, Images, Lowered, Options};
 use crate::input::{BuildInput, BuildOutput, Cancel};
 use crate::ops::{LazyRuntime, Session, image, progress_events};
-use crate::plan::Plan;
+use crate::plan::{Op, Plan};
 use crate::prune::{self, DiskUsage, PruneOptions, PruneReport};
 use crate::snapshot::tree::Tree;
 use crate::snapshot::view::Folder;
@@ -79,7 +79,7 @@ impl Engine {
         for options in &input.options {
             let (plan, warnings) = lower(&session, &parsed.dockerfile, options)?;
             warnings.into_iter().for_each(&mut warn);
-            check_emulator(&plan, &options.build_platform)?;
+            check_emulator(&session, &plan, &options.build_platform)?;
             plans.push(plan);
         }
         let built = run(&session, &plans);
@@ -267,17 +267,26 @@ fn run(session: &Session, plans: &[Plan]) -> Result<Vec<assemble::Assembled>, Bu
     plans.iter().zip(&chains).map(|(plan, chain)| assemble::assemble(session, plan, chain, &created)).collect()
 }
 
-/// A step for another architecture needs an emulator registered with the kernel; say so before any work.
-fn check_emulator(plan: &Plan, host: &Platform) -> Result<(), BuildError> {
-    use crate::plan::Op;
-    let foreign = plan.platform.architecture != host.architecture
-        && !(host.architecture == "amd64" && plan.platform.architecture == "386")
-        && plan.vertices.iter().any(|vertex| matches!(vertex.op, Op::Exec(_)) && !vertex.name.contains("--platform"));
+/// A step for another architecture needs an emulator registered with the kernel; say so before any work. What counts is the architecture
+/// of the image that the step runs in: `FROM --platform=$BUILDPLATFORM` steps run natively.
+fn check_emulator(session: &Session, plan: &Plan, host: &Platform) -> Result<(), BuildError> {
+    let mut native = vec![true; plan.vertices.len()];
+    for (id, vertex) in plan.vertices.iter().enumerate() {
+        let architecture = match (&vertex.op, vertex.op.base()) {
+            (Op::Image(op), _) => image::read_image(session, &op.manifest)?.1.architecture,
+            (_, Some(base)) => {
+                native[id] = native[base];
+                continue;
+            }
+            (_, None) => plan.platform.architecture.clone(),
+        };
+        native[id] = architecture == host.architecture || (host.architecture == "amd64" && architecture == "386");
+    }
+    let foreign = plan.vertices.iter().zip(&native).any(|(vertex, native)| matches!(vertex.op, Op::Exec(_)) && !native);
     let name = match plan.platform.architecture.as_str() {
         "arm64" => "qemu-aarch64",
         "amd64" => "qemu-x86_64",
         "386" => "qemu-i386",
-        "arm" => "qemu-arm",
         other => &format!("qemu-{other}"),
     };
     if foreign && !std::path::Path::new("/proc/sys/fs/binfmt_misc").join(name).exists() {

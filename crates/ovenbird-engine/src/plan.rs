@@ -161,7 +161,7 @@ pub struct GitOp {
 pub struct HttpOp {
     /// `http://` or `https://`.
     pub url: String,
-    /// Name of the file it becomes (last part of the URL, `download` if none).
+    /// Name of the file it becomes (last part of the URL, `__unnamed__` if none, as in BuildKit).
     pub filename: String,
     /// Expected digest.
     pub checksum: Option<Digest>,
@@ -310,6 +310,7 @@ impl ExecMountKind {
     }
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn sharing_name<S: serde::Serializer>(sharing: &Sharing, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(match sharing {
         Sharing::Shared => "shared",

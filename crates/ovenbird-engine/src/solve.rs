@@ -279,10 +279,8 @@ impl<'a> Solver<'a> {
         }
         let mut last = Err(Failed);
         for &vertex in path.iter().rev() {
-            last = self.nodes[vertex].solved.get_or_init(|| self.solve_one(scope, vertex)).clone();
-            if last.is_err() {
-                return last;
-            }
+            let record = self.nodes[vertex].solved.get_or_init(|| self.solve_one(scope, vertex)).as_ref().map_err(|failed| *failed)?;
+            last = Ok(record.clone());
         }
         last
     }

@@ -57,11 +57,19 @@ fn main() -> ExitCode {
                 return ExitCode::FAILURE;
             }
         }
-        let root = if overlay { Root::Overlay { lowers: args[3..split].iter().map(PathBuf::from).collect(), upper, work } } else { Root::Dir(folder.clone()) };
+        let root = if overlay {
+            Root::Overlay { lowers: args[3..split].iter().map(PathBuf::from).collect(), upper, work }
+        } else {
+            Root::Dir(folder.clone())
+        };
         let step = Step {
             root,
             args: args[split + 1..].to_vec(),
-            env: vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(), "HOME=/root".into(), "DEBIAN_FRONTEND=noninteractive".into()],
+            env: vec![
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
+                "HOME=/root".into(),
+                "DEBIAN_FRONTEND=noninteractive".into(),
+            ],
             cwd: "/".into(),
             user: StepUser { uid: number("SBX_UID").unwrap_or(0) as u32, gid: number("SBX_GID").unwrap_or(0) as u32, groups: vec![] },
             hostname: "sbx".into(),
@@ -69,7 +77,11 @@ fn main() -> ExitCode {
             mounts: mounts.clone(),
             hosts: vec![],
             dns: vec![],
-            limits: Limits { memory: number("SBX_MEMORY"), cpus: variable("SBX_CPUS").and_then(|value| value.parse().ok()), ..Limits::default() },
+            limits: Limits {
+                memory: number("SBX_MEMORY"),
+                cpus: variable("SBX_CPUS").and_then(|value| value.parse().ok()),
+                ..Limits::default()
+            },
             insecure: variable("SBX_INSECURE").is_some(),
             stdin: vec![],
             scratch,

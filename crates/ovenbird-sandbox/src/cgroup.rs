@@ -110,9 +110,12 @@ impl Cgroup {
     }
 
     fn group(&mut self, mounts: &str, own: &str, controller: &str) -> Result<&mut Group, String> {
-        let (parents, version) = parents(mounts, own, controller)
-            .ok_or_else(|| format!("this machine shows no cgroup tree with the {controller} controller; mount one, or leave the option out"))?;
-        if version == Version::V2 && let Some(index) = self.groups.iter().position(|group| group.version == Version::V2) {
+        let (parents, version) = parents(mounts, own, controller).ok_or_else(|| {
+            format!("this machine shows no cgroup tree with the {controller} controller; mount one, or leave the option out")
+        })?;
+        if version == Version::V2
+            && let Some(index) = self.groups.iter().position(|group| group.version == Version::V2)
+        {
             if self.groups[index].path.join(format!("{controller}.max")).exists() {
                 return Ok(&mut self.groups[index]);
             }
@@ -128,7 +131,9 @@ impl Cgroup {
                 Err(error) => last = error,
             }
         }
-        Err(format!("no cgroup with the {controller} controller can be made ({last}); delegate one to this user (systemd: Delegate=yes), or leave the option out"))
+        Err(format!(
+            "no cgroup with the {controller} controller can be made ({last}); delegate one to this user (systemd: Delegate=yes), or leave the option out"
+        ))
     }
 }
 
@@ -189,7 +194,9 @@ fn parents(mounts: &str, own: &str, controller: &str) -> Option<(Vec<PathBuf>, V
             let here = at.join(inner.strip_prefix(root.trim_end_matches('/')).unwrap_or(inner).trim_start_matches('/'));
             return Some((vec![here, at.to_owned()], Version::V1));
         }
-        if *kind == "cgroup2" && fs::read_to_string(at.join("cgroup.controllers")).is_ok_and(|all| all.split_whitespace().any(|name| name == controller)) {
+        if *kind == "cgroup2"
+            && fs::read_to_string(at.join("cgroup.controllers")).is_ok_and(|all| all.split_whitespace().any(|name| name == controller))
+        {
             let inner = own_path(own, str::is_empty)?;
             let here = at.join(inner.strip_prefix(root.trim_end_matches('/')).unwrap_or(inner).trim_start_matches('/'));
             // The engine's own group holds the engine: groups with processes cannot have limited children.
@@ -217,7 +224,8 @@ mod tests {
 
     #[test]
     fn where_groups_go() {
-        let mounts = "30 1 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n31 1 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
+        let mounts =
+            "30 1 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n31 1 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
         let docker = "31 1 0:27 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
         let own = "9:name=systemd:/\n4:memory:/jobs/7\n1:cpu:/\n0::/\n";
         let inside = "4:memory:/docker/abc\n";

@@ -9,8 +9,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use libc::{c_char, c_int, c_long, c_ulong, sock_filter};
 
-use crate::syscall::{self, check};
 use crate::step::Process;
+use crate::syscall::{self, check};
 use crate::{caps, seccomp};
 
 /// Where the child failed. The discriminants travel through the pipe.
@@ -137,7 +137,6 @@ impl Process for Child<'_> {
             libc::_exit(127)
         }
     }
-
 }
 
 impl Child<'_> {

@@ -48,7 +48,10 @@ fn resource(level: Level, name: &str, soft: i64, hard: i64) -> Result<(u32, libc
     // SAFETY: the pointer is valid.
     let known = unsafe { libc::syscall(libc::SYS_prlimit64, 0, *resource, std::ptr::null::<libc::rlimit64>(), &raw mut now) } == 0;
     if known && max > now.rlim_max && !crate::caps::has(crate::caps::SYS_RESOURCE) {
-        return Err(refused(format!("the engine's own hard limit is {} and it may not raise it (CAP_SYS_RESOURCE); raise it for the engine", now.rlim_max)));
+        return Err(refused(format!(
+            "the engine's own hard limit is {} and it may not raise it (CAP_SYS_RESOURCE); raise it for the engine",
+            now.rlim_max
+        )));
     }
     if known && max > now.rlim_max && level != Level::Root && level != Level::Chroot {
         return Err(refused(format!("the engine's own hard limit is {}; only real root may raise it", now.rlim_max)));

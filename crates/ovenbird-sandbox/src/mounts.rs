@@ -250,7 +250,9 @@ impl Stubs {
     pub(crate) fn remove(&mut self) {
         for stub in self.made.drain(..).rev() {
             let Ok(before) = syscall::stat(stub.parent.as_fd()) else { continue };
-            let untouched = stub.folder || syscall::stat_at(stub.parent.as_fd(), &stub.name).is_ok_and(|now| now.st_size == 0 && now.st_mode & libc::S_IFMT == libc::S_IFREG);
+            let untouched = stub.folder
+                || syscall::stat_at(stub.parent.as_fd(), &stub.name)
+                    .is_ok_and(|now| now.st_size == 0 && now.st_mode & libc::S_IFMT == libc::S_IFREG);
             let flags = if stub.folder { libc::AT_REMOVEDIR } else { 0 };
             // SAFETY: valid C string.
             if untouched && unsafe { libc::unlinkat(stub.parent.as_raw_fd(), stub.name.as_ptr(), flags) } == 0 {

@@ -12,7 +12,11 @@ const RESOLV_MAX: u64 = 64 * 1024;
 
 /// (path, content) of the generated files. `machine`: the host name that the step really has, when it is not its own.
 pub(crate) fn files(step: &Step, machine: Option<&str>) -> [(&'static str, Vec<u8>); 3] {
-    [("/etc/resolv.conf", resolv(step, &machine_resolv())), ("/etc/hosts", hosts(step, machine)), ("/etc/hostname", format!("{}\n", step.hostname).into_bytes())]
+    [
+        ("/etc/resolv.conf", resolv(step, &machine_resolv())),
+        ("/etc/hosts", hosts(step, machine)),
+        ("/etc/hostname", format!("{}\n", step.hostname).into_bytes()),
+    ]
 }
 
 fn machine_resolv() -> Vec<u8> {

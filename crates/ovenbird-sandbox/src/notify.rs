@@ -164,7 +164,8 @@ impl Recorder {
             Ok(Answer::Kernel) => (0, 0, CONTINUE),
             Ok(Answer::File(file, flags)) => {
                 let newfd_flags = (flags & libc::O_CLOEXEC) as u32;
-                let mut add = libc::seccomp_notif_addfd { id: call.id, flags: ADD_AND_SEND, srcfd: file.as_raw_fd() as u32, newfd: 0, newfd_flags };
+                let mut add =
+                    libc::seccomp_notif_addfd { id: call.id, flags: ADD_AND_SEND, srcfd: file.as_raw_fd() as u32, newfd: 0, newfd_flags };
                 // SAFETY: the struct has the size that is part of the number.
                 if unsafe { libc::ioctl(self.listener.as_raw_fd(), IOCTL_ADD_DESCRIPTOR as _, &raw mut add) } >= 0 {
                     return; // answered
@@ -185,14 +186,23 @@ impl Recorder {
         match c_long::from(call.data.nr) {
             libc::SYS_fchown => self.change_owner(place, call, Target::Descriptor(a0 as i32), a1, a2),
             libc::SYS_fchownat => {
-                let target = Target::Path { dir: a0 as i32, path: args[1], follow: args[4] as c_int & libc::AT_SYMLINK_NOFOLLOW == 0, empty: args[4] as c_int & libc::AT_EMPTY_PATH != 0 };
+                let target = Target::Path {
+                    dir: a0 as i32,
+                    path: args[1],
+                    follow: args[4] as c_int & libc::AT_SYMLINK_NOFOLLOW == 0,
+                    empty: args[4] as c_int & libc::AT_EMPTY_PATH != 0,
+                };
                 self.change_owner(place, call, target, a2, args[3] as u32)
             }
             libc::SYS_mknodat => self.make_node(place, call, a0 as i32, args[1], a2, args[3]),
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_chown => self.change_owner(place, call, Target::Path { dir: libc::AT_FDCWD, path: args[0], follow: true, empty: false }, a1, a2),
+            libc::SYS_chown => {
+                self.change_owner(place, call, Target::Path { dir: libc::AT_FDCWD, path: args[0], follow: true, empty: false }, a1, a2)
+            }
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_lchown => self.change_owner(place, call, Target::Path { dir: libc::AT_FDCWD, path: args[0], follow: false, empty: false }, a1, a2),
+            libc::SYS_lchown => {
+                self.change_owner(place, call, Target::Path { dir: libc::AT_FDCWD, path: args[0], follow: false, empty: false }, a1, a2)
+            }
             #[cfg(target_arch = "x86_64")]
             libc::SYS_mknod => self.make_node(place, call, libc::AT_FDCWD, args[0], a1, args[2]),
             libc::SYS_openat => self.create(place, call, a0 as i32, args[1], a2 as c_int, args[3] as u32),
@@ -220,7 +230,11 @@ impl Recorder {
                 place.write(pid, args[1], &groups)?;
                 Ok(Answer::Value(groups.len() as i64))
             }
-            libc::SYS_getuid | libc::SYS_geteuid | libc::SYS_getgid | libc::SYS_getegid | libc::SYS_getresuid | libc::SYS_getresgid if !self.mixed => Ok(Answer::Kernel),
+            libc::SYS_getuid | libc::SYS_geteuid | libc::SYS_getgid | libc::SYS_getegid | libc::SYS_getresuid | libc::SYS_getresgid
+                if !self.mixed =>
+            {
+                Ok(Answer::Kernel)
+            }
             libc::SYS_getuid => Ok(Answer::Value(self.credentials(place, pid).user.real.into())),
             libc::SYS_geteuid => Ok(Answer::Value(self.credentials(place, pid).user.effective.into())),
             libc::SYS_getgid => Ok(Answer::Value(self.credentials(place, pid).group.real.into())),
@@ -359,12 +373,19 @@ impl Recorder {
         let mode = mode & !place.umask(pid);
         let name = place.read_path(pid, path)?;
         self.still_there(call)?;
-        let file = place.within(pid, dir, &name, |base, name| syscall::openat(base, name, libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_WRONLY, mode & 0o7777))?;
+        let file = place.within(pid, dir, &name, |base, name| {
+            syscall::openat(base, name, libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_WRONLY, mode & 0o7777)
+        })?;
         // SAFETY: no pointers. The umask of the engine must not show.
         unsafe { libc::fchmod(file.as_raw_fd(), mode & 0o7777) };
         let seen = owners::look(file.as_fd(), syscall::EMPTY).map_err(|error| errno(&error))?;
         // The call passes the old 32 bit encoding, which is that of `dev_t` for these widths.
-        self.owners.set(&seen, credentials.user.effective, credentials.group.effective, Some((mode, libc::major(device), libc::minor(device))));
+        self.owners.set(
+            &seen,
+            credentials.user.effective,
+            credentials.group.effective,
+            Some((mode, libc::major(device), libc::minor(device))),
+        );
         Ok(Answer::Value(0))
     }
 
@@ -512,7 +533,12 @@ fn pick(new: u32, old: u32) -> u32 {
 enum Target {
     Descriptor(i32),
     /// `path` is an address in the caller.
-    Path { dir: i32, path: u64, follow: bool, empty: bool },
+    Path {
+        dir: i32,
+        path: u64,
+        follow: bool,
+        empty: bool,
+    },
 }
 
 struct Process {
@@ -577,7 +603,11 @@ impl Place {
                     if !empty {
                         return Err(libc::ENOENT);
                     }
-                    let base = if dir == libc::AT_FDCWD { self.proc_file(pid, "cwd", libc::O_PATH) } else { self.proc_file(pid, &format!("fd/{dir}"), libc::O_PATH) };
+                    let base = if dir == libc::AT_FDCWD {
+                        self.proc_file(pid, "cwd", libc::O_PATH)
+                    } else {
+                        self.proc_file(pid, &format!("fd/{dir}"), libc::O_PATH)
+                    };
                     return base.map_err(|_| libc::EBADF);
                 }
                 let flags = libc::O_PATH | if follow { 0 } else { libc::O_NOFOLLOW };
@@ -591,11 +621,23 @@ impl Place {
     }
 
     /// Runs `action` with the caller's root and folder.
-    fn within(&mut self, pid: i32, dir: i32, name: &CString, action: impl FnOnce(BorrowedFd<'_>, &CString) -> io::Result<OwnedFd>) -> Result<OwnedFd, c_int> {
+    fn within(
+        &mut self,
+        pid: i32,
+        dir: i32,
+        name: &CString,
+        action: impl FnOnce(BorrowedFd<'_>, &CString) -> io::Result<OwnedFd>,
+    ) -> Result<OwnedFd, c_int> {
         self.join(pid).and_then(|()| self.joined(pid, dir, name, action)).map_err(|error| errno(&error))
     }
 
-    fn joined(&self, pid: i32, dir: i32, name: &CString, action: impl FnOnce(BorrowedFd<'_>, &CString) -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+    fn joined(
+        &self,
+        pid: i32,
+        dir: i32,
+        name: &CString,
+        action: impl FnOnce(BorrowedFd<'_>, &CString) -> io::Result<OwnedFd>,
+    ) -> io::Result<OwnedFd> {
         let root = self.root.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?.as_fd();
         let theirs = self.proc_file(pid, "root", libc::O_PATH)?;
         let base = match dir {
@@ -639,7 +681,9 @@ impl Place {
         let mut filled = 0;
         while filled < size {
             // SAFETY: pointer and length of a live slice. Addresses above 2^63 do not occur in user space.
-            let n = unsafe { libc::pread(memory.as_raw_fd(), buffer[filled..].as_mut_ptr().cast(), size - filled, (at + filled as u64) as libc::off_t) };
+            let n = unsafe {
+                libc::pread(memory.as_raw_fd(), buffer[filled..].as_mut_ptr().cast(), size - filled, (at + filled as u64) as libc::off_t)
+            };
             if n <= 0 {
                 break;
             }

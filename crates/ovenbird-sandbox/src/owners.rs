@@ -70,7 +70,9 @@ impl Owners {
 
     /// Somebody set the owner of this file to root in so many words.
     pub(crate) fn is_given_to_root(&self, seen: &Seen) -> bool {
-        self.recorded.get(&seen.inode).is_some_and(|entry| entry.born == seen.born && (entry.uid, entry.gid) == (0, 0) && entry.node.is_none())
+        self.recorded
+            .get(&seen.inode)
+            .is_some_and(|entry| entry.born == seen.born && (entry.uid, entry.gid) == (0, 0) && entry.node.is_none())
     }
 
     pub(crate) fn set(&mut self, seen: &Seen, uid: u32, gid: u32, node: Option<Device>) {
@@ -92,7 +94,12 @@ pub(crate) fn lower(merged: BorrowedFd<'_>, known: &[(PathBuf, u32, u32)]) -> Ow
 }
 
 /// The owners of everything in `upper` that are not what the disk says. `fallback` owns what the step made itself.
-pub(crate) fn table(merged: BorrowedFd<'_>, upper: &Path, recorded: &Owners, fallback: (u32, u32)) -> io::Result<Vec<(PathBuf, u32, u32, Option<Device>)>> {
+pub(crate) fn table(
+    merged: BorrowedFd<'_>,
+    upper: &Path,
+    recorded: &Owners,
+    fallback: (u32, u32),
+) -> io::Result<Vec<(PathBuf, u32, u32, Option<Device>)>> {
     let mut out = Vec::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
@@ -165,8 +172,12 @@ mod tests {
             fs::write(path(&format!("new-{index}")), "may get the number of the removed file").unwrap();
         }
         let table = table(dir.as_fd(), folder.path(), &owners, (0, 0)).unwrap();
-        let want: Vec<(PathBuf, u32, u32, Option<Device>)> =
-            vec![("device".into(), 0, 0, Some((libc::S_IFBLK, 7, 0))), ("kept".into(), 1, 2, None), ("low".into(), 7, 8, None), ("there".into(), 3, 4, None)];
+        let want: Vec<(PathBuf, u32, u32, Option<Device>)> = vec![
+            ("device".into(), 0, 0, Some((libc::S_IFBLK, 7, 0))),
+            ("kept".into(), 1, 2, None),
+            ("low".into(), 7, 8, None),
+            ("there".into(), 3, 4, None),
+        ];
         assert_eq!(table, want);
     }
 }

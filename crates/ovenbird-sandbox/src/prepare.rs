@@ -25,22 +25,32 @@ const PTS_OPTIONS: [(&std::ffi::CStr, &std::ffi::CStr); 2] = [(c"ptmxmode", c"06
 pub(crate) const NODES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 /// (name, where it leads), in `/dev`.
-pub(crate) const LINKS: [(&str, &str); 5] =
-    [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")];
+pub(crate) const LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
 /// Parts of `/sys` that Docker hides.
 const MASKED_SYS: [&str; 2] = ["firmware", "devices/virtual/powercap"];
 
-/// A root that is ready for [`crate::child`].
-pub(crate) struct Prepared {
+/// A root with nothing mounted on it yet.
+pub(crate) struct Rooted {
     /// Root folder in this thread's mount namespace.
     pub(crate) root: OwnedFd,
     /// The same root without anything mounted on it, detached from every namespace.
     pub(crate) clean: OwnedFd,
+    /// To be [removed](Stubs::remove) when the step is over, also after an error.
+    pub(crate) stubs: Stubs,
+}
+
+/// What is left for [`crate::child`] to do, and for the engine to serve.
+pub(crate) struct Filled {
     pub(crate) proc_target: OwnedFd,
     pub(crate) proc_fallback: OwnedFd,
-    pub(crate) stubs: Stubs,
     /// Sockets that are forwarded to the machine: (listener, where to).
-    pub(crate) sockets: Vec<(std::os::unix::net::UnixListener, PathBuf)>,
+    pub(crate) sockets: Sockets,
 }
 
 /// Folders below the step's scratch folder.
@@ -97,8 +107,8 @@ pub(crate) fn make_private() -> io::Result<()> {
     syscall::mount(c"none", c"/", c"none", libc::MS_REC | libc::MS_PRIVATE, c"")
 }
 
-/// Mounts everything. This thread must have [left](leave).
-pub(crate) fn prepare(level: Level, step: &Step) -> Result<Prepared, SandboxError> {
+/// Mounts the root. This thread must have [left](leave).
+pub(crate) fn root(step: &Step) -> Result<Rooted, SandboxError> {
     let scratch = Scratch(&step.scratch);
     let at = scratch.root();
     let overlay = match &step.root {
@@ -106,7 +116,11 @@ pub(crate) fn prepare(level: Level, step: &Step) -> Result<Prepared, SandboxErro
             let empty = [scratch.empty()];
             let lowers = if lowers.is_empty() { &empty[..] } else { lowers };
             mounts::overlay(lowers, Some((upper, work)), &at).context(|| {
-                format!("mounting an overlay of {} layers with the upper folder {} (an upper folder on an overlay or NFS is not possible)", lowers.len(), upper.display())
+                format!(
+                    "mounting an overlay of {} layers with the upper folder {} (an upper folder on an overlay or NFS is not possible)",
+                    lowers.len(),
+                    upper.display()
+                )
             })?;
             Some((at.clone(), upper.clone()))
         }
@@ -117,39 +131,33 @@ pub(crate) fn prepare(level: Level, step: &Step) -> Result<Prepared, SandboxErro
     };
     let root = mounts::open_path(&at).context(|| format!("opening {}", at.display()))?;
     let clean = syscall::clone_tree(root.as_fd(), syscall::EMPTY, false).context(|| "cloning the root mount".to_owned())?;
-    let mut stubs = Stubs::new(overlay);
-    let mut all = Vec::new();
-    let result = fill(level, step, &scratch, root.as_fd(), &mut stubs, &mut all);
-    let (proc_target, proc_fallback) = match result {
-        Ok(done) => done,
-        Err(error) => {
-            // The stubs made so far must go before the mounts do.
-            stubs.remove();
-            return Err(error);
-        }
-    };
-    Ok(Prepared { root, clean, proc_target, proc_fallback, stubs, sockets: all })
+    Ok(Rooted { root, clean, stubs: Stubs::new(overlay) })
 }
 
-type Sockets = Vec<(std::os::unix::net::UnixListener, PathBuf)>;
+pub(crate) type Sockets = Vec<(std::os::unix::net::UnixListener, PathBuf)>;
 
-fn fill(level: Level, step: &Step, scratch: &Scratch<'_>, root: BorrowedFd<'_>, stubs: &mut Stubs, sockets: &mut Sockets) -> Result<(OwnedFd, OwnedFd), SandboxError> {
+/// Mounts everything on the root.
+pub(crate) fn fill(level: Level, step: &Step, rooted: &mut Rooted) -> Result<Filled, SandboxError> {
+    let scratch = Scratch(&step.scratch);
+    let (root, stubs) = (rooted.root.as_fd(), &mut rooted.stubs);
+    let mut sockets = Vec::new();
     let proc_target = stubs.target(root, Path::new("/proc"), Kind::Folder).context(|| "making the mount point /proc".to_owned())?;
     let proc_fallback = syscall::clone_tree(here(), c"/proc", true).context(|| "cloning /proc".to_owned())?;
     dev(level, step, root, stubs).context(|| "mounting /dev".to_owned())?;
     sys(step, root, stubs).context(|| "mounting /sys".to_owned())?;
     let private = scratch.private();
-    mount_at(&mounts::filesystem(c"tmpfs", &[(c"mode", c"0700")], 0).context(|| "making a tmpfs".to_owned())?, &private).context(|| "mounting a tmpfs".to_owned())?;
+    mount_at(&mounts::filesystem(c"tmpfs", &[(c"mode", c"0700")], 0).context(|| "making a tmpfs".to_owned())?, &private)
+        .context(|| "mounting a tmpfs".to_owned())?;
     for (index, (path, content)) in network::files(step, None).into_iter().enumerate() {
         let file = private.join(format!("etc-{index}"));
         write_file(&file, &content, 0o644, 0, 0).context(|| format!("writing {path}"))?;
         attach_file(&file, false, root, Path::new(path), stubs).context(|| format!("mounting {path}"))?;
     }
     for (index, mount) in step.mounts.iter().enumerate() {
-        user_mount(level, scratch, index, mount, root, stubs, sockets).context(|| format!("mounting {}", mount.target.display()))?;
+        user_mount(&scratch, index, mount, root, stubs, &mut sockets).context(|| format!("mounting {}", mount.target.display()))?;
     }
     stubs.keep_folder(root, &step.cwd).context(|| format!("making the working directory {}", step.cwd.display()))?;
-    Ok((proc_target, proc_fallback))
+    Ok(Filled { proc_target, proc_fallback, sockets })
 }
 
 fn mount_at(mount: &OwnedFd, at: &Path) -> io::Result<()> {
@@ -241,7 +249,9 @@ fn sys(step: &Step, root: BorrowedFd<'_>, stubs: &mut Stubs) -> io::Result<()> {
         Ok(sysfs) => {
             syscall::attach(sysfs.as_fd(), target.as_fd())?;
             // Only the unified hierarchy is offered; a machine without it shows an empty folder.
-            if let (Ok(cgroup), Ok(at)) = (mounts::filesystem(c"cgroup2", &[], attributes), mounts::open_in(sysfs.as_fd(), Path::new("fs/cgroup"), libc::O_PATH)) {
+            if let (Ok(cgroup), Ok(at)) =
+                (mounts::filesystem(c"cgroup2", &[], attributes), mounts::open_in(sysfs.as_fd(), Path::new("fs/cgroup"), libc::O_PATH))
+            {
                 syscall::attach(cgroup.as_fd(), at.as_fd())?;
             }
         }
@@ -266,7 +276,14 @@ fn sys(step: &Step, root: BorrowedFd<'_>, stubs: &mut Stubs) -> io::Result<()> {
     Ok(())
 }
 
-fn user_mount(level: Level, scratch: &Scratch<'_>, index: usize, mount: &Mount, root: BorrowedFd<'_>, stubs: &mut Stubs, sockets: &mut Sockets) -> io::Result<()> {
+fn user_mount(
+    scratch: &Scratch<'_>,
+    index: usize,
+    mount: &Mount,
+    root: BorrowedFd<'_>,
+    stubs: &mut Stubs,
+    sockets: &mut Sockets,
+) -> io::Result<()> {
     let tree = match &mount.source {
         MountSource::Bind(path) => mounts::bind(mounts::open_path(path)?.as_fd(), mount.read_only)?,
         MountSource::Layers { lowers, subpath } => layers(scratch, index, lowers, subpath, mount.read_only)?,
@@ -295,7 +312,6 @@ fn user_mount(level: Level, scratch: &Scratch<'_>, index: usize, mount: &Mount, 
             return Ok(());
         }
     };
-    let _ = level;
     let folder = syscall::stat(tree.as_fd())?.st_mode & libc::S_IFMT == libc::S_IFDIR;
     let target = stubs.target(root, &mount.target, if folder { Kind::Folder } else { Kind::File })?;
     syscall::attach(tree.as_fd(), target.as_fd())

@@ -181,7 +181,8 @@ fn try_level(level: Level, state: &Path) -> Result<bool, (Stage, i32)> {
     if level == Level::SingleId {
         let mut sizes = [0u16; 3];
         // SAFETY: room for three numbers.
-        syscall::check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_NOTIF_SIZES, 0, sizes.as_mut_ptr()) }).map_err(at(Stage::Listener))?;
+        syscall::check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_NOTIF_SIZES, 0, sizes.as_mut_ptr()) })
+            .map_err(at(Stage::Listener))?;
     }
     Ok(overlay_works(state))
 }
@@ -245,7 +246,10 @@ fn explain(level: Level, stage: Stage, errno: i32, machine: &Machine) -> Vec<Str
         ));
     }
     if out.is_empty() && stage == Stage::Enter && level == Level::Rootless && errno == 0 {
-        out.push("newuidmap or newgidmap failed: they must be setuid root, and the ranges in /etc/subuid and /etc/subgid must be this user's.".to_owned());
+        out.push(
+            "newuidmap or newgidmap failed: they must be setuid root, and the ranges in /etc/subuid and /etc/subgid must be this user's."
+                .to_owned(),
+        );
     }
     if out.is_empty() {
         out.push(format!("{} failed: {error}.", what(stage)));
@@ -272,9 +276,19 @@ mod tests {
         let on = |text: &str| Some(text.to_owned());
         let rows = [
             (Machine { max_user_namespaces: on("0"), ..Machine::default() }, Stage::Enter, libc::ENOSPC, "user.max_user_namespaces=15000"),
-            (Machine { unprivileged_userns_clone: on("0"), seccomp: true, ..Machine::default() }, Stage::Enter, libc::EPERM, "kernel.unprivileged_userns_clone=1"),
+            (
+                Machine { unprivileged_userns_clone: on("0"), seccomp: true, ..Machine::default() },
+                Stage::Enter,
+                libc::EPERM,
+                "kernel.unprivileged_userns_clone=1",
+            ),
             (Machine { apparmor_restriction: on("1"), ..Machine::default() }, Stage::Namespaces, libc::EPERM, "AppArmor profile"),
-            (Machine { seccomp: true, max_user_namespaces: on("100"), ..Machine::default() }, Stage::Enter, libc::EPERM, "seccomp=unconfined"),
+            (
+                Machine { seccomp: true, max_user_namespaces: on("100"), ..Machine::default() },
+                Stage::Enter,
+                libc::EPERM,
+                "seccomp=unconfined",
+            ),
             (Machine::default(), Stage::Enter, 0, "/etc/subuid"),
             (Machine::default(), Stage::Mount, libc::EACCES, "Permission denied"),
         ];

@@ -45,7 +45,8 @@ impl Running {
                 let _ = syscall::signal(self.pidfd.as_fd(), self.kill);
             }
             let entry = |fd: i32, on: bool| libc::pollfd { fd: if on { fd } else { -1 }, events: libc::POLLIN, revents: 0 };
-            let mut polled = [entry(self.stdout.as_raw_fd(), open[0]), entry(self.stderr.as_raw_fd(), open[1]), entry(self.pidfd.as_raw_fd(), true)];
+            let mut polled =
+                [entry(self.stdout.as_raw_fd(), open[0]), entry(self.stderr.as_raw_fd(), open[1]), entry(self.pidfd.as_raw_fd(), true)];
             // SAFETY: pointer and length of a live array.
             let ready = check(unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, CANCEL_POLL) }.into());
             match ready {

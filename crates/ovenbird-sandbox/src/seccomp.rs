@@ -204,7 +204,9 @@ fn allowed() -> Vec<c_long> {
     });
     // pidfd_send_signal, pidfd_open, close_range, openat2, faccessat2, epoll_pwait2, landlock (3), memfd_secret,
     // process_mrelease, futex_waitv, cachestat, fchmodat2, map_shadow_stack, futex (3), statmount, listmount, mseal, *xattrat (4)
-    all.extend([424, 434, 436, 437, 439, 441, 444, 445, 446, 447, 448, 449, 451, 452, 453, 454, 455, 456, 457, 458, 462, 463, 464, 465, 466]);
+    all.extend([
+        424, 434, 436, 437, 439, 441, 444, 445, 446, 447, 448, 449, 451, 452, 453, 454, 455, 456, 457, 458, 462, 463, 464, 465, 466,
+    ]);
     #[cfg(target_arch = "x86_64")]
     all.extend(numbers! {
         SYS_access SYS_alarm SYS_arch_prctl SYS_chmod SYS_chown SYS_creat SYS_dup2 SYS_epoll_create SYS_epoll_wait SYS_epoll_ctl_old
@@ -295,7 +297,12 @@ mod tests {
         for nr in 0..600 {
             let always = calls.contains(&nr);
             let opens = opening.iter().any(|(opening, _)| *opening == nr);
-            for (arg, notify) in [(0, always), (libc::O_CREAT as u32, always || opens), (libc::O_TMPFILE as u32, always || opens), (libc::O_DIRECTORY as u32, always)] {
+            for (arg, notify) in [
+                (0, always),
+                (libc::O_CREAT as u32, always || opens),
+                (libc::O_TMPFILE as u32, always || opens),
+                (libc::O_DIRECTORY as u32, always),
+            ] {
                 assert_eq!(eval(recorder(), ARCH, nr as u32, arg), if notify { RET_NOTIFY } else { RET_ALLOW }, "call {nr} with {arg:o}");
             }
         }

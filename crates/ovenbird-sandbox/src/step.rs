@@ -19,13 +19,12 @@ use crate::child::{self, Child, Proc, Stage};
 use crate::failure::Context;
 use crate::notify::Recorder;
 use crate::owners::{self, Owners};
-use crate::prepare::{self, Prepared, Scratch};
+use crate::prepare::{self, Filled, Rooted, Scratch, Sockets};
 use crate::reap::{self, Running};
 use crate::syscall::{self, c_bytes, c_path, check};
 use crate::{Level, Outcome, Root, SandboxError, Step, Stream, caps, limits, mounts, seccomp, socket};
 
 type Table = Vec<(PathBuf, u32, u32, Option<(u32, u32, u32)>)>;
-type Sockets = Vec<(std::os::unix::net::UnixListener, PathBuf)>;
 
 /// First message: the child runs the step's program.
 struct Started {
@@ -103,7 +102,14 @@ impl Drop for Stop<'_> {
 }
 
 /// The helper thread: from leaving the engine's namespaces to the last clean-up.
-fn helper(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::rlimit64)], running: &Sender<Started>, ended: &Receiver<Owners>) -> Result<Table, SandboxError> {
+fn helper(
+    level: Level,
+    step: &Step,
+    cgroup: &Cgroup,
+    resources: &[(u32, libc::rlimit64)],
+    running: &Sender<Started>,
+    ended: &Receiver<Owners>,
+) -> Result<Table, SandboxError> {
     let scratch = Scratch(&step.scratch);
     scratch.make().context(|| format!("making folders in {}", step.scratch.display()))?;
     let home = std::fs::File::open("/proc/thread-self/ns/mnt").context(|| "opening the engine's mount namespace".to_owned())?;
@@ -116,33 +122,30 @@ fn helper(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::r
     result
 }
 
-fn inside(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::rlimit64)], running: &Sender<Started>, ended: &Receiver<Owners>, home: BorrowedFd<'_>) -> Result<Table, SandboxError> {
+fn inside(
+    level: Level,
+    step: &Step,
+    cgroup: &Cgroup,
+    resources: &[(u32, libc::rlimit64)],
+    running: &Sender<Started>,
+    ended: &Receiver<Owners>,
+    home: BorrowedFd<'_>,
+) -> Result<Table, SandboxError> {
     prepare::leave(step)?;
-    let mut prepared = match prepare::prepare(level, step) {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            let _ = syscall::setns(home, libc::CLONE_NEWNS);
-            return Err(error);
-        }
-    };
-    let lower = if level == Level::SingleId { owners::lower(prepared.clean.as_fd(), &step.lower_owners) } else { Owners::default() };
-    let spawned = spawn(level, step, cgroup, resources, &mut prepared, lower);
-    let result = match spawned {
-        Ok(started) => {
-            // A caller that went away has dropped (and so killed) the step already.
-            let _ = running.send(started);
-            Ok(ended.recv().unwrap_or_default())
-        }
-        Err(error) => Err(error),
-    };
-    let Prepared { root, clean, proc_target, proc_fallback, mut stubs, sockets } = prepared;
-    drop((root, proc_target, proc_fallback, sockets));
+    let rooted = prepare::root(step);
+    let result = rooted.and_then(|mut rooted| {
+        let result = live(level, step, cgroup, resources, running, ended, &mut rooted);
+        Ok((rooted, result))
+    });
     // The old mount namespace dies here, and every mount of the step with it, but for `clean`.
     let back = syscall::setns(home, libc::CLONE_NEWNS).context(|| "returning to the engine's mount namespace".to_owned());
+    let (Rooted { root, clean, mut stubs }, result) = result?;
+    drop(root);
     stubs.remove();
     let table = match (&result, &step.root, level) {
         (Ok(recorded), Root::Overlay { upper, .. }, Level::SingleId) => {
-            owners::table(clean.as_fd(), upper, recorded, (step.user.uid, step.user.gid)).context(|| "collecting the owners of the changed files".to_owned())
+            owners::table(clean.as_fd(), upper, recorded, (step.user.uid, step.user.gid))
+                .context(|| "collecting the owners of the changed files".to_owned())
         }
         (Ok(recorded), Root::Dir(folder), Level::SingleId) => {
             owners::table(clean.as_fd(), folder, recorded, (0, 0)).context(|| "collecting the owners of the changed files".to_owned())
@@ -158,6 +161,24 @@ fn inside(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::r
         table.retain(|(path, ..)| upper.join(path).symlink_metadata().is_ok());
     }
     Ok(table)
+}
+
+/// From the first mount to the end of the step's last process.
+fn live(
+    level: Level,
+    step: &Step,
+    cgroup: &Cgroup,
+    resources: &[(u32, libc::rlimit64)],
+    running: &Sender<Started>,
+    ended: &Receiver<Owners>,
+    rooted: &mut Rooted,
+) -> Result<Owners, SandboxError> {
+    let filled = prepare::fill(level, step, rooted)?;
+    let lower = if level == Level::SingleId { owners::lower(rooted.clean.as_fd(), &step.lower_owners) } else { Owners::default() };
+    let started = spawn(level, step, cgroup, resources, rooted, filled, lower)?;
+    // A caller that went away has dropped (and so killed) the step already.
+    let _ = running.send(started);
+    Ok(ended.recv().unwrap_or_default())
 }
 
 /// A NULL-terminated array of C strings.
@@ -193,8 +214,16 @@ pub(crate) fn stdin(content: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-fn spawn(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::rlimit64)], prepared: &mut Prepared, lower: Owners) -> Result<Started, SandboxError> {
-    let program = prepare::find_program(prepared.root.as_fd(), step).context(|| "looking for the program".to_owned())?;
+fn spawn(
+    level: Level,
+    step: &Step,
+    cgroup: &Cgroup,
+    resources: &[(u32, libc::rlimit64)],
+    rooted: &Rooted,
+    filled: Filled,
+    lower: Owners,
+) -> Result<Started, SandboxError> {
+    let program = prepare::find_program(rooted.root.as_fd(), step).context(|| "looking for the program".to_owned())?;
     let program = program.ok_or_else(|| missing_program(step))?;
     let argv = pointers(step.args.iter().map(|arg| &**arg)).context(|| "an argument with a NUL byte".to_owned())?;
     let envp = pointers(step.env.iter().map(|entry| &**entry)).context(|| "an environment variable with a NUL byte".to_owned())?;
@@ -202,7 +231,7 @@ fn spawn(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::rl
     let streams = Streams::new(&step.stdin).context(|| "making pipes".to_owned())?;
     let recorder = (level == Level::SingleId).then(UnixStream::pair).transpose().context(|| "making a socket pair".to_owned())?;
     let available = caps::permitted().context(|| "capget".to_owned())?;
-    let mut keep: Vec<RawFd> = vec![prepared.root.as_raw_fd(), prepared.proc_target.as_raw_fd(), prepared.proc_fallback.as_raw_fd()];
+    let mut keep: Vec<RawFd> = vec![rooted.root.as_raw_fd(), filled.proc_target.as_raw_fd(), filled.proc_fallback.as_raw_fd()];
     keep.extend(streams.child());
     keep.extend(recorder.as_ref().map(|(_, theirs)| theirs.as_raw_fd()));
     keep.sort_unstable();
@@ -215,8 +244,8 @@ fn spawn(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::rl
         errors: streams.errors.1.as_raw_fd(),
         go: streams.go.0.as_raw_fd(),
         keep: &keep,
-        root: prepared.root.as_raw_fd(),
-        proc: Some(Proc { target: prepared.proc_target.as_raw_fd(), fallback: prepared.proc_fallback.as_raw_fd(), mask: !step.insecure }),
+        root: rooted.root.as_raw_fd(),
+        proc: Some(Proc { target: filled.proc_target.as_raw_fd(), fallback: filled.proc_fallback.as_raw_fd(), mask: !step.insecure }),
         filter: (!step.insecure).then(seccomp::docker),
         recorder: recorder.as_ref().map(|(_, theirs)| (seccomp::recorder(), theirs.as_raw_fd())),
         limits: resources,
@@ -239,7 +268,7 @@ fn spawn(level: Level, step: &Step, cgroup: &Cgroup, resources: &[(u32, libc::rl
         }
         None => None,
     };
-    Ok(Started { running, recorder, sockets: std::mem::take(&mut prepared.sockets) })
+    Ok(Started { running, recorder, sockets: filled.sockets })
 }
 
 /// Descriptors between engine and child.
@@ -253,7 +282,13 @@ pub(crate) struct Streams {
 
 impl Streams {
     pub(crate) fn new(input: &[u8]) -> io::Result<Streams> {
-        Ok(Streams { stdin: stdin(input)?, stdout: reap::output_pipe()?, stderr: reap::output_pipe()?, errors: syscall::pipe()?, go: syscall::pipe()? })
+        Ok(Streams {
+            stdin: stdin(input)?,
+            stdout: reap::output_pipe()?,
+            stderr: reap::output_pipe()?,
+            errors: syscall::pipe()?,
+            go: syscall::pipe()?,
+        })
     }
 
     /// The child's ends.
@@ -283,7 +318,9 @@ pub(crate) fn start(go: &OwnedFd, errors: &OwnedFd, step: &Step, running: &mut R
     let source = io::Error::from_raw_os_error(message[1] as i32);
     let stage = Stage::from_number(message[0]);
     match stage {
-        Some(Stage::Exec) => Err(SandboxError::Exec { program: step.args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default(), source }),
+        Some(Stage::Exec) => {
+            Err(SandboxError::Exec { program: step.args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default(), source })
+        }
         Some(Stage::Cwd) => Err(SandboxError::Setup { what: format!("entering the working directory {}", step.cwd.display()), source }),
         _ => Err(SandboxError::Setup { what: stage.map_or("starting the step", Stage::what).to_owned(), source }),
     }

@@ -110,10 +110,8 @@ pub(crate) fn clone_tree(dir: BorrowedFd<'_>, path: &CStr, recursive: bool) -> i
 pub(crate) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     let flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH;
     // SAFETY: valid C strings.
-    check(unsafe {
-        libc::syscall(libc::SYS_move_mount, mount.as_raw_fd(), EMPTY.as_ptr(), target.as_raw_fd(), EMPTY.as_ptr(), flags)
-    })
-    .map(drop)
+    check(unsafe { libc::syscall(libc::SYS_move_mount, mount.as_raw_fd(), EMPTY.as_ptr(), target.as_raw_fd(), EMPTY.as_ptr(), flags) })
+        .map(drop)
 }
 
 /// Adds mount attributes to the mount behind the descriptor (and all below it when `recursive`).
@@ -130,7 +128,8 @@ pub(crate) fn add_attributes(mount: BorrowedFd<'_>, attributes: u64, recursive: 
 /// Classic `mount`.
 pub(crate) fn mount(source: &CStr, target: &CStr, fs: &CStr, flags: c_ulong, data: &CStr) -> io::Result<()> {
     // SAFETY: valid C strings.
-    check(c_long::from(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), fs.as_ptr(), flags, data.as_ptr().cast::<c_void>()) })).map(drop)
+    check(c_long::from(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), fs.as_ptr(), flags, data.as_ptr().cast::<c_void>()) }))
+        .map(drop)
 }
 
 pub(crate) fn unshare(flags: c_int) -> io::Result<()> {

@@ -101,8 +101,8 @@ pub fn read_all(dir: &Path) -> Result<Vec<Case>> {
     }
     let mut names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
     names.sort_unstable();
-    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(Error::Malformed { place: dir.display().to_string(), reason: format!("two cases are named {}", pair[0]) });
+    if let Some(name) = names.iter().zip(names.iter().skip(1)).find_map(|(one, next)| (one == next).then_some(one)) {
+        return Err(Error::Malformed { place: dir.display().to_string(), reason: format!("two cases are named {name}") });
     }
     Ok(cases)
 }

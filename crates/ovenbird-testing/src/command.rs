@@ -60,15 +60,18 @@ pub enum Level {
     Rootless,
     /// The user without.
     SingleId,
+    /// No command of ours: a Docker Engine (`$DOCKER_HOST`) builds, as an oracle for the expectations.
+    Docker,
 }
 
 impl Level {
-    /// From `root`, `rootless` or `single-id`.
+    /// From `root`, `rootless`, `single-id` or `docker`.
     pub fn parse(word: &str) -> Option<Self> {
         Some(match word {
             "root" | "own" => Self::Own,
             "rootless" => Self::Rootless,
             "single-id" => Self::SingleId,
+            "docker" => Self::Docker,
             _ => return None,
         })
     }
@@ -76,7 +79,7 @@ impl Level {
     /// Ids to become; `None` to stay.
     pub fn ids(self) -> Result<Option<Ids>> {
         match self {
-            Self::Own => Ok(None),
+            Self::Own | Self::Docker => Ok(None),
             Self::Rootless => User::SubId.ensure().map(Some),
             Self::SingleId => User::Plain.ensure().map(Some),
         }
@@ -99,7 +102,12 @@ impl Workspace {
         set_mode(dir.path(), 0o755)?;
         let home = dir.path().join("home");
         fs::create_dir(&home).at("cannot make", &home)?;
-        let this = Self { dir, ids, binary: if ids.is_some() { shared_binary()? } else { binary()? } };
+        let binary = match level {
+            Level::Own => binary()?,
+            Level::Docker => crate::dockerd::client(),
+            Level::Rootless | Level::SingleId => shared_binary()?,
+        };
+        let this = Self { dir, ids, binary };
         this.give(this.path())?;
         this.give(&home)?;
         Ok(this)

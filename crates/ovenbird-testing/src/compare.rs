@@ -152,7 +152,7 @@ pub fn show(path: &str, node: &Node) -> String {
         Kind::Device(_, major, minor) => format!(" dev={major}:{minor}"),
         Kind::Dir | Kind::Fifo => String::new(),
     };
-    let xattrs: String = node.xattrs.keys().map(|name| format!(" xattr={name}")).collect();
+    let xattrs: String = node.xattrs.keys().flat_map(|name| [" xattr=", name]).collect();
     format!("{path} {} {:04o} {}:{}{xattrs}{detail}", letter(node), node.mode, node.uid, node.gid)
 }
 

@@ -17,12 +17,23 @@ pub struct Dockerd {
     socket: PathBuf,
 }
 
+/// The client that came with the machine's engine: another one on the path may lack the parts that build.
+pub fn client() -> PathBuf {
+    let packaged = PathBuf::from("/usr/bin/docker");
+    if packaged.is_file() { packaged } else { "docker".into() }
+}
+
 impl Dockerd {
     /// Starts one; overlay2 where it works, else vfs. No bridge: containers have the host's network or none.
     pub fn start() -> Result<Self> {
+        Self::start_with_mirror(None)
+    }
+
+    /// The same; `mirror` (`http://127.0.0.1:PORT`) stands for Docker Hub.
+    pub fn start_with_mirror(mirror: Option<&str>) -> Result<Self> {
         let mut last = None;
         for driver in ["overlay2", "vfs"] {
-            match Self::start_with(driver) {
+            match Self::start_on(driver, mirror) {
                 Ok(dockerd) => return Ok(dockerd),
                 Err(error) => last = Some(error),
             }
@@ -30,7 +41,7 @@ impl Dockerd {
         Err(last.unwrap_or_else(|| Error::Missing("no storage driver".into())))
     }
 
-    fn start_with(driver: &str) -> Result<Self> {
+    fn start_on(driver: &str, mirror: Option<&str>) -> Result<Self> {
         // The path of a socket must stay short, so the folder has a short name.
         let dir = tempfile::Builder::new().prefix("obd-").tempdir().at("cannot make a folder in", &std::env::temp_dir())?;
         let socket = dir.path().join("docker.sock");
@@ -41,16 +52,17 @@ impl Dockerd {
             .arg(format!("--pidfile={}", dir.path().join("pid").display()))
             .arg(format!("--host=unix://{}", socket.display()))
             .arg(format!("--storage-driver={driver}"))
-            .args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--ip-forward=false"]);
+            .args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--ip-forward=false"])
+            .args(mirror.map(|mirror| format!("--registry-mirror={mirror}")));
         let mut server = Server::start("dockerd", &mut command, &dir.path().join("log"))?;
         let host = format!("unix://{}", socket.display());
-        server.wait(Duration::from_secs(60), || process::output(Command::new("docker").args(["-H", &host, "version"])).is_ok())?;
+        server.wait(Duration::from_mins(1), || process::output(Command::new(client()).args(["-H", &host, "version"])).is_ok())?;
         Ok(Self { server: Some(server), dir: Some(dir), socket })
     }
 
     /// A `docker` command that talks to this engine and has no configuration of its own.
     pub fn docker(&self) -> Command {
-        let mut command = Command::new("docker");
+        let mut command = Command::new(client());
         command.env("DOCKER_HOST", self.host());
         if let Some(dir) = &self.dir {
             command.env("DOCKER_CONFIG", dir.path().join("client"));

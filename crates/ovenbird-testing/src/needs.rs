@@ -76,7 +76,10 @@ impl Need {
     }
 }
 
-/// True when the test can run; else says so, and panics if skips are denied.
+/// True when the test can run; else says so.
+///
+/// # Panics
+/// Like [`skip`].
 pub fn available(test: &str, needs: &[Need]) -> bool {
     match needs.iter().find_map(|need| need.missing()) {
         None => true,
@@ -88,6 +91,9 @@ pub fn available(test: &str, needs: &[Need]) -> bool {
 }
 
 /// Reports a skip.
+///
+/// # Panics
+/// When skips are denied and this one is not on the list: the panic is the test's failure.
 pub fn skip(test: &str, reason: &str) {
     let line = format!("SKIP {test}: {reason}");
     println!("{line}");
@@ -127,7 +133,7 @@ fn no_mirror() -> Option<String> {
     MIRROR
         .get_or_init(|| {
             let Some(uri) = base::mirror() else { return Some("apt knows no Debian source".into()) };
-            let Some((scheme, rest)) = uri.split_once("://") else { return None };
+            let (scheme, rest) = uri.split_once("://")?;
             if !matches!(scheme, "http" | "https") {
                 return None;
             }

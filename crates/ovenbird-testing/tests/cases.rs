@@ -1,5 +1,5 @@
 //! The literate build cases: every heading of `tests/cases/**/*.md` is one test.
-//! `OVENBIRD_TESTS_LEVEL=root|rootless|single-id` says whom the command runs as.
+//! `OVENBIRD_TESTS_LEVEL=root|rootless|single-id|docker` says whom the command runs as.
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use ovenbird_testing::case::{self, Case};
@@ -10,7 +10,9 @@ use ovenbird_testing::{repository, runner};
 fn main() {
     let arguments = Arguments::from_args();
     let level = match std::env::var("OVENBIRD_TESTS_LEVEL") {
-        Ok(word) => Level::parse(&word).unwrap_or_else(|| panic!("OVENBIRD_TESTS_LEVEL={word} is none of root, rootless, single-id")),
+        Ok(word) => {
+            Level::parse(&word).unwrap_or_else(|| panic!("OVENBIRD_TESTS_LEVEL={word} is none of root, rootless, single-id, docker"))
+        }
         Err(_) => Level::default(),
     };
     let cases = case::read_all(&repository().join("tests/cases")).unwrap_or_else(|error| panic!("{error}"));
@@ -20,8 +22,10 @@ fn main() {
 
 fn one(case: &Case, level: Level) -> Result<(), Failed> {
     let mut wanted = case.needs.clone();
-    if level != Level::Own {
-        wanted.push(Need::Users);
+    match level {
+        Level::Own => {}
+        Level::Docker => wanted.push(Need::Docker),
+        Level::Rootless | Level::SingleId => wanted.push(Need::Users),
     }
     if !needs::available(&case.name, &wanted) {
         return Ok(());

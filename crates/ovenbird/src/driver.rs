@@ -77,7 +77,9 @@ fn check(request: &BuildRequest) -> Result<(), Error> {
     request.source_date_epoch()?;
     for output in &request.outputs {
         if output.kind == OutputKind::Registry && request.references(Some(output))?.is_empty() {
-            return Err(Error::new(Kind::Usage, "there is nothing to push to: the image has no name").hint("name it: -t REGISTRY/REPOSITORY:TAG"));
+            return Err(
+                Error::new(Kind::Usage, "there is nothing to push to: the image has no name").hint("name it: -t REGISTRY/REPOSITORY:TAG")
+            );
         }
     }
     if request.outputs.iter().filter(|o| o.uses_stdout()).count() > 1 {
@@ -154,7 +156,13 @@ mod tests {
         fn build(&self, source: &SourceTree, _: &BuildRequest, _: &Job) -> Result<Image, Error> {
             self.say(format!("build {}", source.dockerfile));
             let target = Descriptor { media_type: "m".into(), digest: Digest::of(b"m"), size: 1, platform: None, annotations: [].into() };
-            Ok(Image { platforms: vec![(Platform::host(), target.clone(), Digest::of(b"c"))], target, ran: 1, cached: 0, source_date_epoch: None })
+            Ok(Image {
+                platforms: vec![(Platform::host(), target.clone(), Digest::of(b"c"))],
+                target,
+                ran: 1,
+                cached: 0,
+                source_date_epoch: None,
+            })
         }
         fn name(&self, _: &Image, names: &[Reference]) -> Result<(), Error> {
             self.say(format!("name {}", list(names)));

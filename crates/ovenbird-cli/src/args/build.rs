@@ -30,7 +30,7 @@ pub(crate) struct BuildArgs {
     tags: Vec<String>,
     /// Value of an ARG; a NAME alone takes its value from the environment, and is left out when it is not set there
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
-    build_args: Vec<String>,
+    variables: Vec<String>,
     /// Stage to build [default: the last]
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
@@ -117,8 +117,30 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Steps")]
     parallel: Option<u16>,
 
+    /// Check the Dockerfile and build nothing (short for --call=check); fails with code 4 when there are findings
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true)]
+    check: bool,
+    /// What to do: build or check
+    #[arg(long, value_name = "METHOD", value_parser = call)]
+    call: Option<Call>,
+
     #[command(flatten)]
     refused: Refused,
+}
+
+/// `--call`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Build,
+    Check,
+}
+
+fn call(text: &str) -> Result<Call, String> {
+    match text {
+        "build" => Ok(Call::Build),
+        "check" | "lint" => Ok(Call::Check),
+        _ => Err("only build and check are supported".into()),
+    }
 }
 
 fn network(text: &str) -> Result<Network, String> {
@@ -145,6 +167,11 @@ fn pairs(flag: &str, rows: &[String]) -> Result<BTreeMap<String, String>, Error>
 }
 
 impl BuildArgs {
+    /// Is the Dockerfile to be checked only?
+    pub(crate) fn checks_only(&self) -> bool {
+        self.check || self.call == Some(Call::Check)
+    }
+
     /// The request that these flags say.
     pub(crate) fn request(&self, environment: &Environment) -> Result<BuildRequest, Error> {
         self.refused.check()?;
@@ -161,7 +188,7 @@ impl BuildArgs {
             contexts.insert(name.to_owned(), value.parse::<ContextSource>().map_err(usage("--build-context"))?);
         }
         let mut build_args = BTreeMap::new();
-        for row in &self.build_args {
+        for row in &self.variables {
             match row.split_once('=') {
                 Some(("", _)) => return Err(Error::new(Kind::Usage, format!("--build-arg {row:?} has no name"))),
                 Some((name, value)) => drop(build_args.insert(name.to_owned(), value.to_owned())),
@@ -244,14 +271,14 @@ mod tests {
 
     fn request(line: &str) -> Result<BuildRequest, String> {
         let vars = [("FROM_ENV", "v"), ("SECRET", "hunter2")].map(|(k, v)| (k.to_owned(), v.to_owned()));
-        request_with(line, Environment::fixed(vars.into(), "/", None))
+        request_with(line, &Environment::fixed(vars.into(), "/", None))
     }
 
-    fn request_with(line: &str, environment: Environment) -> Result<BuildRequest, String> {
+    fn request_with(line: &str, environment: &Environment) -> Result<BuildRequest, String> {
         let cli = Cli::try_parse_from(["ovenbird", "build"].into_iter().chain(line.split(' ').filter(|w| !w.is_empty())))
             .map_err(|e| format!("! {}", e.to_string().trim_start_matches("error: ")))?;
         let Command::Build(args) = cli.command else { return Err("not build".into()) };
-        args.request(&environment).map_err(|e| format!("! {} {}", e.kind.exit_code(), e))
+        args.request(environment).map_err(|e| format!("! {} {}", e.kind.exit_code(), e))
     }
 
     #[test]
@@ -316,8 +343,7 @@ mod tests {
             (". --squash", "! 2 --squash is not supported"),
             (". --cgroup-parent /x", "! 2 --cgroup-parent is not supported"),
             (". --security-opt seccomp=unconfined", "! 2 --security-opt is not supported"),
-            (". --call outline", "! 2 --call is not supported"),
-            (". --check", "! 2 --check is not supported"),
+            (". --call outline", "! invalid value 'outline' for '--call"),
             (". --debug", "! 2 --debug is not supported"),
             (". --policy p", "! 2 --policy is not supported"),
             (". --rm=false", "! 2 --rm is not supported"),
@@ -348,7 +374,7 @@ mod tests {
     fn source_date_epoch_of_the_environment() {
         let of = |line: &str| {
             let environment = Environment::fixed([("SOURCE_DATE_EPOCH".to_owned(), "7".to_owned())].into(), "/", None);
-            request_with(line, environment).unwrap().source_date_epoch().unwrap()
+            request_with(line, &environment).unwrap().source_date_epoch().unwrap()
         };
         assert_eq!(of(". --reproducible"), Some(7));
         assert_eq!(of(". --build-arg SOURCE_DATE_EPOCH=9"), Some(9));

@@ -35,8 +35,6 @@ const FLAGS: &[Flag] = &[
     flag("squash", Switch, &["false"], "layers are not merged; use a multi-stage build with COPY --from"),
     flag("cgroup-parent", Value, &[""], "steps get their own control group; see --memory and --cpus"),
     flag("security-opt", Value, &[], "steps run with Ovenbird's own seccomp filter and capabilities; see --allow security.insecure"),
-    flag("call", Value, &["build"], "only building is possible; the Dockerfile is checked at the start of every build"),
-    flag("check", Switch, &["false"], "the Dockerfile is checked at the start of every build, there is no check alone yet"),
     flag("print", Value, &["build", ""], "only building is possible"),
     flag("debug", Switch, &["false"], "there is no debugger; --progress=plain shows all output"),
     flag("policy", Value, &[], "source policies are not evaluated"),

@@ -28,5 +28,6 @@ pub(crate) fn run(args: &DfArgs, session: &Session) -> Result<(), Error> {
         ("other", usage.other),
         ("total", usage.total()),
     ];
-    crate::print(&rows.iter().map(|(name, size)| format!("{name:14}{:>10}\n", bytes(*size))).collect::<String>())
+    let lines: Vec<String> = rows.iter().map(|(name, size)| format!("{name:14}{:>10}", bytes(*size))).collect();
+    crate::print(&(lines.join("\n") + "\n"))
 }

@@ -26,13 +26,20 @@ pub(crate) struct ExportArgs {
 
 pub(crate) fn run(args: &ExportArgs, session: &Session) -> Result<(), Error> {
     if matches!(args.output.kind, OutputKind::Image | OutputKind::Registry | OutputKind::CacheOnly) {
-        return Err(Error::new(Kind::Usage, "this output writes nothing that could be exported").hint("use `ovenbird push` or `ovenbird tag`"));
+        return Err(
+            Error::new(Kind::Usage, "this output writes nothing that could be exported").hint("use `ovenbird push` or `ovenbird tag`")
+        );
     }
     if args.output.compression.is_some() || args.output.oci_media_types.is_some() || !args.output.annotations.is_empty() {
-        return Err(Error::refused("compression, oci-mediatypes and annotation", "an image that is built keeps its bytes, and so its digest"));
+        return Err(Error::refused(
+            "compression, oci-mediatypes and annotation",
+            "an image that is built keeps its bytes, and so its digest",
+        ));
     }
     if args.output.uses_stdout() && std::io::stdout().is_terminal() {
-        return Err(Error::new(Kind::Usage, "an archive would be written to the terminal").hint("add dest=FILE, or redirect standard output"));
+        return Err(
+            Error::new(Kind::Usage, "an archive would be written to the terminal").hint("add dest=FILE, or redirect standard output")
+        );
     }
     let builder = session.sandboxed()?;
     let target = find(builder.engine().store(), &args.image)?;

@@ -56,7 +56,7 @@ pub(crate) fn run(args: &ImagesArgs, session: &Session) -> Result<(), Error> {
         let mut digests: Vec<Digest> = images.iter().map(|(_, d)| d.digest).collect();
         digests.sort_unstable();
         digests.dedup();
-        return crate::print(&digests.iter().map(|d| format!("{d}\n")).collect::<String>());
+        return digests.iter().try_for_each(|digest| crate::print(&format!("{digest}\n")));
     }
     let rows: Vec<_> = images.iter().map(|(name, target)| (name, target, facts(store, target))).collect();
     if args.json {
@@ -80,12 +80,13 @@ pub(crate) fn run(args: &ImagesArgs, session: &Session) -> Result<(), Error> {
 /// Lines with columns as wide as their widest cell.
 fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let widths: Vec<usize> = (0..N).map(|at| rows.iter().map(|r| r[at].chars().count()).max().unwrap_or(0)).collect();
-    rows.iter()
-        .map(|row| {
-            let line: String = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  ")).collect();
-            format!("{}\n", line.trim_end())
-        })
-        .collect()
+    let mut out = String::new();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
 }
 
 #[cfg(test)]

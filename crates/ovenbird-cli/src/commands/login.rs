@@ -4,7 +4,7 @@ use std::io::Read as _;
 
 use clap::Args;
 use ovenbird::{Error, Kind};
-use ovenbird_oci::keychain::{Keychain, Kept, Secret, registry_name};
+use ovenbird_oci::keychain::{Kept, Keychain, Secret, registry_name};
 use ovenbird_oci::registry::Client;
 
 use crate::session::Session;

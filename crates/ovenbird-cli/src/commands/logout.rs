@@ -4,7 +4,7 @@ use std::future::Future;
 
 use clap::Args;
 use ovenbird::{Error, Kind};
-use ovenbird_oci::keychain::{Keychain, Kept, registry_name};
+use ovenbird_oci::keychain::{Kept, Keychain, registry_name};
 
 use crate::session::Session;
 

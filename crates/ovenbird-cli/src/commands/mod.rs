@@ -23,12 +23,12 @@ use crate::args::{Cli, Command};
 use crate::session::Session;
 
 /// Runs a parsed command line.
-pub(crate) fn run(cli: Cli, environment: Environment) -> Result<(), Error> {
+pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<(), Error> {
     let session = || Session::new(environment.clone(), &cli.global.overrides());
     match cli.command {
         Command::Build(args) => {
             // A flag that is refused is said before a settings file that is wrong.
-            let request = args.request(&environment)?;
+            let request = args.request(environment)?;
             build::run(&args, &request, &session()?)
         }
         Command::Push(args) => push::run(&args, &session()?),

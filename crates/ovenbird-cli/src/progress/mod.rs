@@ -135,7 +135,13 @@ mod tests {
         vec![
             Event::Isolation { level: "rootless".into(), detail: "user namespace with subordinate ids".into() },
             Event::Warning { code: "StageNameCasing".into(), message: "stage name `Build` should be lower case".into(), line: Some(2) },
-            Event::Progress { id: "pull sha256:aa".into(), label: "pulling debian:12 layer aa".into(), current: 0, total: Some(50_000_000), done: false },
+            Event::Progress {
+                id: "pull sha256:aa".into(),
+                label: "pulling debian:12 layer aa".into(),
+                current: 0,
+                total: Some(50_000_000),
+                done: false,
+            },
             Event::Cached { vertex: 0, name: "[build 1/3] FROM debian:12".into() },
             Event::Started { vertex: 7, name: "[build 2/3] RUN make".into(), line: Some(3) },
             Event::Started { vertex: 4, name: "[docs 1/1] RUN mkdocs".into(), line: Some(9) },
@@ -145,9 +151,15 @@ mod tests {
             log(7, "10%\r50%\r100%\r\n"),
             log(7, "\u{1b}]0;evil title\u{7}\u{1b}[2Jplain\n"),
             Event::Log { vertex: 7, stream: LogStream::Stderr, text: "no newline at the end".into() },
-            Event::Progress { id: "pull sha256:aa".into(), label: "pulling debian:12 layer aa".into(), current: 50_000_000, total: Some(50_000_000), done: true },
+            Event::Progress {
+                id: "pull sha256:aa".into(),
+                label: "pulling debian:12 layer aa".into(),
+                current: 50_000_000,
+                total: Some(50_000_000),
+                done: true,
+            },
             Event::Finished { vertex: 4, took: Duration::from_millis(1234) },
-            Event::Failed { vertex: 7, error: "exited with code 2".into() },
+            Event::Failed { vertex: 7, error: "[build 2/3] RUN make: exited with code 2".into() },
             Event::Message { text: "exporting".into() },
         ]
     }
@@ -156,14 +168,18 @@ mod tests {
     fn raw_json_is_one_event_a_line() {
         let out = Captured::default();
         let sink = RawJson { out: Mutex::new(out.clone()) };
-        recorded().into_iter().for_each(|e| sink.emit(e));
+        for event in recorded() {
+            sink.emit(event);
+        }
         let back: Vec<Event> = out.text().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         assert_eq!(back, recorded());
     }
 
     #[test]
     fn numbers_for_people() {
-        for (count, expect) in [(0, "0B"), (999, "999B"), (1000, "1.0kB"), (999_950, "1.0MB"), (12_345_678, "12.3MB"), (5_000_000_000, "5.0GB")] {
+        for (count, expect) in
+            [(0, "0B"), (999, "999B"), (1000, "1.0kB"), (999_950, "1.0MB"), (12_345_678, "12.3MB"), (5_000_000_000, "5.0GB")]
+        {
             assert_eq!(bytes(count), expect);
         }
         for (millis, expect) in [(0, "0.0s"), (1234, "1.2s"), (59_900, "59.9s"), (61_000, "1m01s")] {

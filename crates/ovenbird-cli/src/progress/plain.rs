@@ -8,7 +8,7 @@ use std::time::Duration;
 use ovenbird_engine::event::{LogStream, VertexIndex};
 use ovenbird_engine::{Event, EventSink};
 
-use super::text::Lines;
+use super::text::{Lines, without_name};
 use super::{Clock, Escapes, bytes, clean, seconds};
 
 /// A long transfer is mentioned this often.
@@ -31,6 +31,7 @@ struct State<W> {
 
 struct Step {
     number: usize,
+    name: String,
     started: Duration,
     stdout: Lines,
     stderr: Lines,
@@ -82,7 +83,7 @@ impl<W: Write> State<W> {
             return step.number;
         }
         let (number, started) = (self.number(), (self.clock)());
-        self.steps.insert(vertex, Step { number, started, stdout: Lines::default(), stderr: Lines::default() });
+        self.steps.insert(vertex, Step { number, name: String::new(), started, stdout: Lines::default(), stderr: Lines::default() });
         number
     }
 
@@ -111,6 +112,9 @@ impl<W: Write> State<W> {
             Event::Started { vertex, name, .. } => {
                 let number = self.step(vertex);
                 self.write(&format!("#{number} {}", strip(&name)));
+                if let Some(step) = self.steps.get_mut(&vertex) {
+                    step.name = name;
+                }
             }
             Event::Cached { name, .. } => {
                 let number = self.number();
@@ -130,10 +134,11 @@ impl<W: Write> State<W> {
                 self.write(&format!("#{number} DONE {}", seconds(took)));
             }
             Event::Failed { vertex, error } => {
+                let name = self.steps.get(&vertex).map(|s| s.name.clone()).unwrap_or_default();
                 let number = self.close(vertex);
-                self.write(&format!("#{number} ERROR: {}", strip(&error)));
+                self.write(&format!("#{number} ERROR: {}", strip(without_name(&error, &name))));
             }
-            Event::Progress { id, label, current, total, done } => self.transfer(id, &strip(&label), current, total, done),
+            Event::Progress { id, label, current, total, done } => self.transfer(&id, &strip(&label), current, total, done),
             Event::Warning { code, message, line } => {
                 let place = line.map(|l| format!(" (line {l})")).unwrap_or_default();
                 self.write(&format!("warning: {code}: {}{place}", strip(&message)));
@@ -146,18 +151,18 @@ impl<W: Write> State<W> {
         }
     }
 
-    fn transfer(&mut self, id: String, label: &str, current: u64, total: Option<u64>, done: bool) {
+    fn transfer(&mut self, id: &str, label: &str, current: u64, total: Option<u64>, done: bool) {
         let now = (self.clock)();
-        if !self.transfers.contains_key(&id) {
+        if !self.transfers.contains_key(id) {
             let number = self.number();
             self.write(&format!("#{number} {label}"));
-            self.transfers.insert(id.clone(), Transfer { number, started: now, mentioned: now });
+            self.transfers.insert(id.to_owned(), Transfer { number, started: now, mentioned: now });
         }
-        let Some(transfer) = self.transfers.get_mut(&id) else { return };
+        let Some(transfer) = self.transfers.get_mut(id) else { return };
         let number = transfer.number;
         if done {
             let took = now.saturating_sub(transfer.started);
-            self.transfers.remove(&id);
+            self.transfers.remove(id);
             self.write(&format!("#{number} {} DONE {}", bytes(current), seconds(took)));
         } else if now.saturating_sub(transfer.mentioned) >= TRANSFER_INTERVAL {
             transfer.mentioned = now;
@@ -175,7 +180,9 @@ mod tests {
     fn shown(events: Vec<Event>, clock: Clock, escapes: Escapes) -> String {
         let out = Captured::default();
         let plain = Plain::new(out.clone(), clock, escapes);
-        events.into_iter().for_each(|e| plain.emit(e));
+        for event in events {
+            plain.emit(event);
+        }
         plain.finish();
         out.text()
     }

@@ -52,7 +52,8 @@ pub(crate) fn clean(text: &str, escapes: Escapes) -> String {
                     }
                     sequence.push(c);
                 }
-                if escapes == Escapes::Colour && last == Some('m') && sequence.bytes().all(|b| b.is_ascii_digit() || b == b';' || b == b':') {
+                if escapes == Escapes::Colour && last == Some('m') && sequence.bytes().all(|b| b.is_ascii_digit() || b == b';' || b == b':')
+                {
                     out.push_str("\u{1b}[");
                     out.push_str(&sequence);
                     out.push('m');
@@ -130,7 +131,14 @@ fn visible(line: &str) -> &str {
 fn columns(c: char) -> usize {
     match c as u32 {
         0x300..=0x36f | 0x200b..=0x200f | 0xfe00..=0xfe0f => 0,
-        0x1100..=0x115f | 0x2e80..=0xa4cf | 0xac00..=0xd7a3 | 0xf900..=0xfaff | 0xfe30..=0xfe6f | 0xff00..=0xff60 | 0xffe0..=0xffe6 | 0x1f300..=0x1faff
+        0x1100..=0x115f
+        | 0x2e80..=0xa4cf
+        | 0xac00..=0xd7a3
+        | 0xf900..=0xfaff
+        | 0xfe30..=0xfe6f
+        | 0xff00..=0xff60
+        | 0xffe0..=0xffe6
+        | 0x1f300..=0x1faff
         | 0x20000..=0x3fffd => 2,
         _ => 1,
     }
@@ -161,10 +169,15 @@ pub(super) fn fit(text: &str, width: usize) -> String {
         }
         kept.push(c);
     }
-    if coloured {
+    if coloured && used > width {
         kept.push_str("\u{1b}[0m");
     }
     kept
+}
+
+/// The engine begins a step's error with the name of the step, which is shown beside it already.
+pub(super) fn without_name<'a>(error: &'a str, name: &str) -> &'a str {
+    error.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(error)
 }
 
 /// Columns of a text without colours.
@@ -232,7 +245,7 @@ mod tests {
             ("日本語", 4, "日…"),
             ("a\tb", 3, "a b"),
             ("\u{1b}[31mabcd\u{1b}[0m", 3, "\u{1b}[31mab…\u{1b}[0m"),
-            ("\u{1b}[31mabc\u{1b}[0m", 3, "\u{1b}[31mabc\u{1b}[0m\u{1b}[0m"),
+            ("\u{1b}[31mabc\u{1b}[0m", 3, "\u{1b}[31mabc\u{1b}[0m"),
             ("日本", 3, "日…"),
             ("abc", 0, ""),
         ] {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ovenbird_engine::event::VertexIndex;
 use ovenbird_engine::{Event, EventSink};
 
-use super::text::{Lines, fit, width};
+use super::text::{Lines, fit, width, without_name};
 use super::{Clock, Escapes, bytes, clean, seconds};
 
 const FRAME: Duration = Duration::from_millis(100);
@@ -163,7 +163,11 @@ impl<W: Write> Screen<W> {
             Event::Failed { vertex, error } => {
                 let name = self.step(vertex, None).name.clone();
                 self.running.remove(&vertex);
-                let line = format!("{} {name} {}", self.paint("31", "✗"), self.paint("31", &format!("ERROR: {}", strip(&error))));
+                let line = format!(
+                    "{} {name} {}",
+                    self.paint("31", "✗"),
+                    self.paint("31", &format!("ERROR: {}", without_name(&strip(&error), &name)))
+                );
                 self.settled.push(line);
             }
             Event::Progress { id, label, current, total, done } => {
@@ -209,7 +213,7 @@ impl<W: Write> Screen<W> {
         for transfer in self.transfers.values() {
             let amount = match transfer.total {
                 Some(total) if total > 0 => {
-                    let filled = ((transfer.current.min(total) as u128 * BAR as u128) / u128::from(total)) as usize;
+                    let filled = ((u128::from(transfer.current.min(total)) * BAR as u128) / u128::from(total)) as usize;
                     format!("{}{} {} / {}", "█".repeat(filled), "░".repeat(BAR - filled), bytes(transfer.current), bytes(total))
                 }
                 _ => bytes(transfer.current),
@@ -230,7 +234,9 @@ impl<W: Write> Screen<W> {
     fn frame(&mut self, lines: &[String], columns: usize) {
         let mut text = String::new();
         if self.drawn > 0 {
-            text.push_str(&format!("\r\u{1b}[{}A", self.drawn));
+            text.push_str("\r\u{1b}[");
+            text.push_str(&self.drawn.to_string());
+            text.push('A');
         }
         for line in self.settled.drain(..) {
             // What stays may be as long as it is: terminals wrap it, and copying it gives the whole.
@@ -273,15 +279,15 @@ mod tests {
     fn pictures_of_a_recorded_build() {
         let out = Captured::default();
         let mut screen = screen(&out);
-        let mut pictures = String::new();
+        let mut pictures = vec![];
         for (at, event) in recorded().into_iter().enumerate() {
             screen.take(event);
             if at == 11 || at == 15 {
                 let settled = std::mem::take(&mut screen.settled).join("\n");
-                pictures.push_str(&format!("{settled}\n--\n{}\n==\n", screen.picture(60, 24).join("\n")));
+                pictures.push(format!("{settled}\n--\n{}\n==", screen.picture(60, 24).join("\n")));
             }
         }
-        insta::assert_snapshot!(pictures);
+        insta::assert_snapshot!(pictures.join("\n"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use ovenbird_dockerfile::Span;
 use ovenbird_dockerfile::ast::{Instruction, Kind, Stage};
-use ovenbird_dockerfile::expand::{EmptyEnv, Expander};
+use ovenbird_dockerfile::expand::EmptyEnv;
 use ovenbird_dockerfile::suggest::nearest;
 use ovenbird_oci::{ImageConfig, Platform};
 
@@ -255,8 +255,7 @@ impl Lowering<'_> {
     }
 
     fn copy_source(&mut self, from: &str, span: Span) -> Outcome<NodeId> {
-        let expander = Expander { escape: self.expander.escape, keep_unset: false, raw_quotes: false };
-        if expander.word(from, &EmptyEnv).map_or(true, |expanded| expanded.value != from) {
+        if self.expander.word(from, &EmptyEnv).map_or(true, |expanded| expanded.value != from) {
             let message =
                 "variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround";
             return Err(error("copy-from", span, message));

@@ -1,10 +1,13 @@
 //! Content keys: what a copy or a bind mount would see of a tree, as one digest. Times, inodes and
 //! places on disk have no part in it.
 
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use ovenbird_oci::Digest;
@@ -21,6 +24,8 @@ pub use crate::snapshot::stat_cache::StatCache;
 const FORM: &[u8] = b"ovenbird content 1\n";
 /// Files that are worth a second thread.
 const PARALLEL_FILES: usize = 16;
+/// Files up to this many bytes are read in one go.
+const SMALL: u64 = 128 * 1024;
 /// Most hashing threads.
 const MAX_THREADS: usize = 4;
 
@@ -143,7 +148,7 @@ fn describe(hasher: &mut Hasher, rel: &[u8], entry: &Entry, read: &Read, counted
 struct Read {
     /// Digest of a file, target of a link.
     content: Vec<u8>,
-    xattrs: Vec<(std::ffi::OsString, Vec<u8>)>,
+    xattrs: Vec<(OsString, Vec<u8>)>,
 }
 
 fn read(from: &dyn Tree, visit: &Visit, cache: &dyn StatCache) -> Result<Read, FileError> {
@@ -158,18 +163,16 @@ fn read(from: &dyn Tree, visit: &Visit, cache: &dyn StatCache) -> Result<Read, F
             let stat = location.stat().map_err(FileError::io("read", disk))?;
             let meta = Entry::from_stat(&stat, disk.clone());
             let ctime = (stat.st_ctime, stat.st_ctime_nsec as u32);
-            let digest = match cache.get(disk, &meta, ctime) {
-                Some(digest) => digest,
-                None => {
-                    let file = location.open().map_err(FileError::io("read", disk))?;
-                    // Bounded by the size seen: the file may grow without end.
-                    let (digest, read) = Digest::of_reader(std::io::Read::take(&file, meta.size)).map_err(FileError::io("read", disk))?;
-                    let after = rustix::fs::fstat(&file).map_err(FileError::io("read", disk))?;
-                    if read == meta.size && (after.st_ctime, after.st_ctime_nsec as u32) == ctime && after.st_ino == stat.st_ino {
-                        cache.put(disk, &meta, ctime, digest);
-                    }
-                    digest
+            let digest = if let Some(digest) = cache.get(disk, &meta, ctime) {
+                digest
+            } else {
+                let file = location.open().map_err(FileError::io("read", disk))?;
+                let (digest, read) = digest_of(&file, meta.size).map_err(FileError::io("read", disk))?;
+                let after = rustix::fs::fstat(&file).map_err(FileError::io("read", disk))?;
+                if read == meta.size && (after.st_ctime, after.st_ctime_nsec as u32) == ctime && after.st_ino == stat.st_ino {
+                    cache.put(disk, &meta, ctime, digest);
                 }
+                digest
             };
             digest.as_bytes().to_vec()
         }
@@ -177,6 +180,20 @@ fn read(from: &dyn Tree, visit: &Visit, cache: &dyn StatCache) -> Result<Read, F
     };
     let xattrs = location.xattrs().map_err(FileError::io("read the attributes of", disk))?;
     Ok(Read { content, xattrs })
+}
+
+/// Bounded by the size seen: the file may grow without end.
+fn digest_of(file: &File, size: u64) -> io::Result<(Digest, u64)> {
+    let mut content = file.take(size);
+    if size > SMALL {
+        return Digest::of_reader(content);
+    }
+    thread_local! { static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) }; }
+    BUFFER.with_borrow_mut(|buffer| {
+        buffer.clear();
+        content.read_to_end(buffer)?;
+        Ok((Digest::of(buffer), buffer.len() as u64))
+    })
 }
 
 /// Results in the order of the items.

@@ -143,7 +143,7 @@ pub fn run(
         outcome.owners.into_iter().map(|(path, uid, gid, node)| (path.into_os_string(), Owner { uid, gid, node })).collect();
     if let (Root::Dir(dir), Some(before)) = (&root, &before) {
         owners = merged::diff(before, dir, &fs_dir, owners).map_err(|source| BuildError::File { step: step.name.clone(), line: step.line(), source })?;
-        let _ = remove_tree(&dir);
+        let _ = remove_tree(dir);
     }
     Ok(session.state.commit(work, None, &owners)?)
 }

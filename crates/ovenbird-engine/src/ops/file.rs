@@ -27,7 +27,7 @@ use crate::plan::{CopyAction, FileAction, FileOp, VertexId};
 use crate::snapshot::Snapshot;
 use crate::snapshot::tree::{self, Kind, Tree, clean};
 
-pub(crate) use dest::Dest;
+pub(crate) use dest::{Dest, Inode, inode_in_layer};
 use select::Selected;
 use transfer::Meta;
 

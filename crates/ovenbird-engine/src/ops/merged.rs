@@ -13,9 +13,9 @@ use ovenbird_oci::layer::{Owners, Ownership};
 use tar::{EntryType, Header};
 
 use super::file::transfer::Meta;
-use super::file::{Dest, FileError};
+use super::file::{Dest, FileError, Inode, inode_in_layer};
 use crate::snapshot::Snapshot;
-use crate::snapshot::tree::{Choice, Entry, Kind, Tree, Visit, resolve, walk, walk_with};
+use crate::snapshot::tree::{Choice, Entry, Kind, Location, Tree, Visit, resolve, walk, walk_with};
 use crate::snapshot::view::{Folder, View};
 
 /// Copies the whole root file system into the existing empty folder `dest`. Everything in it may be modified afterwards.
@@ -99,7 +99,7 @@ impl Index {
     }
 }
 
-/// A snapshot of one layer would take a 0/0 device for a whiteout, so this is a folder; its owners are looked up apart.
+/// As a folder, for a snapshot of one layer would take a 0/0 device for a whiteout.
 fn plain(dir: &Path) -> Folder {
     Folder::new(dir, Patterns::default())
 }
@@ -124,12 +124,12 @@ fn stamp(tree: &dyn Tree, path: &Path) -> Result<Option<Stamp>, FileError> {
 }
 
 /// The folder itself with its real owners, and those that a table knows better.
-struct Owned<'a> {
+struct Owned {
     tree: Folder,
-    owners: &'a Owners,
+    owners: Owners,
 }
 
-impl Tree for Owned<'_> {
+impl Tree for Owned {
     fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
         let Some(entry) = self.tree.entry(path)? else { return Ok(None) };
         let Some(location) = self.tree.locate(path)? else { return Ok(None) };
@@ -145,7 +145,7 @@ impl Tree for Owned<'_> {
     fn names(&self, dir: &Path) -> io::Result<Vec<OsString>> {
         self.tree.names(dir)
     }
-    fn locate(&self, path: &Path) -> io::Result<Option<crate::snapshot::tree::Location>> {
+    fn locate(&self, path: &Path) -> io::Result<Option<Location>> {
         self.tree.locate(path)
     }
 }
@@ -153,11 +153,12 @@ impl Tree for Owned<'_> {
 /// Writes what changed in `dir` since `before` into the existing empty folder `out`, in overlayfs form. `owners` are the intended owners
 /// that a step's recorder saw for paths of `dir`: such a path counts as changed. Returns the owners that the disk does not hold.
 pub fn diff(before: &Index, dir: &Path, out: &Path, owners: Owners) -> Result<Owners, FileError> {
-    let tree = Owned { tree: plain(dir), owners: &owners };
+    let ownership = if owners.is_empty() { Ownership::Real } else { Ownership::Recorded };
+    let tree = Owned { tree: plain(dir), owners };
     let after = Index::of(dir)?;
     let mut changed: BTreeSet<PathBuf> = BTreeSet::new();
     for (path, stamp) in &after.entries {
-        let same = before.entries.get(path) == Some(stamp) && !owners.contains_key(path.as_os_str());
+        let same = before.entries.get(path) == Some(stamp) && !tree.owners.contains_key(path.as_os_str());
         if !same && !path.as_os_str().is_empty() {
             changed.insert(path.clone());
         }
@@ -174,11 +175,14 @@ pub fn diff(before: &Index, dir: &Path, out: &Path, owners: Owners) -> Result<Ow
     for path in changed.iter().chain(gone.iter().copied()) {
         needed.extend(path.ancestors().skip(1));
     }
-    let ownership = if owners.is_empty() { Ownership::Real } else { Ownership::Recorded };
     let mut dest = Dest::with_links(&Snapshot::default(), out, ownership, false)?;
     let choose = |path: &Path, entry: &Entry| {
         // Ancestors keep their metadata, as in a copy-up.
-        if path.as_os_str().is_empty() || changed.contains(path) || (entry.is_dir() && needed.contains(path)) { Choice::Take } else { Choice::Skip }
+        if path.as_os_str().is_empty() || changed.contains(path) || (entry.is_dir() && needed.contains(path)) {
+            Choice::Take
+        } else {
+            Choice::Skip
+        }
     };
     write_visits(&mut dest, &tree, walk_with(&tree, Path::new(""), Box::new(choose)))?;
     for path in &changed {
@@ -198,9 +202,8 @@ pub fn diff(before: &Index, dir: &Path, out: &Path, owners: Owners) -> Result<Ow
 /// `mtime` (seconds since 1970) replaces every time; else whole seconds are kept.
 pub fn write_tar(snapshot: &Snapshot, out: &mut dyn Write, mtime: Option<i64>) -> Result<(), FileError> {
     let view = View::new(snapshot);
-    let written = |error| FileError::io("write", "the tar")(error);
     let mut builder = tar::Builder::new(out);
-    let mut firsts: HashMap<(u64, u64), PathBuf> = HashMap::new();
+    let mut firsts: HashMap<Inode, PathBuf> = HashMap::new();
     for visit in walk(&view, Path::new("")) {
         let visit = visit.map_err(FileError::io("read", "the files"))?;
         if visit.depth == 0 || visit.entry.kind == Kind::Socket {
@@ -208,9 +211,9 @@ pub fn write_tar(snapshot: &Snapshot, out: &mut dyn Write, mtime: Option<i64>) -
         }
         let Some(location) = view.locate(&visit.path).map_err(FileError::io("read", &visit.entry.disk))? else { continue };
         let entry = &visit.entry;
-        let inode = (entry.inode.0, entry.inode.1);
-        let first = (entry.kind == Kind::File && entry.inode.2 > 1).then(|| firsts.get(&inode).cloned()).flatten();
-        if entry.kind == Kind::File {
+        let inode = (entry.kind == Kind::File && entry.inode.2 > 1).then(|| inode_in_layer(&visit));
+        let first = inode.as_ref().and_then(|inode| firsts.get(inode).cloned());
+        if let Some(inode) = inode {
             firsts.entry(inode).or_insert_with(|| visit.path.clone());
         }
         let link = match (entry.kind, &first) {
@@ -218,26 +221,35 @@ pub fn write_tar(snapshot: &Snapshot, out: &mut dyn Write, mtime: Option<i64>) -
             (Kind::Symlink, None) => Some(location.read_link().map_err(FileError::io("read", &entry.disk))?),
             _ => None,
         };
-        let xattrs = if first.is_some() { Vec::new() } else { location.xattrs().map_err(FileError::io("read the attributes of", &entry.disk))? };
+        let xattrs =
+            if first.is_some() { Vec::new() } else { location.xattrs().map_err(FileError::io("read the attributes of", &entry.disk))? };
         let (header, pax) = tar_header(&visit, first.is_some(), link.as_deref(), &xattrs, mtime);
         if !pax.is_empty() {
-            builder.append_pax_extensions(pax.iter().map(|(k, v)| (k.as_str(), v.as_slice()))).map_err(written)?;
+            builder
+                .append_pax_extensions(pax.iter().map(|(k, v)| (k.as_str(), v.as_slice())))
+                .map_err(FileError::io("write", "the tar"))?;
         }
         if entry.kind == Kind::File && first.is_none() {
             let file = location.open().map_err(FileError::io("read", &entry.disk))?;
             // Layers do not change, but a short file must not break the archive's frame.
             let content = file.take(entry.size).chain(io::repeat(0)).take(entry.size);
-            builder.append(&header, content).map_err(written)?;
+            builder.append(&header, content).map_err(FileError::io("write", "the tar"))?;
         } else {
-            builder.append(&header, io::empty()).map_err(written)?;
+            builder.append(&header, io::empty()).map_err(FileError::io("write", "the tar"))?;
         }
     }
-    builder.into_inner().and_then(|out| out.flush()).map_err(written)
+    builder.into_inner().and_then(|out| out.flush()).map_err(FileError::io("write", "the tar"))
 }
 
 type Records = Vec<(String, Vec<u8>)>;
 
-fn tar_header(visit: &Visit, is_hard_link: bool, link: Option<&Path>, xattrs: &[(OsString, Vec<u8>)], mtime: Option<i64>) -> (Header, Records) {
+fn tar_header(
+    visit: &Visit,
+    is_hard_link: bool,
+    link: Option<&Path>,
+    xattrs: &[(OsString, Vec<u8>)],
+    mtime: Option<i64>,
+) -> (Header, Records) {
     let entry = &visit.entry;
     let mut header = Header::new_ustar();
     let mut pax: Records = Vec::new();

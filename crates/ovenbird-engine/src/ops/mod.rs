@@ -33,6 +33,9 @@ pub struct LazyRuntime(OnceLock<Runtime>);
 
 impl LazyRuntime {
     /// Runs a future to its end on this thread.
+    ///
+    /// # Panics
+    /// When the system gives no threads at all.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.0
             .get_or_init(|| {

@@ -54,11 +54,17 @@ pub fn prepare(
                 all.push(&mount.target, source, !writable);
             }
             ExecMountKind::Cache { id, from, source, sharing, read_only, mode, uid, gid } => {
-                let initial = match from {
-                    Some(vertex) => Some((image::snapshot(session, &chain(*vertex, source)?)?, source.as_str())),
-                    None => None,
+                let (initial, origin) = match from {
+                    Some(vertex) => {
+                        let chain = chain(*vertex, source)?;
+                        let origin = serde_json::to_string(&chain).unwrap_or_default();
+                        (Some((image::snapshot(session, &chain)?, source.as_str())), format!("{origin} {source}"))
+                    }
+                    None => (None, String::new()),
                 };
-                let dir = all.cache_folder(session, id, *sharing, &|dir| {
+                // As in BuildKit, a folder that begins differently is another folder.
+                let name = format!("{id}\0{mode:o} {uid} {gid}\0{origin}");
+                let dir = all.cache_folder(session, &name, *sharing, &|dir| {
                     if let Some((snapshot, source)) = &initial {
                         fill(session, snapshot, source, dir)?;
                     }
@@ -117,6 +123,28 @@ fn fill(session: &Session, snapshot: &Snapshot, source: &str, dir: &Path) -> io:
     merged::materialize_subtree(snapshot, Path::new(source.trim_start_matches('/')), dir, session.state.ownership()).map_err(io::Error::other)
 }
 
+/// Takes the lock of a cache folder; `false`: a private one is in use. Interrupted: the build was stopped while it waited.
+fn acquire(session: &Session, lock: &File, sharing: Sharing) -> io::Result<bool> {
+    let operation = match sharing {
+        Sharing::Shared => FlockOperation::NonBlockingLockShared,
+        Sharing::Private | Sharing::Locked => FlockOperation::NonBlockingLockExclusive,
+    };
+    loop {
+        match rustix::fs::flock(lock, operation) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) if sharing == Sharing::Private => return Ok(false),
+            // Another step has it; a blocking flock could not be cancelled.
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {
+                if session.stop.load(Ordering::SeqCst) {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 impl Mounts {
     fn push(&mut self, target: &str, source: MountSource, read_only: bool) {
         self.mounts.push(Mount { target: PathBuf::from(target), source, read_only });
@@ -141,34 +169,19 @@ impl Mounts {
     fn cache_folder(
         &mut self,
         session: &Session,
-        id: &str,
+        name: &str,
         sharing: Sharing,
         initialise: &dyn Fn(&Path) -> io::Result<()>,
     ) -> Result<PathBuf, BuildError> {
-        let base = session.state.mounts_dir().join(Digest::of(id.as_bytes()).hex());
+        let base = session.state.mounts_dir().join(Digest::of(name.as_bytes()).hex());
         fs::create_dir_all(&base).map_err(io_error("make", &base))?;
         for number in 0_u32.. {
             let lock_path = base.join(format!("{number}.lock"));
             let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(io_error("open", &lock_path))?;
-            let operation = match sharing {
-                Sharing::Shared => FlockOperation::NonBlockingLockShared,
-                Sharing::Private | Sharing::Locked => FlockOperation::NonBlockingLockExclusive,
-            };
-            loop {
-                match rustix::fs::flock(&lock, operation) {
-                    Ok(()) => break,
-                    Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) if sharing != Sharing::Private => {
-                        // Another step has it; a blocking flock could not be cancelled.
-                        if session.stop.load(Ordering::SeqCst) {
-                            return Err(BuildError::Cancelled);
-                        }
-                        std::thread::sleep(Duration::from_millis(20));
-                    }
-                    Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => break,
-                    Err(error) => return Err(io_error("lock", &lock_path)(error.into()).into()),
-                }
-            }
-            if sharing == Sharing::Private && rustix::fs::flock(&lock, operation).is_err() {
+            if !acquire(session, &lock, sharing).map_err(|error| match error.kind() {
+                io::ErrorKind::Interrupted => BuildError::Cancelled,
+                _ => io_error("lock", &lock_path)(error).into(),
+            })? {
                 continue;
             }
             let dir = base.join(number.to_string());

@@ -339,3 +339,167 @@ impl Tree for SubTree {
         self.inner.locate(&self.at(path))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::snapshot::tree::{resolve_parent, walk};
+
+    fn layer(dir: &Path, entries: &[&str]) -> LayerDir {
+        fs::create_dir_all(dir).unwrap();
+        for entry in entries {
+            let path = dir.join(entry.trim_end_matches(['/', '!', '-']).split(['=', '>']).next().unwrap());
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            match entry {
+                e if e.ends_with('-') => {
+                    rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::CharacterDevice, rustix::fs::Mode::empty(), 0).unwrap();
+                }
+                e if e.ends_with('/') => fs::create_dir_all(&path).unwrap(),
+                e if e.ends_with("/!") => {
+                    fs::create_dir_all(&path).unwrap();
+                    rustix::fs::setxattr(&path, OPAQUE, b"y", rustix::fs::XattrFlags::empty()).unwrap();
+                }
+                e => match e.split_once('=') {
+                    Some((_, text)) => fs::write(&path, text).unwrap(),
+                    None => symlink(e.split_once('>').unwrap().1, &path).unwrap(),
+                },
+            }
+        }
+        LayerDir { dir: dir.to_owned(), owners: Arc::new(Owners::new()) }
+    }
+
+    fn show(tree: &dyn Tree) -> Vec<String> {
+        let show = |path: &Path| match tree.locate(path).unwrap().unwrap().open() {
+            Ok(file) => format!("={}", io::read_to_string(file).unwrap()),
+            Err(_) => String::new(),
+        };
+        walk(tree, Path::new(""))
+            .skip(1)
+            .map(|v| v.unwrap())
+            .map(|v| {
+                format!("{}{}{:?}", v.path.display(), if v.entry.kind == Kind::File { show(&v.path) } else { String::new() }, v.entry.kind)
+            })
+            .collect()
+    }
+
+    /// The kernel's overlayfs is the oracle.
+    #[test]
+    fn a_view_is_what_overlayfs_shows() {
+        let stacks: &[&[&[&str]]] = &[
+            &[&["a=1"]],
+            &[&["a=1", "d/x=1"], &["b=2", "d/y=2"]],
+            &[&["a=1", "d/x=1", "d/y=1"], &["a-", "d/x-"]],
+            &[&["d/x=1", "d/s/y=1"], &["d/!", "d/z=2"]],
+            &[&["d/x=1"], &["d-"], &["d/y=2"]],
+            &[&["d/x=1"], &["d=file"], &["d/y=2"]],
+            &[&["d=file"], &["d/y=2"]],
+            &[&["d/x=1"], &["d=file"]],
+            &[&["d/x=1"], &["d>e", "e/f=1"]],
+            &[&["d/s/x=1"], &["d/!", "d/s/y=2"], &["d/s/z=3", "d/s/y-"]],
+            &[&["a=1"], &["a-"], &["a=3"]],
+            &[&["d/x=1"], &["e=2"], &["d/"]],
+            &[&["d/x=1", "d/y=1"], &["d/x-"], &["d/!"], &["d/w=4"]],
+            &[&["gone-", "a=1"], &["b=2"]],
+        ];
+        let mut compared = 0;
+        for (at, stack) in stacks.iter().enumerate() {
+            let dir = tempfile::tempdir().unwrap();
+            let layers: Vec<LayerDir> =
+                stack.iter().enumerate().map(|(n, entries)| layer(&dir.path().join(n.to_string()), entries)).collect();
+            // Overlayfs wants two layers.
+            let empty = layer(&dir.path().join("empty"), &[]);
+            let mount = dir.path().join("mount");
+            fs::create_dir(&mount).unwrap();
+            let lowers: Vec<String> = layers.iter().rev().chain([&empty]).map(|l| l.dir.display().to_string()).collect();
+            let options = std::ffi::CString::new(format!("lowerdir={},userxattr", lowers.join(":"))).unwrap();
+            let mounted = rustix::mount::mount("overlay", &mount, "overlay", rustix::mount::MountFlags::RDONLY, options.as_c_str());
+            if let Err(error) = mounted {
+                println!("skipped: cannot mount an overlay: {error}");
+                return;
+            }
+            let expect = show(&Folder::new(&mount, Patterns::default()));
+            rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).unwrap();
+            assert_eq!(show(&View::new(&Snapshot { layers })), expect, "stack {at}");
+            compared += 1;
+        }
+        assert_eq!(compared, stacks.len());
+    }
+
+    #[test]
+    fn links_are_followed_inside_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let entries = [
+            "d/f=1",
+            "l>d",
+            "abs>/d",
+            "up>../../../d",
+            "d/back>../l/f",
+            "gone>no/thing",
+            "a>b",
+            "b>a",
+            "s/t/f=1",
+            "deep>s/t",
+            "s/dots>t/.././t/f",
+        ];
+        let tree = View::new(&Snapshot { layers: vec![layer(dir.path(), &entries)] });
+        for (path, all, parent) in [
+            ("d/f", Some("d/f"), "d/f"),
+            ("l", Some("d"), "l"),
+            ("l/f", Some("d/f"), "d/f"),
+            ("abs/f", Some("d/f"), "d/f"),
+            ("/abs/f", Some("d/f"), "d/f"),
+            ("up/f", Some("d/f"), "d/f"),
+            ("d/back", Some("d/f"), "d/back"),
+            ("gone", Some("no/thing"), "gone"),
+            ("gone/x", Some("no/thing/x"), "no/thing/x"),
+            ("deep/../f", Some("s/f"), "s/f"),
+            ("s/dots", Some("s/t/f"), "s/dots"),
+            ("../../d", Some("d"), "d"),
+            ("x/../d", Some("d"), "d"),
+            ("", Some(""), ""),
+            ("a", None, "a"),
+        ] {
+            assert_eq!(resolve(&tree, Path::new(path)).ok(), all.map(PathBuf::from), "{path}");
+            assert_eq!(resolve_parent(&tree, Path::new(path)).unwrap(), Path::new(parent), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_folder_is_never_left() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("secret"), "s").unwrap();
+        layer(&dir.path().join("c"), &["d/f=1", "out>..", "d/out>/etc"]);
+        let tree = Folder::new(dir.path().join("c"), Patterns::default());
+        for path in ["out/secret", "d/out/passwd", "out"] {
+            let path = Path::new(path);
+            assert!(path == Path::new("out") || tree.entry(path).unwrap().is_none(), "{}", path.display());
+            assert!(open(&tree, path).is_err());
+            assert!(tree.names(path).is_err());
+        }
+        for path in ["../secret", "d/../../secret", "/etc/passwd"] {
+            assert!(tree.entry(Path::new(path)).is_err(), "{path}");
+        }
+        // The folder becomes a link while it is read.
+        assert!(tree.entry(Path::new("d/f")).unwrap().is_some());
+        fs::rename(dir.path().join("c/d"), dir.path().join("c/old")).unwrap();
+        symlink("/etc", dir.path().join("c/d")).unwrap();
+        assert!(open(&tree, Path::new("d/passwd")).is_err());
+        let part = SubTree::new(Arc::new(tree), "old");
+        assert!(part.entry(Path::new("f")).unwrap().is_some() && part.entry(Path::new("")).unwrap().unwrap().is_dir());
+        assert_eq!(part.names(Path::new("")).unwrap(), ["f", "out"]);
+    }
+
+    #[test]
+    fn more_folders_than_handles() {
+        let dir = tempfile::tempdir().unwrap();
+        let entries: Vec<String> = (0..3 * MAX_HANDLES).map(|n| format!("{n}/a/b/f={n}")).collect();
+        let lower = layer(&dir.path().join("1"), &entries.iter().map(String::as_str).collect::<Vec<_>>());
+        let upper = layer(&dir.path().join("2"), &["5/a/b/g=x", "6/a-"]);
+        let view = View::new(&Snapshot { layers: vec![lower, upper] });
+        let files = walk(&view, Path::new("")).filter(|v| v.as_ref().unwrap().entry.kind == Kind::File).count();
+        assert_eq!(files, 3 * MAX_HANDLES);
+    }
+}

@@ -94,7 +94,10 @@ mod tests {
         copy(&low, &out).unwrap();
         copy(&high, &out).unwrap();
         let read = |name: &str| fs::read_to_string(out.join(name)).unwrap();
-        assert_eq!((read("kept"), read("changed"), read("hidden/old"), read("hidden/new")), ("low kept".into(), "high changed".into(), "low hidden/old".into(), "high hidden/new".into()));
+        assert_eq!(
+            (read("kept"), read("changed"), read("hidden/old"), read("hidden/new")),
+            ("low kept".into(), "high changed".into(), "low hidden/old".into(), "high hidden/new".into())
+        );
         assert_eq!(fs::metadata(out.join("kept")).unwrap().mode() & 0o7777, 0o4751);
         assert_eq!(fs::metadata(out.join("kept")).unwrap().mtime_nsec(), fs::metadata(low.join("kept")).unwrap().mtime_nsec());
         assert_eq!(fs::read_link(out.join("link")).unwrap(), Path::new("kept"));

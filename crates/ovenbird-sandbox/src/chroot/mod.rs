@@ -20,9 +20,16 @@ use crate::syscall::c_path;
 use crate::{Level, Network, Outcome, Root, SandboxError, Step, Stream, limits, mounts, socket};
 
 pub(crate) fn run(step: &Step, output: &mut dyn FnMut(Stream, &[u8]), cancel: &AtomicBool) -> Result<Outcome, SandboxError> {
-    let refused = |option: &str, reason: &str| SandboxError::Refused { option: option.to_owned(), level: Level::Chroot.name(), reason: reason.to_owned() };
+    let refused = |option: &str, reason: &str| SandboxError::Refused {
+        option: option.to_owned(),
+        level: Level::Chroot.name(),
+        reason: reason.to_owned(),
+    };
     if step.network == Network::None {
-        return Err(refused("--network none", "a network namespace needs CAP_SYS_ADMIN; give it to the container, or leave the option out"));
+        return Err(refused(
+            "--network none",
+            "a network namespace needs CAP_SYS_ADMIN; give it to the container, or leave the option out",
+        ));
     }
     if step.limits.shm_size.is_some() {
         return Err(refused("--shm-size", "mounting /dev/shm needs CAP_SYS_ADMIN; give it to the container, or leave the option out"));
@@ -56,7 +63,9 @@ struct Started {
 fn start(step: &Step, root: RawFd, cgroup: &Cgroup, resources: &[(u32, libc::rlimit64)]) -> Result<Started, SandboxError> {
     // SAFETY: the caller keeps the root open.
     let root_fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(root) };
-    let program = prepare::find_program(root_fd, step).context(|| "looking for the program".to_owned())?.ok_or_else(|| step::missing_program(step))?;
+    let program = prepare::find_program(root_fd, step)
+        .context(|| "looking for the program".to_owned())?
+        .ok_or_else(|| step::missing_program(step))?;
     let argv = step::pointers(step.args.iter().map(|arg| &**arg)).context(|| "an argument with a NUL byte".to_owned())?;
     let envp = step::pointers(step.env.iter().map(|entry| &**entry)).context(|| "an environment variable with a NUL byte".to_owned())?;
     let cwd = c_path(&step.cwd).context(|| "a working directory with a NUL byte".to_owned())?;
@@ -97,7 +106,12 @@ fn start(step: &Step, root: RawFd, cgroup: &Cgroup, resources: &[(u32, libc::rli
     Ok(Started { running, report: report.0 })
 }
 
-fn follow(started: Started, sockets: &place::Sockets, output: &mut dyn FnMut(Stream, &[u8]), cancel: &AtomicBool) -> Result<Outcome, SandboxError> {
+fn follow(
+    started: Started,
+    sockets: &place::Sockets,
+    output: &mut dyn FnMut(Stream, &[u8]),
+    cancel: &AtomicBool,
+) -> Result<Outcome, SandboxError> {
     let Started { mut running, report } = started;
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {

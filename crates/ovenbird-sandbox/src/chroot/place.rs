@@ -66,13 +66,19 @@ impl<'a> Placed<'a> {
                 MountSource::Bind(path) => self.lend(target, path),
                 MountSource::Layers { lowers, subpath } => self.layers(index, target, lowers, subpath),
                 MountSource::Tmpfs { .. } => self.put(target, |at| fs::create_dir(at).and_then(|()| mode(at, 0o1777))),
-                MountSource::Secret { content, mode: bits, uid, gid } => {
-                    self.put(target, |at| fs::write(at, []).and_then(|()| mode(at, 0o600)).and_then(|()| fs::write(at, content)).and_then(|()| chown(at, Some(*uid), Some(*gid))).and_then(|()| mode(at, *bits)))
-                }
+                MountSource::Secret { content, mode: bits, uid, gid } => self.put(target, |at| {
+                    fs::write(at, [])
+                        .and_then(|()| mode(at, 0o600))
+                        .and_then(|()| fs::write(at, content))
+                        .and_then(|()| chown(at, Some(*uid), Some(*gid)))
+                        .and_then(|()| mode(at, *bits))
+                }),
                 MountSource::Socket { path, mode: bits, uid, gid } => {
                     let mut listener = None;
                     let done = self.put(target, |at| {
-                        let (Some(folder), Some(name)) = (at.parent(), at.file_name()) else { return Err(io::Error::from_raw_os_error(libc::EINVAL)) };
+                        let (Some(folder), Some(name)) = (at.parent(), at.file_name()) else {
+                            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+                        };
                         listener = Some(crate::socket::listen(folder, &name.to_string_lossy())?);
                         chown(at, Some(*uid), Some(*gid)).and_then(|()| mode(at, *bits))
                     });
@@ -124,7 +130,11 @@ impl<'a> Placed<'a> {
         let (Some(folder), Some(name)) = (target.parent(), target.file_name()) else {
             return Err(io::Error::other("the mount point is the root itself"));
         };
-        let found = if folder == Path::new("/") || folder.as_os_str().is_empty() { mounts::open_in(self.root, Path::new("/"), libc::O_PATH)? } else { self.stubs.target(self.root, folder, Kind::Folder)? };
+        let found = if folder == Path::new("/") || folder.as_os_str().is_empty() {
+            mounts::open_in(self.root, Path::new("/"), libc::O_PATH)?
+        } else {
+            self.stubs.target(self.root, folder, Kind::Folder)?
+        };
         let parent = syscall::openat(found.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
         let name = c_bytes(name.as_bytes())?;
         let at = within(&parent, &name);

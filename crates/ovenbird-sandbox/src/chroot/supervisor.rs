@@ -80,7 +80,11 @@ fn wait(step: i32) -> Report {
             let pid = libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage);
             if pid == step {
                 let micros = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
-                return Report { status, max_rss: usage.ru_maxrss as u64 * 1024, cpu_micros: micros(usage.ru_utime) + micros(usage.ru_stime) };
+                return Report {
+                    status,
+                    max_rss: usage.ru_maxrss as u64 * 1024,
+                    cpu_micros: micros(usage.ru_utime) + micros(usage.ru_stime),
+                };
             }
             if pid > 0 {
                 continue; // an orphan

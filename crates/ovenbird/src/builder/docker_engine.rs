@@ -80,14 +80,19 @@ impl From<DockerEngineError> for Error {
         let kind = if matches!(error, DockerEngineError::Host { .. }) { Kind::Configuration } else { Kind::Driver };
         let told = Self::from_chain(kind, &error);
         match error {
-            DockerEngineError::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                told.hint("add your user to the group of the socket (often `docker`), or use -o type=docker,dest=FILE and `docker load -i FILE`")
+            DockerEngineError::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => told.hint(
+                "add your user to the group of the socket (often `docker`), or use -o type=docker,dest=FILE and `docker load -i FILE`",
+            ),
+            DockerEngineError::Connect { .. } => {
+                told.hint("start Docker, or say where it listens with DOCKER_HOST=unix:///path/to/docker.sock")
             }
-            DockerEngineError::Connect { .. } => told.hint("start Docker, or say where it listens with DOCKER_HOST=unix:///path/to/docker.sock"),
             _ => told,
         }
     }
 }
+
+/// Writes the body of a request.
+type Body<'a> = &'a mut dyn FnMut(&mut dyn Write) -> io::Result<()>;
 
 trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
@@ -176,24 +181,13 @@ impl DockerEngine {
         connected().map_err(|source| DockerEngineError::Connect { endpoint: self.to_string(), source })
     }
 
-    fn call(
-        &self,
-        method: &str,
-        path: &str,
-        timeout: Option<Duration>,
-        body: Option<&mut dyn FnMut(&mut dyn Write) -> io::Result<()>>,
-    ) -> Result<Response, DockerEngineError> {
+    fn call(&self, method: &str, path: &str, timeout: Option<Duration>, body: Option<Body>) -> Result<Response, DockerEngineError> {
         let mut stream = self.connect(timeout)?;
         exchange(&mut *stream, method, path, body).map_err(|source| DockerEngineError::Io { endpoint: self.to_string(), source })
     }
 }
 
-fn exchange(
-    stream: &mut dyn Stream,
-    method: &str,
-    path: &str,
-    body: Option<&mut dyn FnMut(&mut dyn Write) -> io::Result<()>>,
-) -> io::Result<Response> {
+fn exchange(stream: &mut dyn Stream, method: &str, path: &str, body: Option<Body>) -> io::Result<Response> {
     let length = if body.is_some() { "Transfer-Encoding: chunked\r\nContent-Type: application/x-tar" } else { "Content-Length: 0" };
     write!(stream, "{method} {path} HTTP/1.1\r\nHost: docker\r\nUser-Agent: ovenbird\r\nConnection: close\r\n{length}\r\n\r\n")?;
     let sent = match body {
@@ -255,8 +249,11 @@ fn read_response(stream: &mut dyn Stream) -> io::Result<Response> {
     };
     loop {
         let status = line(&mut reader)?;
-        let status: u16 =
-            status.strip_prefix("HTTP/1.").and_then(|s| s.get(2..5)).and_then(|s| s.parse().ok()).ok_or_else(|| malformed("no status line"))?;
+        let status: u16 = status
+            .strip_prefix("HTTP/1.")
+            .and_then(|s| s.get(2..5))
+            .and_then(|s| s.parse().ok())
+            .ok_or_else(|| malformed("no status line"))?;
         let (mut chunked, mut length) = (false, None);
         loop {
             let header = line(&mut reader)?;
@@ -317,7 +314,8 @@ fn expect(call: &'static str, response: Response) -> Result<Response, DockerEngi
         return Ok(response);
     }
     let json: serde_json::Value = serde_json::from_slice(&response.body).unwrap_or_default();
-    let message = json["message"].as_str().map_or_else(|| String::from_utf8_lossy(&response.body).trim().chars().take(500).collect(), Into::into);
+    let message =
+        json["message"].as_str().map_or_else(|| String::from_utf8_lossy(&response.body).trim().chars().take(500).collect(), Into::into);
     Err(DockerEngineError::Refused { call, status: response.status, message })
 }
 
@@ -355,7 +353,10 @@ mod tests {
                 let n = stream.read(&mut buffer).unwrap();
                 asked.extend_from_slice(&buffer[..n]);
                 let text = String::from_utf8_lossy(&asked);
-                if n == 0 || (text.contains("chunked") && text.ends_with("0\r\n\r\n")) || (!text.contains("chunked") && text.ends_with("\r\n\r\n")) {
+                if n == 0
+                    || (text.contains("chunked") && text.ends_with("0\r\n\r\n"))
+                    || (!text.contains("chunked") && text.ends_with("\r\n\r\n"))
+                {
                     break;
                 }
             }
@@ -373,7 +374,10 @@ mod tests {
             (&b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"[..], "Ok(true)"),
             (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "Ok(false)"),
             (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", "Ok(true)"),
-            (b"HTTP/1.1 500 X\r\n\r\n{\"message\":\"disk full\"}", "Err(\"the Docker Engine refused image inspection (status 500): disk full\")"),
+            (
+                b"HTTP/1.1 500 X\r\n\r\n{\"message\":\"disk full\"}",
+                "Err(\"the Docker Engine refused image inspection (status 500): disk full\")",
+            ),
             (b"hello\r\n", "no status line"),
             (b"", "cut off"),
             (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "a bad chunk size"),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 
-use ovenbird_engine::input::{PullPolicy, Secret, SecretSource, StepLimits};
 use ovenbird_engine::frontend::{NamedContext, NoCache, Options};
+use ovenbird_engine::input::{PullPolicy, Secret, SecretSource, StepLimits};
 use ovenbird_engine::plan::NetworkMode;
 use ovenbird_engine::{BuildError, BuildInput, Engine, EngineOptions, ErrorKind, Event, Export, PathOrStdout};
 use ovenbird_oci::layer::Compression;
@@ -100,16 +100,17 @@ impl EngineBuilder {
             let path = PathBuf::from(format!("/proc/self/fd/{}", writer.as_raw_fd()));
             std::thread::scope(|scope| {
                 let export = scope.spawn(move || {
-                    let written = self.engine.export(target, &Export::DockerTar(PathOrStdout::Path(path)), names, None, &job.sink, &job.cancel);
+                    let written =
+                        self.engine.export(target, &Export::DockerTar(PathOrStdout::Path(path)), names, None, &job.sink, &job.cancel);
                     drop(writer);
-                    written
+                    written.map_err(|e| told(e, None))
                 });
                 let copied = std::io::copy(&mut reader, out);
                 drop(reader);
                 let written = export.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                 match (copied, written) {
                     (Ok(_), Err(error)) => {
-                        failed = Some(told(error, None));
+                        failed = Some(error);
                         Err(std::io::Error::other("the archive cannot be made"))
                     }
                     (copied, _) => copied.map(drop),
@@ -213,7 +214,13 @@ impl Builder for EngineBuilder {
     fn build(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Image, Error> {
         let input = self.input(source, request)?;
         let output = self.engine.build(&input, &job.sink, &job.cancel).map_err(|e| told(e, Some(source)))?;
-        Ok(Image { target: output.target, platforms: output.platforms, ran: output.ran, cached: output.cached, source_date_epoch: input.source_date_epoch })
+        Ok(Image {
+            target: output.target,
+            platforms: output.platforms,
+            ran: output.ran,
+            cached: output.cached,
+            source_date_epoch: input.source_date_epoch,
+        })
     }
 
     fn name(&self, image: &Image, names: &[Reference]) -> Result<(), Error> {
@@ -244,7 +251,9 @@ fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<S
     let mut found = BTreeMap::new();
     for spec in specs {
         let from_file = |path: PathBuf| match std::fs::metadata(&path) {
-            Ok(meta) if meta.is_dir() => Err(Error::new(Kind::Source, format!("secret {:?}: {} is a folder, expected a file", spec.id, path.display()))),
+            Ok(meta) if meta.is_dir() => {
+                Err(Error::new(Kind::Source, format!("secret {:?}: {} is a folder, expected a file", spec.id, path.display())))
+            }
             Ok(_) => Ok(SecretSource::File(path)),
             Err(error) => {
                 Err(Error::from_chain(Kind::Source, &error).while_doing(format!("secret {:?}: cannot read {}", spec.id, path.display())))
@@ -258,8 +267,9 @@ fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<S
             SecretOrigin::File(path) => from_file(path.clone())?,
             SecretOrigin::Env(name) => from_variable(name)?,
             SecretOrigin::ById if environment.get(&spec.id).is_some() => from_variable(&spec.id)?,
-            SecretOrigin::ById => from_file(PathBuf::from(&spec.id))
-                .map_err(|e| e.hint(format!("neither a variable nor a file is named {0}: say `--secret id={0},src=FILE` or `id={0},env=NAME`", spec.id)))?,
+            SecretOrigin::ById => from_file(PathBuf::from(&spec.id)).map_err(|e| {
+                e.hint(format!("neither a variable nor a file is named {0}: say `--secret id={0},src=FILE` or `id={0},env=NAME`", spec.id))
+            })?,
         };
         found.insert(spec.id.clone(), source);
     }
@@ -284,7 +294,11 @@ fn agents(specs: &[SshSpec], environment: &Environment) -> Result<BTreeMap<Strin
                     .hint("key files are not read: add the key to an agent with `ssh-add FILE` and use `--ssh default`"));
             }
             Err(error) => {
-                return Err(Error::from_chain(Kind::Source, &error).while_doing(format!("--ssh {}: cannot use {}", spec.id, socket.display())));
+                return Err(Error::from_chain(Kind::Source, &error).while_doing(format!(
+                    "--ssh {}: cannot use {}",
+                    spec.id,
+                    socket.display()
+                )));
             }
         }
         found.insert(spec.id.clone(), socket);
@@ -311,7 +325,10 @@ pub fn told(error: BuildError, source: Option<&SourceTree>) -> Error {
         this.hints.push("`ovenbird doctor` shows what each isolation level is missing on this machine".into());
     }
     let line = match &error {
-        BuildError::File { line, .. } | BuildError::Fetch { line, .. } | BuildError::NotGiven { line, .. } | BuildError::Sandbox { line, .. } => *line,
+        BuildError::File { line, .. }
+        | BuildError::Fetch { line, .. }
+        | BuildError::NotGiven { line, .. }
+        | BuildError::Sandbox { line, .. } => *line,
         _ => None,
     };
     this.detail = match error {

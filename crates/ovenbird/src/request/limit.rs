@@ -15,7 +15,8 @@ impl FromStr for ByteSize {
     type Err = ParseValueError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let expected = || bad(format!("{text:?} is not a size: expected a number of bytes with an optional suffix b, k, m, g or t, for example 512m"));
+        let expected =
+            || bad(format!("{text:?} is not a size: expected a number of bytes with an optional suffix b, k, m, g or t, for example 512m"));
         let lower = text.trim().to_ascii_lowercase();
         let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let factor: f64 = match lower[digits.len()..].trim_end_matches('b').trim_end_matches('i') {
@@ -48,7 +49,22 @@ pub struct Ulimit {
 
 /// Names of limits that exist on Linux.
 const ULIMITS: [&str; 16] = [
-    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack",
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
 ];
 
 impl FromStr for Ulimit {

@@ -105,7 +105,9 @@ impl FromStr for ContextSource {
             return Ok(Self::Image(text.into()));
         }
         if is_remote(text) {
-            return Err(bad(format!("{text:?}: a named context from a URL or a git repository is not supported yet; clone it and give the folder")));
+            return Err(bad(format!(
+                "{text:?}: a named context from a URL or a git repository is not supported yet; clone it and give the folder"
+            )));
         }
         if text.is_empty() {
             return Err(bad("a named context needs a value: a folder, docker-image://NAME, oci-layout://PATH or target:STAGE"));
@@ -140,7 +142,8 @@ impl FromStr for AddHost {
     type Err = ParseValueError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let expected = || bad(format!("{text:?} is not a host entry: expected NAME:IP or NAME=IP, for example db:10.0.0.5 or db=[2001:db8::1]"));
+        let expected =
+            || bad(format!("{text:?} is not a host entry: expected NAME:IP or NAME=IP, for example db:10.0.0.5 or db=[2001:db8::1]"));
         let (name, address) = text.split_once('=').or_else(|| text.split_once(':')).ok_or_else(expected)?;
         if address == "host-gateway" {
             return Err(bad("host-gateway is not supported: steps share the machine's network or have none; give the address itself"));
@@ -299,7 +302,10 @@ impl BuildRequest {
         let request: Self =
             serde_json::from_str(text).map_err(|e| Error::from_chain(Kind::Usage, &e).while_doing("the build request cannot be read"))?;
         if request.version != VERSION {
-            return Err(Error::new(Kind::Usage, format!("build request version {} is not supported: this program reads version {VERSION}", request.version)));
+            return Err(Error::new(
+                Kind::Usage,
+                format!("build request version {} is not supported: this program reads version {VERSION}", request.version),
+            ));
         }
         Ok(request)
     }
@@ -379,9 +385,13 @@ mod tests {
 
     #[test]
     fn epoch() {
-        for (reproducible, arg, expect) in
-            [(false, None, Ok(None)), (true, None, Ok(Some(0))), (true, Some("5"), Ok(Some(5))), (false, Some("7"), Ok(Some(7))), (false, Some("context"), Err(()))]
-        {
+        for (reproducible, arg, expect) in [
+            (false, None, Ok(None)),
+            (true, None, Ok(Some(0))),
+            (true, Some("5"), Ok(Some(5))),
+            (false, Some("7"), Ok(Some(7))),
+            (false, Some("context"), Err(())),
+        ] {
             let mut request = BuildRequest::new(Source::Stdin);
             request.reproducible = reproducible;
             request.build_args.extend(arg.map(|a| ("SOURCE_DATE_EPOCH".to_owned(), a.to_owned())));

@@ -108,11 +108,15 @@ impl FromStr for Output {
                 "push" => push = boolean(&key, &value)?,
                 "tar" => tar = boolean(&key, &value)?,
                 "compression" => compression = Some(value),
-                "compression-level" => level = Some(value.parse::<u8>().map_err(|_| bad(format!("compression-level={value} is not a number")))?),
+                "compression-level" => {
+                    level = Some(value.parse::<u8>().map_err(|_| bad(format!("compression-level={value} is not a number")))?);
+                }
                 "oci-mediatypes" => output.oci_media_types = Some(boolean(&key, &value)?),
                 "force-compression" if !boolean(&key, &value)? => {}
                 "force-compression" => {
-                    return Err(bad("force-compression=true is not supported: layers of the base image keep their bytes, so that they are shared"));
+                    return Err(bad(
+                        "force-compression=true is not supported: layers of the base image keep their bytes, so that they are shared",
+                    ));
                 }
                 "rewrite-timestamp" if boolean(&key, &value)? => {}
                 "rewrite-timestamp" => {
@@ -136,7 +140,8 @@ impl FromStr for Output {
             }
         }
         output.compression = parse_compression(compression.as_deref(), level)?;
-        let kind = kind.ok_or_else(|| bad(format!("{text:?} has no type: expected type=oci, docker, tar, local, registry, image or cacheonly")))?;
+        let kind =
+            kind.ok_or_else(|| bad(format!("{text:?} has no type: expected type=oci, docker, tar, local, registry, image or cacheonly")))?;
         if push && kind != "image" && kind != "registry" {
             return Err(bad(format!("push=true goes with type=image or type=registry, not with type={kind}")));
         }
@@ -171,7 +176,9 @@ impl FromStr for Output {
                 no_dest(&dest)?;
                 OutputKind::CacheOnly
             }
-            other => return Err(bad(format!("unknown output type {other:?}: expected oci, docker, tar, local, registry, image or cacheonly"))),
+            other => {
+                return Err(bad(format!("unknown output type {other:?}: expected oci, docker, tar, local, registry, image or cacheonly")));
+            }
         };
         Ok(output)
     }

@@ -85,9 +85,8 @@ mod tests {
 
     #[test]
     fn base_directories_and_redaction() {
-        let of = |vars: &[(&str, &str)]| {
-            Environment::fixed(vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(), "/w", None)
-        };
+        let of =
+            |vars: &[(&str, &str)]| Environment::fixed(vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(), "/w", None);
         assert_eq!(of(&[("HOME", "/h")]).data_home(), Some("/h/.local/share".into()));
         assert_eq!(of(&[("HOME", "/h"), ("XDG_DATA_HOME", "relative")]).data_home(), Some("/h/.local/share".into()));
         assert_eq!(of(&[]).data_home(), None);

@@ -80,11 +80,14 @@ pub(super) fn read(path: &Path, required: bool) -> Result<Option<FileSettings>, 
         Ok(text) => text,
         Err(error) if !required && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
         Err(error) => {
-            return Err(Error::from_chain(Kind::Configuration, &error).while_doing(format!("cannot read the settings file {}", path.display())));
+            return Err(
+                Error::from_chain(Kind::Configuration, &error).while_doing(format!("cannot read the settings file {}", path.display()))
+            );
         }
     };
     let mut settings: FileSettings = toml::from_str(&text).map_err(|error| {
-        let told = Error::new(Kind::Configuration, format!("{} is not a settings file", path.display())).because(error.to_string().trim_end());
+        let told =
+            Error::new(Kind::Configuration, format!("{} is not a settings file", path.display())).because(error.to_string().trim_end());
         match misspelt(error.message()) {
             Some(key) => told.hint(format!("did you mean `{key}`?")),
             None => told,

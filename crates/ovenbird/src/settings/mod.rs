@@ -131,7 +131,8 @@ impl Settings {
             files.push(path);
         }
         merged.merge(from_variables(environment)?);
-        let parsed = |what: &str, error: String| Error::new(Kind::Configuration, format!("the setting {what} cannot be used")).because(error);
+        let parsed =
+            |what: &str, error: String| Error::new(Kind::Configuration, format!("the setting {what} cannot be used")).because(error);
         let progress = match (flags.progress, &merged.progress) {
             (Some(progress), _) => progress,
             (None, Some(text)) => text.parse().map_err(|e| parsed("progress", e))?,
@@ -156,7 +157,10 @@ impl Settings {
             transfers: merged.transfers.unwrap_or(0),
             isolation_level,
             registries: merged.registry.into_iter().map(|(name, registry)| (name, registry.into())).collect(),
-            docker_config: environment.get("DOCKER_CONFIG").map(PathBuf::from).or_else(|| environment.home().map(|home| home.join(".docker"))),
+            docker_config: environment
+                .get("DOCKER_CONFIG")
+                .map(PathBuf::from)
+                .or_else(|| environment.home().map(|home| home.join(".docker"))),
             auth_file: environment
                 .get("REGISTRY_AUTH_FILE")
                 .map(PathBuf::from)
@@ -219,7 +223,10 @@ mod tests {
             Case { vars: &[("XDG_DATA_HOME", "/data")], expect: "/data/ovenbird 0 Auto None", ..case("", "", "") },
             Case { expect: "/system 1 Auto None", ..case("root='/system'\nparallel=1", "", "") },
             Case { expect: "/user 1 Auto None", ..case("root='/system'\nparallel=1", "root='/user'", "") },
-            Case { expect: "/file 2 Plain None", ..case("root='/system'\nparallel=1", "root='/user'\nparallel=2", "root='/file'\nprogress='plain'") },
+            Case {
+                expect: "/file 2 Plain None",
+                ..case("root='/system'\nparallel=1", "root='/user'\nparallel=2", "root='/file'\nprogress='plain'")
+            },
             Case {
                 vars: &[("OVENBIRD_ROOT", "/env"), ("OVENBIRD_PARALLEL", "3"), ("OVENBIRD_PORT", "tcp://x")],
                 expect: "/env 3 Auto None",
@@ -231,7 +238,11 @@ mod tests {
                 expect: "/home/u/.local/share/ovenbird 0 RawJson Some(SingleId)",
                 ..case("isolation_level='root'", "", "")
             },
-            Case { vars: &[("OVENBIRD_PARALLEL", "many")], expect: "! OVENBIRD_PARALLEL is \"many\", expected a number", ..case("", "", "") },
+            Case {
+                vars: &[("OVENBIRD_PARALLEL", "many")],
+                expect: "! OVENBIRD_PARALLEL is \"many\", expected a number",
+                ..case("", "", "")
+            },
             Case { expect: "! the setting progress cannot be used: \"loud\" is not a progress mode", ..case("progress='loud'", "", "") },
             Case { expect: "unknown field `rot`", ..case("rot='/x'", "", "") },
             Case { expect: "! FILE3 is not a settings file", ..case("", "", "root=") },

@@ -105,7 +105,7 @@ fn named(root: &Root, path: &Path) -> Result<Found, SourceError> {
     let here = match root {
         Root::Trusted(_) => Root::Trusted(PathBuf::new()),
         Root::Foreign(_) | Root::Empty(_) => {
-            let file = root.open(path).map_err(|source| not_found(root, path, source))?;
+            let file = root.open(path).map_err(|source| not_found(root, path.into(), source))?;
             return finish(root, path, file);
         }
     };
@@ -114,7 +114,7 @@ fn named(root: &Root, path: &Path) -> Result<Found, SourceError> {
         io::ErrorKind::NotFound if root.dir().join(path).is_file() => {
             SourceError::NoDockerfile { path: path.into(), candidates: vec![shown(root).join(path)] }
         }
-        _ => not_found(root, path, source),
+        _ => not_found(root, path.into(), source),
     })?;
     finish(&here, path, file)
 }
@@ -127,7 +127,7 @@ fn default(root: &Root) -> Result<Found, SourceError> {
             Err(source) => return Err(SourceError::Read { what: root.dir().join(name).display().to_string(), source }),
         }
     }
-    Err(not_found(root, Path::new("Dockerfile"), io::ErrorKind::NotFound.into()))
+    Err(not_found(root, shown(root).join("Dockerfile"), io::ErrorKind::NotFound.into()))
 }
 
 fn finish(root: &Root, path: &Path, mut file: File) -> Result<Found, SourceError> {
@@ -141,7 +141,7 @@ fn finish(root: &Root, path: &Path, mut file: File) -> Result<Found, SourceError
     Ok((name, text, ignore_file(root, Path::new(&beside))?))
 }
 
-fn not_found(root: &Root, path: &Path, source: io::Error) -> SourceError {
+fn not_found(root: &Root, path: PathBuf, source: io::Error) -> SourceError {
     if source.kind() != io::ErrorKind::NotFound {
         return SourceError::Read { what: path.display().to_string(), source };
     }
@@ -159,8 +159,7 @@ fn not_found(root: &Root, path: &Path, source: io::Error) -> SourceError {
         .collect();
     candidates.sort();
     candidates.truncate(3);
-    let place = if path.is_absolute() || path.components().count() > 1 { path.to_owned() } else { shown(root).join(path) };
-    SourceError::NoDockerfile { path: place, candidates }
+    SourceError::NoDockerfile { path, candidates }
 }
 
 /// The context as a path for people: relative to the working directory when it is below it.
@@ -192,7 +191,7 @@ fn read_text(what: &str, reader: &mut dyn Read) -> Result<String, SourceError> {
     }
     String::from_utf8(bytes).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        SourceError::NotText { what: what.into(), line: 1 + valid.iter().filter(|b| **b == b'\n').count() }
+        SourceError::NotText { what: what.into(), line: valid.split(|b| *b == b'\n').count() }
     })
 }
 
@@ -282,7 +281,14 @@ mod tests {
 
     #[test]
     fn where_the_dockerfile_is() {
-        let f = Fixture::new(&[("a/Dockerfile", "FROM a"), ("b/dockerfile", "FROM b"), ("c/Containerfile", "FROM c"), ("x/D", "FROM x"), ("d/e", ""), ("a/sub/D", "FROM s")]);
+        let f = Fixture::new(&[
+            ("a/Dockerfile", "FROM a"),
+            ("b/dockerfile", "FROM b"),
+            ("c/Containerfile", "FROM c"),
+            ("x/D", "FROM x"),
+            ("d/e", ""),
+            ("a/sub/D", "FROM s"),
+        ]);
         std::fs::write(f.dir.path().join("x/latin"), b"FROM x\n# \xe9").unwrap();
         for (source, dockerfile, stdin, expect) in [
             ("a", None, "", "Dockerfile|FROM a"),
@@ -300,7 +306,12 @@ mod tests {
             ("-", None, "FROM scratch\n", "Dockerfile|FROM scratch"),
             ("-", None, "", "! standard input is empty: expected a tar archive or a Dockerfile"),
             ("-", Some("-"), "x", "! both the context and the Dockerfile are to be read from standard input"),
-            ("-", None, "BZh91AY&SY", "! the context on standard input is a bzip2 archive, which is not supported / unpack it on the way: `bzip2 -d"),
+            (
+                "-",
+                None,
+                "BZh91AY&SY",
+                "! the context on standard input is a bzip2 archive, which is not supported / unpack it on the way: `bzip2 -d",
+            ),
         ] {
             let got = f.told(source, dockerfile, stdin.as_bytes());
             assert!(got.starts_with(expect), "{source} {dockerfile:?}: {got}");

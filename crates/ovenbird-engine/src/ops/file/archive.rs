@@ -93,11 +93,7 @@ fn local(name: &[u8]) -> Option<PathBuf> {
             Component::Normal(part) if !part.as_bytes().contains(&0) => path.push(part),
             Component::Normal(_) => return None,
             // `a/../b` is `b`; `../b` is outside.
-            Component::ParentDir => {
-                if !path.pop() {
-                    return None;
-                }
-            }
+            Component::ParentDir if !path.pop() => return None,
             _ => {}
         }
     }

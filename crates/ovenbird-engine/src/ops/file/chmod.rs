@@ -116,11 +116,11 @@ impl Change {
 
 impl Clause {
     fn apply(&self, now: u32, before: u32, is_dir: bool) -> u32 {
-        let mut bits = self.copy.map_or(self.bits, |shift| now >> shift & 7);
+        let mut bits = self.copy.map_or(self.bits, |shift| (now >> shift) & 7);
         if self.execute_if_any && (is_dir || before & 0o111 != 0) {
             bits |= 1;
         }
-        let mut change = bits * 0o111 & self.who;
+        let mut change = (bits * 0o111) & self.who;
         if self.set_id {
             change |= if self.who & 0o700 != 0 { 0o4000 } else { 0 } | if self.who & 0o070 != 0 { 0o2000 } else { 0 };
         }
@@ -133,7 +133,7 @@ impl Clause {
             Operator::Set => {
                 let ids = if self.who & 0o700 != 0 { 0o4000 } else { 0 } | if self.who & 0o070 != 0 { 0o2000 } else { 0 };
                 let sticky = if self.who == 0o777 { 0o1000 } else { 0 };
-                now & !(self.who | ids | sticky) | change
+                (now & !(self.who | ids | sticky)) | change
             }
         }
     }

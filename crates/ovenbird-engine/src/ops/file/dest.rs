@@ -39,7 +39,14 @@ struct Final {
 }
 
 /// Device, inode and the layer: files of two layers that share an inode were linked to save space, not by the image.
-type Inode = (u64, u64, OsString);
+pub(crate) type Inode = (u64, u64, OsString);
+
+/// The [`Inode`] of an entry.
+pub(crate) fn inode_in_layer(visit: &Visit) -> Inode {
+    let disk = visit.entry.disk.as_os_str().as_bytes();
+    let layer = disk.len().saturating_sub(visit.path.as_os_str().len());
+    (visit.entry.inode.0, visit.entry.inode.1, OsStr::from_bytes(&disk[..layer]).to_owned())
+}
 
 /// A later name of a file that is being copied.
 struct Link {
@@ -232,9 +239,7 @@ impl Dest {
         match rustix::fs::statat(&parent.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if is_whiteout(&stat) => Ok(None),
             Ok(stat) => Ok(Some(Kind::of(&stat))),
-            Err(Errno::NOENT) if parent.merged => {
-                Ok(self.base.entry(&path).map_err(FileError::io("read", &path))?.map(|entry| entry.kind))
-            }
+            Err(Errno::NOENT) if parent.merged => Ok(self.base.entry(&path).map_err(FileError::io("read", &path))?.map(|entry| entry.kind)),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(FileError::io("read", path)(error)),
         }
@@ -264,7 +269,14 @@ impl Dest {
     }
 
     /// Folder of a copy: made, or merged into what is there.
-    pub(crate) fn put_dir(&mut self, parent: &DirHandle, name: &OsStr, from: &dyn Tree, visit: &Visit, meta: Meta) -> Result<Arc<DirHandle>, FileError> {
+    pub(crate) fn put_dir(
+        &mut self,
+        parent: &DirHandle,
+        name: &OsStr,
+        from: &dyn Tree,
+        visit: &Visit,
+        meta: Meta,
+    ) -> Result<Arc<DirHandle>, FileError> {
         let handle = match self.find(parent, name)? {
             None => self.new_dir(parent, name, meta)?,
             Some(Kind::Dir) => {
@@ -339,9 +351,7 @@ impl Dest {
                 let (device, inode, count) = entry.inode;
                 if count > 1 {
                     // A hard link counts within one source only, as in BuildKit.
-                    let disk = entry.disk.as_os_str().as_bytes();
-                    let layer = disk.len().saturating_sub(visit.path.as_os_str().len());
-                    let key = (device, inode, OsStr::from_bytes(&disk[..layer]).to_owned());
+                    let key = inode_in_layer(visit);
                     if let Some(first) = self.firsts.get(&key) {
                         let first = first.clone();
                         self.links.push(Link { first, into: parent.fd.clone(), name: name.to_owned(), path });
@@ -350,7 +360,15 @@ impl Dest {
                     self.firsts.insert(key, path.clone());
                 }
                 let same = self.is_same(&location, entry, &meta) && self.linked.insert((device, inode));
-                return queue.push(FileJob { from: location, meta, same, size: entry.size, into: parent.fd.clone(), name: name.to_owned(), path });
+                return queue.push(FileJob {
+                    from: location,
+                    meta,
+                    same,
+                    size: entry.size,
+                    into: parent.fd.clone(),
+                    name: name.to_owned(),
+                    path,
+                });
             }
         }
         Ok(())
@@ -500,7 +518,8 @@ impl Dest {
             Ok(_) => return Err(read(Errno::NOENT.into())),
             Err(error) => return Err(read(error)),
         };
-        let location = self.base.locate(path).map_err(FileError::io("read", path))?.ok_or(Errno::NOENT).map_err(FileError::io("read", path))?;
+        let location =
+            self.base.locate(path).map_err(FileError::io("read", path))?.ok_or(Errno::NOENT).map_err(FileError::io("read", path))?;
         let meta = Meta { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: Some(entry.mtime) };
         match entry.kind {
             Kind::File => self.sink.copy(&FileJob {
@@ -523,7 +542,8 @@ impl Dest {
     /// Says that nothing is here any more, in overlayfs' way.
     pub(crate) fn put_whiteout(&mut self, path: &Path) -> Result<(), FileError> {
         let (parent, name) = self.replace(path)?;
-        rustix::fs::mknodat(&parent.fd, &name, FileType::CharacterDevice, Mode::empty(), 0).map_err(FileError::io("make a whiteout for", path))
+        rustix::fs::mknodat(&parent.fd, &name, FileType::CharacterDevice, Mode::empty(), 0)
+            .map_err(FileError::io("make a whiteout for", path))
     }
 
     /// Gives folders their last modes and times. Returns the owners that the disk does not hold.

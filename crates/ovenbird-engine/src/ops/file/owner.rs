@@ -21,9 +21,9 @@ pub(crate) fn lookup(spec: &str, base: &dyn Tree) -> Result<(u32, u32), FileErro
     let gid = match group.parse::<u32>() {
         _ if group.is_empty() => primary,
         Ok(id) => id,
-        Err(_) => row(base, "/etc/group", group)
-            .and_then(|fields| fields.get(2)?.parse().ok())
-            .ok_or_else(|| unknown(group, "/etc/group"))?,
+        Err(_) => {
+            row(base, "/etc/group", group).and_then(|fields| fields.get(2)?.parse().ok()).ok_or_else(|| unknown(group, "/etc/group"))?
+        }
     };
     Ok((uid, gid))
 }
@@ -31,5 +31,8 @@ pub(crate) fn lookup(spec: &str, base: &dyn Tree) -> Result<(u32, u32), FileErro
 fn row(base: &dyn Tree, file: &str, name: &str) -> Option<Vec<String>> {
     debug_assert!(Path::new(file).is_absolute());
     let text = read_text(base, file)?;
-    text.lines().map(|line| line.split(':')).find(|fields| fields.clone().next() == Some(name)).map(|fields| fields.map(str::to_owned).collect())
+    text.lines()
+        .map(|line| line.split(':'))
+        .find(|fields| fields.clone().next() == Some(name))
+        .map(|fields| fields.map(str::to_owned).collect())
 }

@@ -52,10 +52,9 @@ impl Include {
         let mut parts = self.parts.iter();
         for name in rel.split('/') {
             match parts.next() {
-                None => return false,
                 Some(part) if part == "**" => return true,
                 Some(part) if go_match(part, name).unwrap_or(false) => {}
-                Some(_) => return false,
+                _ => return false,
             }
         }
         parts.next().is_some()

@@ -90,7 +90,11 @@ impl<R: Read> Tar<R> {
         mut pax: HashMap<Vec<u8>, Vec<u8>>,
     ) -> io::Result<Member> {
         let mut number = |key: &str| {
-            pax.remove(key.as_bytes()).map(|v| std::str::from_utf8(&v).ok().and_then(|t| t.parse::<u64>().ok()).ok_or_else(|| malformed("a PAX number cannot be read"))).transpose()
+            pax.remove(key.as_bytes())
+                .map(|v| {
+                    std::str::from_utf8(&v).ok().and_then(|t| t.parse::<u64>().ok()).ok_or_else(|| malformed("a PAX number cannot be read"))
+                })
+                .transpose()
         };
         let (size, uid, gid) = (number("size")?, number("uid")?, number("gid")?);
         let (major, minor) = (number("GNU.sparse.major")?, number("GNU.sparse.minor")?);
@@ -102,7 +106,11 @@ impl<R: Read> Tar<R> {
         if let Some(name) = pax.remove(&b"GNU.sparse.name"[..]) {
             path = name;
         }
-        let link = pax.remove(&b"linkpath"[..]).or(long_link).or_else(|| header.link_name_bytes().map(|l| l.into_owned())).unwrap_or_default();
+        let link = pax
+            .remove(&b"linkpath"[..])
+            .or(long_link)
+            .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned))
+            .unwrap_or_default();
         let kind = match header.entry_type().as_byte() {
             // Before POSIX, a slash at the end made a folder.
             0 | b'0' | b'7' if path.ends_with(b"/") => MemberKind::Dir,
@@ -117,7 +125,9 @@ impl<R: Read> Tar<R> {
             b'4' => MemberKind::Block,
             b'5' => MemberKind::Dir,
             b'6' => MemberKind::Fifo,
-            other => return Err(malformed(&format!("member {:?} has the unknown type {:?}", String::from_utf8_lossy(&path), char::from(other)))),
+            other => {
+                return Err(malformed(&format!("member {:?} has the unknown type {:?}", String::from_utf8_lossy(&path), char::from(other))));
+            }
         };
         if kind == MemberKind::File && major == Some(1) && minor == Some(0) {
             self.pax_sparse(real_size)?;
@@ -250,7 +260,10 @@ impl<R: Read> Tar<R> {
                 match byte[0] {
                     b'\n' => return Ok(value),
                     digit @ b'0'..=b'9' if used <= MAX_EXTENSION => {
-                        value = value.checked_mul(10).and_then(|v| v.checked_add(u64::from(digit - b'0'))).ok_or_else(|| malformed("a sparse map has too large numbers"))?;
+                        value = value
+                            .checked_mul(10)
+                            .and_then(|v| v.checked_add(u64::from(digit - b'0')))
+                            .ok_or_else(|| malformed("a sparse map has too large numbers"))?;
                     }
                     _ => return Err(malformed("a sparse map cannot be read")),
                 }
@@ -352,7 +365,7 @@ fn parse_time(text: &[u8]) -> Option<(i64, u32)> {
     if !fraction.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    let nanoseconds: u32 = format!("{:0<9.9}", fraction).parse().ok()?;
+    let nanoseconds: u32 = format!("{fraction:0<9.9}").parse().ok()?;
     if seconds.starts_with('-') && nanoseconds > 0 { Some((whole - 1, 1_000_000_000 - nanoseconds)) } else { Some((whole, nanoseconds)) }
 }
 

@@ -4,6 +4,7 @@
 //! and `#uid:gid` (else 0:0). In a diff, `d/!` is opaque.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -95,10 +96,10 @@ fn show_entry(path: &str, entry: &Entry, content: impl FnOnce() -> String) -> St
         other => (format!("{path}?{other:?}"), 0),
     };
     if entry.mode != mode {
-        text += &format!("@{:o}", entry.mode);
+        write!(text, "@{:o}", entry.mode).unwrap();
     }
     if (entry.uid, entry.gid) != (0, 0) {
-        text += &format!("#{}:{}", entry.uid, entry.gid);
+        write!(text, "#{}:{}", entry.uid, entry.gid).unwrap();
     }
     text
 }
@@ -111,7 +112,7 @@ fn show(tree: &dyn Tree) -> String {
         let location = tree.locate(&visit.path).unwrap().unwrap();
         let mut text = show_entry(visit.path.to_str().unwrap(), &visit.entry, || match visit.entry.kind {
             Kind::Symlink => location.read_link().unwrap().display().to_string(),
-            _ => std::io::read_to_string(location.open().unwrap()).unwrap(),
+            _ => String::from_utf8_lossy(&fs::read(location.magic_path()).unwrap()).into_owned(),
         });
         if visit.entry.is_dir() && rustix::fs::lgetxattr(location.magic_path(), "user.overlay.opaque", &mut [0u8; 4]).is_ok() {
             text.insert(text.find('/').map_or(0, |_| visit.path.as_os_str().len() + 1), '!');
@@ -176,7 +177,9 @@ fn parse(line: &str) -> (Vec<FileAction>, String) {
         let dest = words.pop().unwrap().to_owned();
         actions.push(match verb {
             "WORKDIR" => FileAction::Mkdir { path: dest, owner: one("user") },
-            "FILE" => FileAction::Inline { name: words[0].into(), content: words[1].into(), dest, chown: one("chown"), chmod: one("chmod") },
+            "FILE" => {
+                FileAction::Inline { name: words[0].into(), content: words[1].into(), dest, chown: one("chown"), chmod: one("chmod") }
+            }
             _ => FileAction::Copy(CopyAction {
                 from: 0,
                 sources: words.iter().map(|w| (*w).to_owned()).collect(),
@@ -216,7 +219,8 @@ fn run_with(base: &str, context: &str, line: &str, ownership: Ownership) -> Ran 
     fs::create_dir(&out).unwrap();
     let (actions, ignore) = parse(line);
     let from_image = actions.iter().any(|a| matches!(a, FileAction::Copy(c) if c.keep_owner));
-    let tree: Arc<dyn Tree> = if from_image { Arc::new(View::new(&snapshot([ctx]))) } else { Arc::new(Folder::new(ctx, Patterns::parse(&ignore).unwrap())) };
+    let tree: Arc<dyn Tree> =
+        if from_image { Arc::new(View::new(&snapshot([ctx]))) } else { Arc::new(Folder::new(ctx, Patterns::parse(&ignore).unwrap())) };
     let result = apply(&FileOp { base: None, actions }, &snapshot(layers), &|_| Ok(tree.clone()), &out, ownership);
     Ran { dir, result }
 }
@@ -593,7 +597,9 @@ fn archives() {
     if !is_root() {
         return;
     }
-    let rows: &[(&str, &[(&str, u8, &str)], &str, &str)] = &[
+    // base, members (name, type, content), instruction, diff
+    type Row<'a> = (&'a str, &'a [(&'a str, u8, &'a str)], &'a str, &'a str);
+    let rows: &[Row] = &[
         ("", &[("f", b'0', "1")], "ADD a.tar /x", "x/ x/f=1@640#11:12"),
         ("", &[("f", b'0', "1")], "ADD a.tar /", "f=1@640#11:12"),
         ("", &[("f", b'0', "1")], "ADD --chown=7:8 a.tar /x/", "x/#7:8 x/f=1@640#7:8"),
@@ -625,7 +631,12 @@ fn archives() {
         ("", &[("l", b'2', "../../.."), ("l/f", b'0', "1")], "ADD a.tar /x", "x/ x/f=1@640#11:12 x/l->../../..#11:12"),
         ("", &[("l", b'2', "/"), ("l/f", b'0', "1")], "ADD a.tar /x", "x/ x/f=1@640#11:12 x/l->/#11:12"),
         ("", &[("h", b'1', "../../etc/passwd")], "ADD a.tar /x", "error: cannot unpack \"/a.tar\": the name \"../../etc/passwd\" leaves"),
-        ("", &[("h", b'1', "gone")], "ADD a.tar /x", "error: cannot unpack \"/a.tar\": \"/h\" is a hard link to \"/gone\", which does not exist"),
+        (
+            "",
+            &[("h", b'1', "gone")],
+            "ADD a.tar /x",
+            "error: cannot unpack \"/a.tar\": \"/h\" is a hard link to \"/gone\", which does not exist",
+        ),
         ("", &[("d/", b'5', ""), ("h", b'1', "d")], "ADD a.tar /x", "error: cannot unpack \"/a.tar\": \"/h\" is a hard link to the folder"),
         ("", &[("f", b'0', "1"), ("f/g", b'0', "1")], "ADD a.tar /", "error: cannot copy to non-directory: \"/f\""),
         ("", &[("l", b'2', "l"), ("l/g", b'0', "1")], "ADD a.tar /", "error: \"/l/g\": too many levels"),
@@ -649,7 +660,6 @@ fn archives_are_told_by_content() {
     if !is_root() {
         return;
     }
-    use std::io::Write;
     let plain = tar_of(&[("f", b'0', "1")]);
     let gzip = |bytes: &[u8]| {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -684,8 +694,11 @@ fn archives_are_told_by_content() {
 fn key(context: &Path, line: &str) -> Result<String, FileError> {
     let (actions, ignore) = parse(line);
     let FileAction::Copy(copy) = &actions[0] else { panic!("{line}") };
-    let tree: Box<dyn Tree> =
-        if copy.keep_owner { Box::new(View::new(&snapshot([context.to_owned()]))) } else { Box::new(Folder::new(context, Patterns::parse(&ignore).unwrap())) };
+    let tree: Box<dyn Tree> = if copy.keep_owner {
+        Box::new(View::new(&snapshot([context.to_owned()])))
+    } else {
+        Box::new(Folder::new(context, Patterns::parse(&ignore).unwrap()))
+    };
     content::digest(&*tree, copy, &NoStatCache).map(|d| d.to_string())
 }
 
@@ -784,10 +797,7 @@ fn in_place_changes_become_a_diff() {
     fs::write(root.join("e/g"), "g").unwrap();
     let owners = merged::diff(&before, &root, &at("out"), Owners::new()).unwrap();
     assert!(owners.is_empty());
-    assert_eq!(
-        show(&Raw(at("out"))),
-        "d/ d/y%0,0@0 dir=now a file e/@700#4:4 e/g=g edit=2 file/! file/new=n gone%0,0@0 mode=1@600"
-    );
+    assert_eq!(show(&Raw(at("out"))), "d/ d/y%0,0@0 dir=now a file e/@700#4:4 e/g=g edit=2 file/! file/new=n gone%0,0@0 mode=1@600");
     assert_eq!(show(&View::new(&snapshot([at("1"), at("out")]))), show(&Raw(root)).replace("file/ ", "file/! "));
 }
 
@@ -807,13 +817,23 @@ fn a_snapshot_becomes_a_tar() {
     let mut shown = Vec::new();
     for entry in archive.entries().unwrap() {
         let mut entry = entry.unwrap();
-        let pax: Vec<String> = entry.pax_extensions().unwrap().map(|p| p.map(|r| r.unwrap().key().unwrap().to_owned()).collect()).unwrap_or_default();
+        let pax: Vec<String> =
+            entry.pax_extensions().unwrap().map(|p| p.map(|r| r.unwrap().key().unwrap().to_owned()).collect()).unwrap_or_default();
         let header = entry.header();
         assert_eq!(header.mtime().unwrap(), 42);
         let path = entry.path().unwrap().display().to_string();
-        shown.push(format!("{} {} {:o} {}", path.replace(&"n".repeat(120), "N"), header.entry_type().as_byte() as char, header.mode().unwrap(), pax.join(",")));
+        shown.push(format!(
+            "{} {} {:o} {}",
+            path.replace(&"n".repeat(120), "N"),
+            header.entry_type().as_byte() as char,
+            header.mode().unwrap(),
+            pax.join(",")
+        ));
     }
-    assert_eq!(shown, ["a 0 4755 gid", "b 1 4755 gid", "c 3 644 ", "l 2 777 ", "long/ 5 755 ", "long/N/ 5 755 path", "long/N/f 0 644 path", "p 6 644 "]);
+    assert_eq!(
+        shown,
+        ["a 0 4755 gid", "b 1 4755 gid", "c 3 644 ", "l 2 777 ", "long/ 5 755 ", "long/N/ 5 755 path", "long/N/f 0 644 path", "p 6 644 "]
+    );
     let mut again = Vec::new();
     merged::write_tar(&base, &mut again, Some(42)).unwrap();
     assert_eq!(bytes, again);

@@ -109,7 +109,8 @@ impl Sink {
         match self.ownership {
             Ownership::Real => {
                 let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
-                rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(FileError::io("set the owner of", path))
+                rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(FileError::io("set the owner of", path))
             }
             Ownership::Recorded => {
                 if (meta.uid, meta.gid) != self.ids {
@@ -350,7 +351,10 @@ impl Queue<'_, '_> {
 }
 
 /// Runs `feed`, which queues files; returns when all are copied.
-pub(crate) fn copy_files<'env>(sink: &'env Sink, feed: impl FnOnce(&mut Queue<'_, 'env>) -> Result<(), FileError>) -> Result<(), FileError> {
+pub(crate) fn copy_files<'env>(
+    sink: &'env Sink,
+    feed: impl FnOnce(&mut Queue<'_, 'env>) -> Result<(), FileError>,
+) -> Result<(), FileError> {
     let fed = thread::scope(|scope| {
         let mut queue = Queue { scope, sink, batch: Vec::new(), bytes: 0, sender: None };
         feed(&mut queue)?;

@@ -41,7 +41,7 @@ pub fn fetch(session: &Session, step: &StepName, op: &GitOp) -> Result<Fetched, 
     let work = session.state.work_dir()?;
     let checkout = work.path().join("checkout");
     fs::create_dir(&checkout).map_err(BuildError::output(&checkout))?;
-    let commit = git.check_out(&checkout, commit)?;
+    let commit = git.check_out(&checkout, commit.as_deref())?;
     if let Some(checksum) = &op.checksum
         && !commit.starts_with(checksum)
     {
@@ -102,10 +102,10 @@ impl Git<'_> {
         }
     }
 
-    fn check_out(&self, dir: &Path, commit: Option<String>) -> Result<String, BuildError> {
+    fn check_out(&self, dir: &Path, commit: Option<&str>) -> Result<String, BuildError> {
         self.run(dir, &["init", "--quiet", "--initial-branch=main"])?;
         self.run(dir, &["remote", "add", "origin", "--", &self.op.url])?;
-        let wanted = commit.as_deref().or(self.op.reference.as_deref()).unwrap_or("HEAD").to_owned();
+        let wanted = commit.or(self.op.reference.as_deref()).unwrap_or("HEAD").to_owned();
         let shallow = commit.is_some() && self.run(dir, &["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "origin", &wanted]).is_ok();
         if !shallow {
             // The server refuses commits that no ref points at, or the commit is short: fetch the history.

@@ -1,0 +1,764 @@
+//! The table of cases.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ovenbird_sandbox::{Level, Limits, Mount, MountSource, Network, Outcome, SandboxError, Step, StepUser, Stream};
+
+use crate::fixture::{Place, listing, open_files};
+
+const ALL: &[Level] = &Level::ALL;
+const NAMESPACES: &[Level] = &[Level::Root, Level::Rootless, Level::SingleId];
+const USERS: &[Level] = &[Level::Rootless, Level::SingleId];
+const ROOT: &[Level] = &[Level::Root];
+const SINGLE: &[Level] = &[Level::SingleId];
+const CHROOT: &[Level] = &[Level::Chroot];
+
+/// Seconds of the step that gets killed; a fraction makes it findable.
+pub const FOR_EVER: &str = "7777";
+pub const MARK: &str = "OVENBIRD_SANDBOX_MARK";
+
+pub struct Case {
+    pub name: &'static str,
+    pub levels: &'static [Level],
+    script: &'static str,
+    set_up: fn(&Place, &mut Step),
+    check: fn(&Ran),
+}
+
+/// What a case looks at.
+pub struct Ran {
+    level: Level,
+    place: Place,
+    result: Result<Outcome, SandboxError>,
+    out: String,
+    err: String,
+    elapsed: Duration,
+    before: Vec<String>,
+    mounts: (String, String, String),
+}
+
+impl Ran {
+    fn outcome(&self) -> &Outcome {
+        match &self.result {
+            Ok(outcome) => outcome,
+            Err(error) => panic!("{error}\n{}{}", self.out, self.err),
+        }
+    }
+
+    fn says(&self, want: &str) {
+        assert_eq!(self.outcome().code, 0, "{}{}", self.out, self.err);
+        assert_eq!(self.out, want, "stderr: {}", self.err);
+    }
+
+    fn error(&self) -> String {
+        match &self.result {
+            Ok(outcome) => panic!("no error but {outcome:?}\n{}{}", self.out, self.err),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn changes(&self) -> std::path::PathBuf {
+        self.place.changes(self.level)
+    }
+
+    /// Every path in the upper folder, without what is in the root file system from the start.
+    fn changed(&self) -> Vec<String> {
+        let names = |lines: Vec<String>| lines.into_iter().map(|line| line.split(' ').next().unwrap_or_default().to_owned());
+        let known: Vec<String> = names(self.before.clone()).collect();
+        names(listing(&self.changes())).filter(|name| !name.is_empty() && !known.contains(name)).collect()
+    }
+}
+
+fn nothing(_: &Place, _: &mut Step) {}
+
+fn bind(source: impl AsRef<Path>, target: &str, read_only: bool) -> Mount {
+    Mount { target: target.into(), source: MountSource::Bind(source.as_ref().to_owned()), read_only }
+}
+
+fn secret(target: &str, mode: u32) -> Mount {
+    Mount { target: target.into(), source: MountSource::Secret { content: b"hidden".to_vec(), mode, uid: 0, gid: 0 }, read_only: true }
+}
+
+fn user(step: &mut Step) {
+    step.user = StepUser { uid: 1000, gid: 1001, groups: vec![1002] };
+}
+
+pub fn all() -> Vec<Case> {
+    vec![
+        Case {
+            name: "streams_and_code",
+            levels: ALL,
+            script: "echo out; echo err >&2; exit 7",
+            set_up: nothing,
+            check: |ran| assert_eq!((ran.outcome().code, &*ran.out, &*ran.err), (7, "out\n", "err\n")),
+        },
+        Case {
+            name: "signal",
+            levels: ALL,
+            script: "sh -c 'kill -9 $$'; exit $?",
+            set_up: nothing,
+            check: |ran| assert_eq!(ran.outcome().code, 137),
+        },
+        Case {
+            name: "big_output_and_stdin",
+            levels: ALL,
+            script: "cat",
+            set_up: |_, step| step.stdin = b"0123456789abcdef".repeat(100_000),
+            check: |ran| ran.says(&"0123456789abcdef".repeat(100_000)),
+        },
+        Case { name: "no_stdin", levels: ALL, script: "cat", set_up: nothing, check: |ran| ran.says("") },
+        Case {
+            name: "first_process",
+            levels: NAMESPACES,
+            script: "echo $$; hostname; cat /etc/hostname",
+            set_up: nothing,
+            check: |ran| ran.says("1\nbuilder\nbuilder\n"),
+        },
+        Case {
+            name: "nothing_lands_in_the_layer",
+            levels: ALL,
+            script: "cat /etc/hosts /etc/resolv.conf >/dev/null && test -c /dev/null && test -d /proc",
+            set_up: nothing,
+            check: |ran| {
+                ran.says("");
+                assert_eq!(
+                    listing(&ran.changes()).len(),
+                    if ran.level == Level::Chroot { ran.before.len() } else { 1 },
+                    "{:?}",
+                    ran.changed()
+                );
+                if ran.level == Level::Chroot {
+                    assert_eq!(listing(&ran.changes()), ran.before);
+                }
+                assert_eq!(listing(&ran.place.path("scratch")).len(), 1, "the scratch folder is empty again");
+            },
+        },
+        Case {
+            name: "copied_up_folders_go_too",
+            levels: NAMESPACES,
+            script: "true",
+            set_up: |place, _| {
+                fs::create_dir_all(place.path("lower/etc/deep")).unwrap();
+                fs::write(place.path("lower/etc/old"), "x").unwrap();
+            },
+            check: |ran| {
+                ran.says("");
+                assert_eq!(ran.changed(), Vec::<String>::new());
+            },
+        },
+        Case {
+            name: "real_files_beside_stubs_stay",
+            levels: ALL,
+            script: "cat /run/secrets/one; touch /run/real /etc/real",
+            set_up: |_, step| step.mounts.push(secret("/run/secrets/one", 0o400)),
+            check: |ran| {
+                ran.says("hidden");
+                assert_eq!(ran.changed(), ["etc", "etc/real", "run", "run/real"]);
+            },
+        },
+        Case {
+            name: "etc_files_come_back",
+            levels: ALL,
+            script: "grep -q localhost /etc/hosts && echo poison >/etc/hosts; ls /etc",
+            set_up: |place, _| {
+                fs::create_dir_all(place.path("lower/etc")).unwrap();
+                fs::write(place.path("lower/etc/hosts"), "original").unwrap();
+                fs::set_permissions(place.path("lower/etc/hosts"), fs::Permissions::from_mode(0o640)).unwrap();
+                symlink("../nowhere/resolv.conf", place.path("lower/etc/resolv.conf")).unwrap();
+            },
+            check: |ran| {
+                assert_eq!(ran.outcome().code, 0, "{}", ran.err);
+                assert_eq!(fs::read_to_string(ran.place.path("lower/etc/hosts")).unwrap(), "original");
+                assert_eq!(listing(&ran.place.path("lower")), ran.before);
+                assert_eq!(ran.changed(), Vec::<String>::new());
+            },
+        },
+        Case {
+            name: "hostile_links_stay_inside",
+            levels: ALL,
+            script: "echo x >/run/inside; ls -d /proc /dev >/dev/null",
+            set_up: |place, step| {
+                let outside = place.path("outside");
+                for name in ["etc", "run"] {
+                    symlink(&outside, place.path("lower").join(name)).unwrap();
+                }
+                symlink("../../../../../../../../tmp", place.path("lower/up")).unwrap();
+                step.mounts.push(secret("/up/x/secret", 0o444));
+                step.mounts.push(secret("/run/secret", 0o444));
+            },
+            check: |ran| {
+                assert_eq!(fs::read_dir(ran.place.path("outside")).unwrap().count(), 0);
+                assert!(!Path::new("/tmp/x/secret").exists());
+                ran.outcome();
+            },
+        },
+        Case {
+            name: "program_missing",
+            levels: ALL,
+            script: "",
+            set_up: |_, step| step.args = vec!["no-such-program".into()],
+            check: |ran| {
+                assert!(matches!(ran.result, Err(SandboxError::Exec { .. })), "{:?}", ran.result);
+                assert!(ran.error().contains("no-such-program"));
+                assert_eq!(ran.changed(), Vec::<String>::new());
+            },
+        },
+        Case {
+            name: "program_not_executable",
+            levels: ALL,
+            script: "",
+            set_up: |place, step| {
+                fs::write(place.path("lower/text"), "text").unwrap();
+                step.args = vec!["/text".into()];
+            },
+            check: |ran| {
+                assert!(
+                    matches!(&ran.result, Err(SandboxError::Exec { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied),
+                    "{:?}",
+                    ran.result
+                )
+            },
+        },
+        Case {
+            name: "working_directory_is_made",
+            levels: ALL,
+            script: "pwd",
+            set_up: |_, step| step.cwd = "/srv/app/sub".into(),
+            check: |ran| {
+                ran.says("/srv/app/sub\n");
+                assert_eq!(ran.changed(), ["srv", "srv/app", "srv/app/sub"]);
+            },
+        },
+        Case {
+            name: "user",
+            levels: ALL,
+            script: "id -u; id -g; id -G; mkdir /tmp/d; touch /tmp/f; ln -s x /tmp/l",
+            set_up: |place, step| {
+                user(step);
+                fs::create_dir(place.path("lower/tmp")).unwrap();
+                fs::set_permissions(place.path("lower/tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+            },
+            check: |ran| {
+                ran.says("1000\n1001\n1001 1002\n");
+                let disk = fs::symlink_metadata(ran.changes().join("tmp/f")).unwrap();
+                match ran.level {
+                    Level::Root | Level::Chroot | Level::Rootless => assert_eq!((disk.uid(), disk.gid()), (1000, 1001)),
+                    Level::SingleId => {
+                        let owners = &ran.outcome().owners;
+                        let owned: Vec<_> = owners.iter().map(|(path, uid, gid, _)| (path.to_str().unwrap(), *uid, *gid)).collect();
+                        assert_eq!(owned, [("tmp/d", 1000, 1001), ("tmp/f", 1000, 1001), ("tmp/l", 1000, 1001)]);
+                    }
+                }
+            },
+        },
+        Case {
+            name: "nothing_is_left_running",
+            levels: ALL,
+            script: "(sleep 7000 &); (setsid sleep 7000 &) ; sh -c 'trap \"\" TERM HUP; (sleep 7000; sleep 7000) &'; echo done",
+            set_up: nothing,
+            check: |ran| {
+                ran.says("done\n");
+                assert!(ran.elapsed < Duration::from_secs(60));
+            },
+        },
+        Case {
+            name: "network_none",
+            levels: NAMESPACES,
+            script: "ls /sys/class/net; ip -4 -o addr show lo | grep -c 127.0.0.1; cat /etc/resolv.conf",
+            set_up: |_, step| step.network = Network::None,
+            check: |ran| ran.says("lo\n1\n"),
+        },
+        Case {
+            name: "network_none_refused",
+            levels: CHROOT,
+            script: "true",
+            set_up: |_, step| step.network = Network::None,
+            check: |ran| assert!(ran.error().contains("--network none is not possible at the chroot level"), "{}", ran.error()),
+        },
+        Case {
+            name: "shm_size",
+            levels: NAMESPACES,
+            script: "df -k /dev/shm | tail -1 | awk '{print $2}'",
+            set_up: |_, step| step.limits.shm_size = Some(12 << 20),
+            check: |ran| ran.says("12288\n"),
+        },
+        Case {
+            name: "shm_default",
+            levels: NAMESPACES,
+            script: "df -k /dev/shm | tail -1 | awk '{print $2}'; stat -c %a /dev/shm",
+            set_up: nothing,
+            check: |ran| ran.says("65536\n1777\n"),
+        },
+        Case {
+            name: "shm_size_refused",
+            levels: CHROOT,
+            script: "true",
+            set_up: |_, step| step.limits.shm_size = Some(1),
+            check: |ran| assert!(ran.error().contains("--shm-size")),
+        },
+        Case {
+            name: "ulimits",
+            levels: ALL,
+            script: "ulimit -n; ulimit -H -n; ulimit -c",
+            set_up: |_, step| step.limits.ulimits = vec![("nofile".into(), 123, 456), ("core".into(), 0, 0)],
+            check: |ran| ran.says("123\n456\n0\n"),
+        },
+        Case {
+            name: "ulimit_unknown",
+            levels: ALL,
+            script: "true",
+            set_up: |_, step| step.limits.ulimits = vec![("files".into(), 1, 1)],
+            check: |ran| assert!(ran.error().contains("there is no limit \"files\"")),
+        },
+        Case {
+            name: "memory_limit",
+            levels: ROOT,
+            script: "dd if=/dev/zero of=/dev/null bs=300M count=1",
+            set_up: |_, step| step.limits = Limits { memory: Some(40 << 20), ..Limits::default() },
+            check: |ran| match &ran.result {
+                Err(SandboxError::Refused { option, .. }) => assert!(option.starts_with("--memory")),
+                _ => {
+                    assert!(ran.outcome().out_of_memory, "{:?}", ran.result);
+                    assert!(ran.outcome().peak_memory.is_some_and(|peak| peak <= 41 << 20), "{:?}", ran.result);
+                }
+            },
+        },
+        Case {
+            name: "memory_within_limit",
+            levels: ROOT,
+            script: "dd if=/dev/zero of=/dev/null bs=1M count=1 2>/dev/null",
+            set_up: |_, step| step.limits = Limits { memory: Some(100 << 20), cpus: Some(0.5), ..Limits::default() },
+            check: |ran| {
+                if !matches!(ran.result, Err(SandboxError::Refused { .. })) {
+                    assert!(!ran.outcome().out_of_memory);
+                    ran.says("");
+                }
+            },
+        },
+        Case {
+            name: "memory_refused_by_name",
+            levels: USERS,
+            script: "true",
+            set_up: |_, step| step.limits.memory = Some(40 << 20),
+            check: |ran| {
+                if let Err(error) = &ran.result {
+                    assert!(error.to_string().starts_with("--memory 41943040 is not possible at the "), "{error}");
+                }
+            },
+        },
+        Case {
+            name: "capabilities_and_filter",
+            levels: NAMESPACES,
+            script: "grep -E '^(CapInh|CapEff|CapBnd|CapAmb|NoNewPrivs)' /proc/self/status; mount -t tmpfs x /mnt 2>/dev/null || echo refused; unshare -r true 2>/dev/null || echo refused",
+            set_up: nothing,
+            check: |ran| {
+                ran.says("CapInh:\t0000000000000000\nCapEff:\t00000000a80425fb\nCapBnd:\t00000000a80425fb\nCapAmb:\t0000000000000000\nNoNewPrivs:\t0\nrefused\nrefused\n")
+            },
+        },
+        Case {
+            name: "no_capabilities_for_users",
+            levels: &[Level::Root, Level::Rootless],
+            script: "grep -E '^Cap(Eff|Prm)' /proc/self/status",
+            set_up: |_, step| user(step),
+            check: |ran| ran.says("CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n"),
+        },
+        Case {
+            name: "insecure",
+            levels: NAMESPACES,
+            script: "mkdir /m && mount -t tmpfs x /m && echo mounted",
+            set_up: |_, step| step.insecure = true,
+            check: |ran| ran.says("mounted\n"),
+        },
+        Case {
+            name: "masked_paths",
+            levels: NAMESPACES,
+            script: "(echo 1 >/proc/sys/vm/panic_on_oom) 2>/dev/null || echo ro; cat /proc/timer_list /proc/keys | wc -c; ls /sys/firmware | wc -l; (mkdir /sys/x) 2>/dev/null || echo ro",
+            set_up: nothing,
+            check: |ran| ran.says("ro\n0\n0\nro\n"),
+        },
+        Case {
+            name: "devices",
+            levels: ALL,
+            script: "echo x >/dev/null; head -c 3 /dev/zero | wc -c; head -c 5 /dev/urandom | wc -c; (echo >/dev/full) 2>/dev/null || echo full; readlink /dev/fd; readlink /dev/stdout",
+            set_up: nothing,
+            check: |ran| ran.says("3\n5\nfull\n/proc/self/fd\n/proc/self/fd/1\n"),
+        },
+        Case {
+            name: "pty",
+            levels: NAMESPACES,
+            script: "test -c /dev/ptmx && test -d /dev/pts && script -q -c 'echo on a terminal' /dev/null 2>/dev/null | tr -d '\\r'",
+            set_up: nothing,
+            check: |ran| ran.says("on a terminal\n"),
+        },
+        Case {
+            name: "hosts_and_dns",
+            levels: ALL,
+            script: "grep -E 'example|six' /etc/hosts; grep nameserver /etc/resolv.conf",
+            set_up: |_, step| {
+                step.hosts = vec![("example".into(), "10.1.2.3".parse().unwrap()), ("six".into(), "fd00::1".parse().unwrap())];
+                step.dns = vec!["10.9.9.9".parse().unwrap(), "fd00::2".parse().unwrap()];
+            },
+            check: |ran| ran.says("10.1.2.3\texample\nfd00::1\tsix\nnameserver 10.9.9.9\nnameserver fd00::2\n"),
+        },
+        Case {
+            name: "secret_mode",
+            levels: ALL,
+            script: "stat -c %a /s; cat /s",
+            set_up: |_, step| step.mounts.push(secret("/s", 0o440)),
+            check: |ran| {
+                ran.says("440\nhidden");
+                assert_eq!(ran.changed(), Vec::<String>::new());
+            },
+        },
+        Case {
+            name: "read_only_bind",
+            levels: NAMESPACES,
+            script: "cat /in/a; (echo y >/in/a) 2>/dev/null || echo ro",
+            set_up: |place, step| {
+                fs::write(place.path("outside/a"), "x\n").unwrap();
+                step.mounts.push(bind(place.path("outside"), "/in", true));
+            },
+            check: |ran| {
+                ran.says("x\nro\n");
+                assert_eq!(ran.changed(), Vec::<String>::new());
+            },
+        },
+        Case {
+            name: "writable_bind",
+            levels: ALL,
+            script: "cat /cache/dir/a; echo new >/cache/dir/b; rm /cache/dir/a",
+            set_up: |place, step| {
+                fs::write(place.path("outside/a"), "old\n").unwrap();
+                fs::create_dir_all(place.path("lower/cache/dir")).unwrap();
+                fs::write(place.path("lower/cache/dir/under"), "stays").unwrap();
+                step.mounts.push(bind(place.path("outside"), "/cache/dir", false));
+            },
+            check: |ran| {
+                ran.says("old\n");
+                assert_eq!(fs::read_to_string(ran.place.path("outside/b")).unwrap(), "new\n");
+                assert!(!ran.place.path("outside/a").exists());
+                assert_eq!(ran.changed(), Vec::<String>::new());
+                assert_eq!(fs::read_to_string(ran.place.path("lower/cache/dir/under")).unwrap(), "stays");
+            },
+        },
+        Case {
+            name: "file_bind",
+            levels: ALL,
+            script: "cat /file",
+            set_up: |place, step| {
+                fs::write(place.path("outside/a"), "one file\n").unwrap();
+                step.mounts.push(bind(place.path("outside/a"), "/file", true));
+            },
+            check: |ran| {
+                ran.says("one file\n");
+                assert_eq!(ran.changed(), Vec::<String>::new());
+            },
+        },
+        Case {
+            name: "layers",
+            levels: ALL,
+            script: "cat /l/a /l/b; echo gone >/l/c; cat /l/c",
+            set_up: |place, step| {
+                for (layer, name) in [("one", "a"), ("two", "b")] {
+                    fs::create_dir_all(place.path(layer).join("sub")).unwrap();
+                    fs::write(place.path(layer).join("sub").join(name), format!("{layer}\n")).unwrap();
+                }
+                symlink("/sub", place.path("two/link")).unwrap();
+                let lowers = vec![place.path("two"), place.path("one")];
+                step.mounts.push(Mount {
+                    target: "/l".into(),
+                    source: MountSource::Layers { lowers, subpath: "link".into() },
+                    read_only: false,
+                });
+            },
+            check: |ran| {
+                ran.says("one\ntwo\ngone\n");
+                assert_eq!(ran.changed(), Vec::<String>::new());
+                assert!(!ran.place.path("two/sub/c").exists() && !ran.place.path("one/sub/c").exists());
+            },
+        },
+        Case {
+            name: "single_read_only_layer",
+            levels: ALL,
+            script: "cat /l",
+            set_up: |place, step| {
+                fs::create_dir_all(place.path("one")).unwrap();
+                fs::write(place.path("one/a"), "file\n").unwrap();
+                step.mounts.push(Mount {
+                    target: "/l".into(),
+                    source: MountSource::Layers { lowers: vec![place.path("one")], subpath: "a".into() },
+                    read_only: true,
+                });
+            },
+            check: |ran| {
+                ran.says("file\n");
+                assert_eq!(ran.changed(), Vec::<String>::new());
+            },
+        },
+        Case {
+            name: "layer_subpath_cannot_leave",
+            levels: ALL,
+            script: "ls /l",
+            set_up: |place, step| {
+                fs::create_dir_all(place.path("one/etc")).unwrap();
+                fs::write(place.path("one/etc/inner"), "").unwrap();
+                symlink("/etc", place.path("one/x")).unwrap();
+                step.mounts.push(Mount {
+                    target: "/l".into(),
+                    source: MountSource::Layers { lowers: vec![place.path("one")], subpath: "x".into() },
+                    read_only: true,
+                });
+            },
+            check: |ran| ran.says("inner\n"),
+        },
+        Case {
+            name: "tmpfs",
+            levels: ALL,
+            script: "stat -c %a /t; echo x >/t/a",
+            set_up: |_, step| {
+                step.mounts.push(Mount { target: "/t".into(), source: MountSource::Tmpfs { size: Some(1 << 20) }, read_only: false })
+            },
+            check: |ran| {
+                ran.says("1777\n");
+                assert_eq!(ran.changed(), Vec::<String>::new());
+            },
+        },
+        Case {
+            name: "nested_mounts",
+            levels: ALL,
+            script: "cat /cache/inner/s",
+            set_up: |place, step| {
+                step.mounts.push(bind(place.path("outside"), "/cache", false));
+                step.mounts.push(secret("/cache/inner/s", 0o444));
+            },
+            check: |ran| {
+                ran.says("hidden");
+                assert_eq!(fs::read_dir(ran.place.path("outside")).unwrap().count(), 0, "{:?}", listing(&ran.place.path("outside")));
+                assert_eq!(ran.changed(), Vec::<String>::new());
+            },
+        },
+        Case {
+            name: "mount_on_root_refused",
+            levels: ALL,
+            script: "true",
+            set_up: |_, step| step.mounts.push(secret("/", 0o444)),
+            check: |ran| assert!(ran.error().contains("root itself"), "{}", ran.error()),
+        },
+        Case {
+            name: "missing_bind_source",
+            levels: ALL,
+            script: "true",
+            set_up: |place, step| step.mounts.push(bind(place.path("nowhere"), "/x", true)),
+            check: |ran| {
+                assert!(ran.error().contains("/x"), "{}", ran.error());
+                assert_eq!(ran.changed(), Vec::<String>::new());
+            },
+        },
+        Case {
+            name: "five_hundred_layers",
+            levels: NAMESPACES,
+            script: "cat /f/* | wc -l",
+            set_up: |place, step| {
+                let mut lowers = vec![place.path("lower")];
+                for index in 0..499 {
+                    let layer = place.path(&format!("layers/{index}"));
+                    fs::create_dir_all(layer.join("f")).unwrap();
+                    fs::write(layer.join(format!("f/{index}")), "line\n").unwrap();
+                    lowers.push(layer);
+                }
+                step.root = ovenbird_sandbox::Root::Overlay { lowers, upper: place.path("upper"), work: place.path("work") };
+            },
+            check: |ran| ran.says("499\n"),
+        },
+        Case {
+            name: "no_lower_layers",
+            levels: NAMESPACES,
+            script: "",
+            set_up: |place, step| {
+                step.root = ovenbird_sandbox::Root::Overlay { lowers: vec![], upper: place.path("upper"), work: place.path("work") }
+            },
+            check: |ran| {
+                assert!(matches!(ran.result, Err(SandboxError::Exec { .. })), "{:?}", ran.result);
+                assert_eq!(ran.changed(), Vec::<String>::new());
+            },
+        },
+        Case {
+            name: "plain_folder",
+            levels: NAMESPACES,
+            script: "touch /made",
+            set_up: |place, step| step.root = ovenbird_sandbox::Root::Dir(place.path("lower")),
+            check: |ran| {
+                ran.says("");
+                let after: Vec<String> =
+                    listing(&ran.place.path("lower")).iter().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
+                assert_eq!(after.len(), ran.before.len() + 1);
+                assert!(after.contains(&"made".to_owned()));
+            },
+        },
+        Case {
+            name: "engine_sees_no_mount",
+            levels: ALL,
+            script: "echo now; sleep 0.3",
+            set_up: nothing,
+            check: |ran| {
+                ran.says("now\n");
+                assert_eq!(ran.mounts.0, ran.mounts.1, "during the step");
+                assert_eq!(ran.mounts.0, ran.mounts.2, "after the step");
+            },
+        },
+        Case {
+            name: "owners",
+            levels: SINGLE,
+            script: "cd /; echo >a; chown 1:2 a; echo >b; chown 3:4 b; mv b c; echo >d; chown 5:6 d; rm d; for i in 1 2 3 4 5; do echo >new$i; done; chown :9 low/f; mv low/g low/h; mknod node c 5 1; mknod pipe p; chown 0:0 low/k; chown -h 7:7 link; chroot /low /bin/busybox chown 8:8 /inside",
+            set_up: |place, step| {
+                fs::create_dir_all(place.path("lower/low/bin")).unwrap();
+                fs::copy(place.path("lower/bin/busybox"), place.path("lower/low/bin/busybox")).unwrap();
+                for name in ["f", "g", "k", "inside", "untouched"] {
+                    fs::write(place.path("lower/low").join(name), name).unwrap();
+                }
+                symlink("nowhere", place.path("lower/link")).unwrap();
+                step.lower_owners = ["f", "g", "k", "untouched"].map(|name| (Path::new("low").join(name), 40, 41)).to_vec();
+            },
+            check: |ran| {
+                ran.says("");
+                let got: Vec<_> = ran
+                    .outcome()
+                    .owners
+                    .iter()
+                    .map(|(path, uid, gid, node)| {
+                        (path.to_str().unwrap(), *uid, *gid, node.map(|node| (node.0 & libc::S_IFMT, node.1, node.2)))
+                    })
+                    .collect();
+                assert_eq!(
+                    got,
+                    [
+                        ("a", 1, 2, None),
+                        ("c", 3, 4, None),
+                        ("link", 7, 7, None),
+                        ("low/f", 40, 9, None),
+                        ("low/h", 40, 41, None),
+                        ("low/inside", 8, 8, None),
+                        ("node", 0, 0, Some((libc::S_IFCHR, 5, 1)))
+                    ]
+                );
+            },
+        },
+        Case {
+            name: "dropped_privileges_look_dropped",
+            levels: SINGLE,
+            script: "adduser -D -H app 2>/dev/null; su app -c 'id -u; touch /tmp/f; chown 0 /tmp/f 2>/dev/null || echo refused; sh -c \"id -u\"'; id -u; sed -i s/x/y/ /etc/shadow",
+            set_up: |place, step| {
+                for name in ["etc", "tmp", "home"] {
+                    fs::create_dir_all(place.path("lower").join(name)).unwrap();
+                }
+                fs::write(place.path("lower/etc/passwd"), "root:x:0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n").unwrap();
+                fs::write(place.path("lower/etc/group"), "root:x:0:\napp:x:1000:\n").unwrap();
+                fs::write(place.path("lower/etc/shadow"), "root:x:\n").unwrap();
+                step.lower_owners = vec![("etc/shadow".into(), 0, 42)];
+            },
+            check: |ran| {
+                ran.says("1000\nrefused\n1000\n0\n");
+                assert!(ran.outcome().owners.contains(&("tmp/f".into(), 1000, 1000, None)), "{:?}", ran.outcome().owners);
+            },
+        },
+        Case {
+            name: "owners_on_disk",
+            levels: &[Level::Root, Level::Rootless],
+            script: "touch /f; chown 33:44 /f; mknod /p p",
+            set_up: nothing,
+            check: |ran| {
+                ran.says("");
+                let about = fs::metadata(ran.changes().join("f")).unwrap();
+                assert_eq!((about.uid(), about.gid()), (33, 44));
+                assert!(ran.outcome().owners.is_empty());
+            },
+        },
+        Case {
+            name: "usage_is_counted",
+            levels: ALL,
+            script: "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done",
+            set_up: nothing,
+            check: |ran| {
+                ran.says("");
+                assert!(
+                    ran.outcome().cpu_micros > 1000 && ran.outcome().peak_memory.is_some_and(|bytes| bytes > 100_000),
+                    "{:?}",
+                    ran.result
+                );
+            },
+        },
+        Case {
+            name: "cancel",
+            levels: ALL,
+            script: "(setsid sleep 7000 &); echo started; sleep 7000",
+            set_up: nothing,
+            check: |ran| {
+                assert!(ran.outcome().cancelled);
+                assert_eq!(ran.outcome().code, 137);
+                assert!(ran.elapsed < Duration::from_secs(60));
+                assert_eq!(ran.changed(), Vec::<String>::new());
+            },
+        },
+    ]
+}
+
+fn mounts() -> String {
+    fs::read_to_string("/proc/self/mountinfo").expect("mountinfo")
+}
+
+impl Case {
+    pub fn run(&self, level: Level) -> ExitCode {
+        let place = Place::new();
+        // Above the fixture's folder: single ids can only be entered with one thread.
+        let mut step = place.step(level, self.script);
+        (self.set_up)(&place, &mut step);
+        if let Err(error) = ovenbird_sandbox::enter(level) {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+        let (before, mounts_before, files_before) = (listing(&place.path("lower")), mounts(), open_files());
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut mounts_during = mounts_before.clone();
+        let cancel = Arc::new(AtomicBool::new(false));
+        let start = Instant::now();
+        let result = ovenbird_sandbox::run(
+            level,
+            &step,
+            &mut |stream, bytes| {
+                mounts_during = mounts();
+                if self.name == "cancel" && bytes == b"started\n" {
+                    cancel.store(true, Ordering::Relaxed);
+                }
+                match stream {
+                    Stream::Stdout => out.extend_from_slice(bytes),
+                    Stream::Stderr => err.extend_from_slice(bytes),
+                }
+            },
+            &cancel,
+        );
+        let elapsed = start.elapsed();
+        assert_eq!(open_files(), files_before, "descriptors are left open");
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let ran =
+            Ran { level, place, result, out: text(out), err: text(err), elapsed, before, mounts: (mounts_before, mounts_during, mounts()) };
+        (self.check)(&ran);
+        ExitCode::SUCCESS
+    }
+}
+
+/// A step that runs until its engine is killed.
+pub fn run_for_ever(level: Level) -> ExitCode {
+    let mark = std::env::var(MARK).unwrap_or_default();
+    let place = Place::new();
+    let step = place.step(level, &format!("(setsid sleep {mark} &); (sleep 1; echo running) & sleep {mark}"));
+    if ovenbird_sandbox::enter(level).is_ok() {
+        let _ = ovenbird_sandbox::run(level, &step, &mut |_, bytes| print!("{}", String::from_utf8_lossy(bytes)), &AtomicBool::new(false));
+    }
+    ExitCode::FAILURE
+}
