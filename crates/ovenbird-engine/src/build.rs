@@ -247,7 +247,6 @@ fn lower(session: &Session, dockerfile: &ovenbird_dockerfile::Dockerfile, option
 }
 
 fn run(session: &Session, plans: &[Plan]) -> Result<Vec<assemble::Assembled>, BuildError> {
-    let created = assemble::created(session.input.source_date_epoch);
     let mut offsets = vec![0];
     offsets.extend(plans.iter().scan(0, |next, plan| {
         *next += plan.vertices.len();
@@ -264,7 +263,7 @@ fn run(session: &Session, plans: &[Plan]) -> Result<Vec<assemble::Assembled>, Bu
     }
     let chains = chains.into_iter().collect::<Result<Vec<_>, _>>()?;
     session.sink.emit(Event::Message { text: "exporting".into() });
-    plans.iter().zip(&chains).map(|(plan, chain)| assemble::assemble(session, plan, chain, &created)).collect()
+    plans.iter().zip(&chains).map(|(plan, chain)| assemble::assemble(session, plan, chain)).collect()
 }
 
 /// A step for another architecture needs an emulator registered with the kernel; say so before any work. What counts is the architecture

@@ -64,7 +64,19 @@ pub enum Link {
         reference: Reference,
     },
     /// What one step changed.
-    Diff(SnapshotId),
+    Diff {
+        /// Where.
+        id: SnapshotId,
+        /// When it ran, seconds since 1970: an unchanged build is the same image, so its times are those of the steps.
+        created: i64,
+    },
+}
+
+impl Link {
+    /// What a step that ended now changed.
+    pub fn new_diff(id: SnapshotId) -> Self {
+        Self::Diff { id, created: jiff::Timestamp::now().as_second() }
+    }
 }
 
 /// What a vertex came to.
@@ -105,7 +117,7 @@ fn image_name(manifest: &Digest) -> String {
 fn is_complete(state: &State, chain: &[Link]) -> bool {
     chain.iter().all(|link| match link {
         Link::Image { .. } => true,
-        Link::Diff(id) => state.has_snapshot(id),
+        Link::Diff { id, .. } => state.has_snapshot(id),
     })
 }
 
@@ -137,7 +149,7 @@ mod tests {
         work.subdir("fs").unwrap();
         let id = state.commit(work, None, &std::collections::BTreeMap::new()).unwrap();
         let key = key("/a", None, "linux/amd64");
-        let record = Record { key, chain: vec![Link::Diff(id.clone())] };
+        let record = Record { key, chain: vec![Link::new_diff(id.clone())] };
         save(&state, &key, &record).unwrap();
         assert_eq!(find(&state, &key), Some(record));
         std::fs::remove_dir_all(root.path().join("real/snapshots").join(id.as_str())).unwrap();

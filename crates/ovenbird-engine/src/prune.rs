@@ -135,7 +135,7 @@ fn sweep(state: &State, kept: &[Vec<Link>], images: bool, report: &mut PruneRepo
     let mut manifests: Vec<Digest> = vec![];
     for link in kept.iter().flatten() {
         match link {
-            Link::Diff(id) => {
+            Link::Diff { id, .. } => {
                 snapshots.insert(id.as_str().to_owned());
             }
             Link::Image { manifest, .. } => manifests.push(*manifest),

@@ -363,7 +363,7 @@ impl<'a> Solver<'a> {
                     Op::Local { name } => self.local_chain(vertex, from, name, source),
                     _ => self.chain(Some(from)).map_err(|Failed| BuildError::Cancelled),
                 };
-                exec::run(self.session, &self.step(vertex), exec_op, &base, &mounts).map(Link::Diff)
+                exec::run(self.session, &self.step(vertex), exec_op, &base, &mounts).map(Link::new_diff)
             }
             Op::File(file_op) => self.write_files(vertex, file_op, &base),
             _ => Err(BuildError::Cancelled),
@@ -376,7 +376,7 @@ impl<'a> Solver<'a> {
         let out = work.subdir("fs")?;
         let source = |from: VertexId| self.tree(from).map_err(std::io::Error::other);
         let owners = file::apply(op, &base, &source, &out, self.session.state.ownership()).map_err(|error| self.file_error(vertex, error))?;
-        Ok(Link::Diff(self.session.state.commit(work, None, &owners)?))
+        Ok(Link::new_diff(self.session.state.commit(work, None, &owners)?))
     }
 
     fn announce_start(&self, vertex: VertexId) {

@@ -103,6 +103,7 @@ fn an_unchanged_build_runs_nothing_and_gives_the_same_layers() {
     assert_eq!((second.ran, second.cached), (0, 3));
     let (a, b) = (bench.config(&first), bench.config(&second));
     assert_eq!(a.0.layers, b.0.layers);
+    assert_eq!(first.target, second.target, "the times of the image are those of its steps");
     assert_eq!(a.1.rootfs.diff_ids.len(), 2);
     assert_eq!(a.1.history.iter().filter(|h| !h.empty_layer).count(), 2);
 }

@@ -4,8 +4,8 @@ use std::fmt;
 use std::io::{self, Read};
 use std::str::FromStr;
 
+use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN, digest};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sha2::{Digest as _, Sha256};
 
 /// `sha256:` and 64 lower-case hex digits, the only algorithm Ovenbird writes and reads.
 /// Source: OCI image-spec, descriptor.md#digests.
@@ -23,7 +23,7 @@ pub struct ParseDigestError {
 impl Digest {
     /// Of bytes in memory.
     pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
+        Self(raw(&digest(&SHA256, bytes)))
     }
 
     /// Of everything a reader gives; also the number of bytes.
@@ -66,10 +66,29 @@ impl Digest {
 }
 
 /// Computes a [`Digest`] and a size piece by piece.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone)]
 pub struct Hasher {
-    state: Sha256,
+    // Twice as fast as portable code where the processor has no SHA instructions.
+    state: Context,
     size: u64,
+}
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self { state: Context::new(&SHA256), size: 0 }
+    }
+}
+
+impl fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hasher").field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+fn raw(digest: &aws_lc_rs::digest::Digest) -> [u8; SHA256_OUTPUT_LEN] {
+    let mut bytes = [0; SHA256_OUTPUT_LEN];
+    bytes.copy_from_slice(digest.as_ref());
+    bytes
 }
 
 impl Hasher {
@@ -86,7 +105,7 @@ impl Hasher {
 
     /// The digest and how many bytes went in.
     pub fn finish(self) -> (Digest, u64) {
-        (Digest(self.state.finalize().into()), self.size)
+        (Digest(raw(&self.state.finish())), self.size)
     }
 }
 

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let Some(level) = Level::ALL.into_iter().find(|level| args[0] == level.name()) else {
-        eprintln!("no level {:?}", args[0]);
+        eprintln!("no level {}", args[0].display());
         return ExitCode::from(2);
     };
     let overlay = args[1] == "overlay";

@@ -71,7 +71,7 @@ pub(crate) fn has(cap: u32) -> bool {
 pub(crate) fn bound(keep: u64) -> io::Result<()> {
     for cap in (0..=HIGHEST).filter(|cap| keep & bit(*cap) == 0) {
         // SAFETY: no pointers.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, cap as libc::c_ulong, 0, 0, 0) } < 0 {
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(cap), 0, 0, 0) } < 0 {
             let error = io::Error::last_os_error();
             if error.raw_os_error() == Some(libc::EINVAL) {
                 break;

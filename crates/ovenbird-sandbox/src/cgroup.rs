@@ -115,10 +115,9 @@ impl Cgroup {
         })?;
         if version == Version::V2
             && let Some(index) = self.groups.iter().position(|group| group.version == Version::V2)
+            && self.groups[index].path.join(format!("{controller}.max")).exists()
         {
-            if self.groups[index].path.join(format!("{controller}.max")).exists() {
-                return Ok(&mut self.groups[index]);
-            }
+            return Ok(&mut self.groups[index]);
         }
         let mut last = io::Error::from_raw_os_error(libc::ENOENT);
         for parent in &parents {

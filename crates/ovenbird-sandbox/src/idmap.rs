@@ -1,5 +1,6 @@
 //! User namespaces: which ids are mapped, and entering one.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
@@ -125,7 +126,7 @@ pub(crate) fn enter(level: Level) -> Result<(), SandboxError> {
     let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS;
     if level == Level::Rootless {
         let mapping = mapping().map_err(|missing| SandboxError::Impossible { reason: missing.join(" ") })?;
-        let mapper = Mapper::fork(mapping).context(|| "starting the id mapper".to_owned())?;
+        let mapper = Mapper::fork(&mapping).context(|| "starting the id mapper".to_owned())?;
         syscall::unshare(flags).context(|| "unshare(user namespace)".to_owned())?;
         readable();
         mapper.map()?;
@@ -161,7 +162,7 @@ struct Mapper {
 }
 
 impl Mapper {
-    fn fork(mapping: Mapping) -> io::Result<Mapper> {
+    fn fork(mapping: &Mapping) -> io::Result<Mapper> {
         let (go_read, go_write) = syscall::pipe()?;
         let (answer_read, answer_write) = syscall::pipe()?;
         let parent = std::process::id();
@@ -169,7 +170,7 @@ impl Mapper {
         let pid = check(unsafe { libc::fork() }.into())? as i32;
         if pid == 0 {
             drop((go_write, answer_read));
-            let message = Mapper::child(go_read, parent, &mapping).err().map(|error| error.to_string()).unwrap_or_default();
+            let message = Mapper::child(go_read, parent, mapping).err().map(|error| error.to_string()).unwrap_or_default();
             let _ = fs::File::from(answer_write).write_all(message.as_bytes());
             // SAFETY: ends this copy at once.
             unsafe { libc::_exit(0) };
@@ -205,7 +206,10 @@ impl Mapper {
 }
 
 fn text(extents: &[Extent]) -> String {
-    extents.iter().map(|(inside, outside, count)| format!("{inside} {outside} {count}\n")).collect()
+    extents.iter().fold(String::new(), |mut text, (inside, outside, count)| {
+        let _ = writeln!(text, "{inside} {outside} {count}");
+        text
+    })
 }
 
 fn tool(program: &Path, pid: u32, extents: &[Extent]) -> io::Result<()> {

@@ -184,7 +184,7 @@ impl Recorder {
         let (a0, a1, a2) = (args[0] as u32, args[1] as u32, args[2] as u32);
         let pid = call.pid as i32;
         match c_long::from(call.data.nr) {
-            libc::SYS_fchown => self.change_owner(place, call, Target::Descriptor(a0 as i32), a1, a2),
+            libc::SYS_fchown => self.change_owner(place, call, &Target::Descriptor(a0 as i32), a1, a2),
             libc::SYS_fchownat => {
                 let target = Target::Path {
                     dir: a0 as i32,
@@ -192,16 +192,16 @@ impl Recorder {
                     follow: args[4] as c_int & libc::AT_SYMLINK_NOFOLLOW == 0,
                     empty: args[4] as c_int & libc::AT_EMPTY_PATH != 0,
                 };
-                self.change_owner(place, call, target, a2, args[3] as u32)
+                self.change_owner(place, call, &target, a2, args[3] as u32)
             }
             libc::SYS_mknodat => self.make_node(place, call, a0 as i32, args[1], a2, args[3]),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_chown => {
-                self.change_owner(place, call, Target::Path { dir: libc::AT_FDCWD, path: args[0], follow: true, empty: false }, a1, a2)
+                self.change_owner(place, call, &Target::Path { dir: libc::AT_FDCWD, path: args[0], follow: true, empty: false }, a1, a2)
             }
             #[cfg(target_arch = "x86_64")]
             libc::SYS_lchown => {
-                self.change_owner(place, call, Target::Path { dir: libc::AT_FDCWD, path: args[0], follow: false, empty: false }, a1, a2)
+                self.change_owner(place, call, &Target::Path { dir: libc::AT_FDCWD, path: args[0], follow: false, empty: false }, a1, a2)
             }
             #[cfg(target_arch = "x86_64")]
             libc::SYS_mknod => self.make_node(place, call, libc::AT_FDCWD, args[0], a1, args[2]),
@@ -332,9 +332,9 @@ impl Recorder {
         now
     }
 
-    fn change_owner(&mut self, place: &mut Place, call: &libc::seccomp_notif, target: Target, uid: u32, gid: u32) -> Answered {
+    fn change_owner(&mut self, place: &mut Place, call: &libc::seccomp_notif, target: &Target, uid: u32, gid: u32) -> Answered {
         let pid = call.pid as i32;
-        let file = place.open(pid, &target)?;
+        let file = place.open(pid, target)?;
         self.still_there(call)?;
         let seen = owners::look(file.as_fd(), syscall::EMPTY).map_err(|error| errno(&error))?;
         let old = self.owners.get(&seen);
@@ -729,4 +729,41 @@ fn change_root(to: BorrowedFd<'_>) -> io::Result<()> {
 
 fn errno(error: &io::Error) -> c_int {
     error.raw_os_error().unwrap_or(libc::EIO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEEP: u32 = UNCHANGED;
+
+    #[test]
+    fn ids_change_as_the_kernel_changes_them() {
+        let ids = |real, effective, saved| Ids { real, effective, saved };
+        type Change = fn(&mut Ids, bool) -> Result<(), c_int>;
+        let refused = Err(libc::EPERM);
+        let rows: [(&str, Ids, Change, Result<Ids, c_int>); 13] = [
+            ("root drops all", Ids::all(0), |ids, root| ids.set(root, 5), Ok(Ids::all(5))),
+            ("and cannot go back", Ids::all(5), |ids, root| ids.set(root, 0), refused),
+            ("setuid to the saved id", ids(5, 5, 0), |ids, root| ids.set(root, 0), Ok(ids(5, 0, 0))),
+            ("-1 is no id", Ids::all(0), |ids, root| ids.set(root, KEEP), Err(libc::EINVAL)),
+            ("seteuid keeps the way back", Ids::all(0), |ids, root| ids.set_three(root, KEEP, 5, KEEP), Ok(ids(0, 5, 0))),
+            ("the way back", ids(0, 5, 0), |ids, root| ids.set_three(root, KEEP, 0, KEEP), Ok(Ids::all(0))),
+            ("a stranger's id", ids(4, 5, 6), |ids, root| ids.set_three(root, 7, KEEP, KEEP), refused),
+            ("own ids in any order", ids(4, 5, 6), |ids, root| ids.set_three(root, 6, 4, 5), Ok(ids(6, 4, 5))),
+            ("setreuid sets saved with real", Ids::all(0), |ids, root| ids.set_two(root, 5, 6), Ok(ids(5, 6, 6))),
+            ("setreuid to own real keeps saved", ids(4, 5, 6), |ids, root| ids.set_two(root, KEEP, 4), Ok(ids(4, 4, 6))),
+            ("setreuid swaps", ids(4, 5, 5), |ids, root| ids.set_two(root, 5, 4), Ok(ids(5, 4, 4))),
+            ("setreuid real may not be the saved one", ids(4, 5, 6), |ids, root| ids.set_two(root, 6, KEEP), refused),
+            ("nothing", ids(4, 5, 6), |ids, root| ids.set_two(root, KEEP, KEEP), Ok(ids(4, 5, 6))),
+        ];
+        for (name, before, change, want) in rows {
+            let mut now = before;
+            let got = change(&mut now, before.effective == 0).map(|()| now);
+            assert_eq!(got, want, "{name}");
+            if got.is_err() {
+                assert_eq!(now, before, "{name}: nothing changes");
+            }
+        }
+    }
 }

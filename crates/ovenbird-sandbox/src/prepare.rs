@@ -122,7 +122,7 @@ pub(crate) fn root(step: &Step) -> Result<Rooted, SandboxError> {
                     upper.display()
                 )
             })?;
-            Some((at.clone(), upper.clone()))
+            Some(upper.clone())
         }
         Root::Dir(folder) => {
             bind_at(folder, &at).context(|| format!("binding the root folder {}", folder.display()))?;
@@ -131,7 +131,9 @@ pub(crate) fn root(step: &Step) -> Result<Rooted, SandboxError> {
     };
     let root = mounts::open_path(&at).context(|| format!("opening {}", at.display()))?;
     let clean = syscall::clone_tree(root.as_fd(), syscall::EMPTY, false).context(|| "cloning the root mount".to_owned())?;
-    Ok(Rooted { root, clean, stubs: Stubs::new(overlay) })
+    // Without the links that may be on the way to the scratch folder.
+    let real = fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd())).context(|| format!("resolving {}", at.display()))?;
+    Ok(Rooted { root, clean, stubs: Stubs::new(overlay.map(|upper| (real, upper))) })
 }
 
 pub(crate) type Sockets = Vec<(std::os::unix::net::UnixListener, PathBuf)>;

@@ -35,6 +35,18 @@ impl Level {
             Level::Chroot => "chroot",
         }
     }
+
+    /// What a step gets at this level, in one sentence (for `doctor`).
+    pub fn description(self) -> &'static str {
+        match self {
+            Level::Root => "Namespaces, overlay mounts, Docker's capabilities and seccomp filter.",
+            Level::Rootless => "Like root, in a user namespace with subordinate ids; nothing runs with this machine's root rights.",
+            Level::SingleId => "Like rootless with one id: changes of owner are recorded for the layer, and `stat` in a step shows root.",
+            Level::Chroot => {
+                "No isolation beyond the container's own: /proc and /sys are empty in a step, mounts are copies, no overlay, no --network none, no --shm-size."
+            }
+        }
+    }
 }
 
 /// One level and whether it works here.
@@ -159,7 +171,7 @@ fn in_child(level: Level, state: &Path) -> io::Result<Tried> {
     reap::wait4(pid)?;
     answered?;
     let [stage, overlay, errno @ ..] = message.as_slice() else { return Err(io::Error::other("the child was killed")) };
-    let errno = errno.try_into().map(i32::from_ne_bytes).unwrap_or(libc::EIO);
+    let errno = errno.try_into().map_or(libc::EIO, i32::from_ne_bytes);
     let failure = STAGES.into_iter().find(|known| *known as u8 + 1 == *stage).map(|stage| (stage, errno));
     Ok(Tried { failure, overlay: *overlay != 0 })
 }

@@ -60,3 +60,48 @@ fn copy(mut from: UnixStream, mut to: UnixStream) {
     let _ = to.shutdown(Shutdown::Write);
     let _ = from.shutdown(Shutdown::Read);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn carries_both_ways_and_stops() {
+        let folder = tempfile::tempdir().unwrap();
+        // Longer than a socket address may be.
+        let deep = folder.path().join("x".repeat(120));
+        std::fs::create_dir(&deep).unwrap();
+        let (stop, outer) = (AtomicBool::new(false), folder.path().join("agent"));
+        let agent = UnixListener::bind(&outer).unwrap();
+        let inner = listen(&deep, "inner").unwrap();
+        let dir = mounts::open_path(&deep).unwrap();
+        let address = format!("/proc/self/fd/{}/inner", dir.as_raw_fd());
+        std::thread::scope(|scope| {
+            scope.spawn(|| forward(&inner, &outer, &stop));
+            scope.spawn(|| {
+                for _ in 0..3 {
+                    let (mut stream, _) = agent.accept().unwrap();
+                    let mut request = [0; 4];
+                    stream.read_exact(&mut request).unwrap();
+                    request.reverse();
+                    stream.write_all(&request).unwrap();
+                }
+            });
+            let mut idle = None;
+            for request in [b"abcd", b"1234", b"wxyz"] {
+                let mut stream = UnixStream::connect(&address).unwrap();
+                stream.write_all(request).unwrap();
+                let mut answer = [0; 4];
+                stream.read_exact(&mut answer).unwrap();
+                answer.reverse();
+                assert_eq!(&answer, request);
+                idle = Some(stream);
+            }
+            stop.store(true, Ordering::Relaxed);
+            // An idle connection does not keep the forwarder.
+            let mut rest = Vec::new();
+            let _ = idle.map(|mut stream| stream.read_to_end(&mut rest));
+            assert!(rest.is_empty());
+        });
+    }
+}

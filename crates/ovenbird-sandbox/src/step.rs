@@ -38,8 +38,9 @@ pub(crate) fn run(level: Level, step: &Step, output: &mut dyn FnMut(Stream, &[u8
     let cgroup = Cgroup::new(level, &step.limits)?;
     let (running_tx, running_rx) = channel();
     let (ended_tx, ended_rx) = channel();
-    std::thread::scope(|scope| {
-        let (cgroup, resources) = (&cgroup, &resources[..]);
+    let (cgroup, resources) = (&cgroup, &resources[..]);
+    // `move`: when `output` panics, the sender goes first, or the helper would wait for ever.
+    std::thread::scope(move |scope| {
         let helper = std::thread::Builder::new()
             .name("ovenbird-step".to_owned())
             .spawn_scoped(scope, move || helper(level, step, cgroup, resources, &running_tx, &ended_rx))
@@ -133,9 +134,9 @@ fn inside(
 ) -> Result<Table, SandboxError> {
     prepare::leave(step)?;
     let rooted = prepare::root(step);
-    let result = rooted.and_then(|mut rooted| {
+    let result = rooted.map(|mut rooted| {
         let result = live(level, step, cgroup, resources, running, ended, &mut rooted);
-        Ok((rooted, result))
+        (rooted, result)
     });
     // The old mount namespace dies here, and every mount of the step with it, but for `clean`.
     let back = syscall::setns(home, libc::CLONE_NEWNS).context(|| "returning to the engine's mount namespace".to_owned());

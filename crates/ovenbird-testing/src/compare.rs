@@ -153,7 +153,7 @@ pub fn show(path: &str, node: &Node) -> String {
         Kind::Dir | Kind::Fifo => String::new(),
     };
     let xattrs: String = node.xattrs.keys().flat_map(|name| [" xattr=", name]).collect();
-    format!("{path} {} {:04o} {}:{}{xattrs}{detail}", letter(node), node.mode, node.uid, node.gid)
+    format!("{path} {} {:04o} {}:{} mtime={}{xattrs}{detail}", letter(node), node.mode, node.uid, node.gid, node.mtime)
 }
 
 /// Differences between an expected subset of a JSON document and the document: `null` means absent, arrays are compared whole.

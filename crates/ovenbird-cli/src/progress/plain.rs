@@ -1,6 +1,6 @@
 //! One line after the other: for logs and pipes. Lines are written whole, so that steps that run at once never mix within a line.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -27,6 +27,8 @@ struct State<W> {
     last_number: usize,
     steps: HashMap<VertexIndex, Step>,
     transfers: HashMap<String, Transfer>,
+    /// Transfers that were said to be done: some say so twice.
+    finished: HashSet<String>,
 }
 
 struct Step {
@@ -45,7 +47,8 @@ struct Transfer {
 
 impl<W: Write + Send> Plain<W> {
     pub(super) fn new(out: W, clock: Clock, escapes: Escapes) -> Self {
-        let state = State { out, clock, escapes, last_number: 0, steps: HashMap::new(), transfers: HashMap::new() };
+        let state =
+            State { out, clock, escapes, last_number: 0, steps: HashMap::new(), transfers: HashMap::new(), finished: HashSet::new() };
         Self { state: Mutex::new(state) }
     }
 
@@ -154,6 +157,9 @@ impl<W: Write> State<W> {
     fn transfer(&mut self, id: &str, label: &str, current: u64, total: Option<u64>, done: bool) {
         let now = (self.clock)();
         if !self.transfers.contains_key(id) {
+            if done && self.finished.contains(id) {
+                return;
+            }
             let number = self.number();
             self.write(&format!("#{number} {label}"));
             self.transfers.insert(id.to_owned(), Transfer { number, started: now, mentioned: now });
@@ -163,6 +169,7 @@ impl<W: Write> State<W> {
         if done {
             let took = now.saturating_sub(transfer.started);
             self.transfers.remove(id);
+            self.finished.insert(id.to_owned());
             self.write(&format!("#{number} {} DONE {}", bytes(current), seconds(took)));
         } else if now.saturating_sub(transfer.mentioned) >= TRANSFER_INTERVAL {
             transfer.mentioned = now;
@@ -208,7 +215,7 @@ mod tests {
             Duration::from_secs(*count)
         });
         let event = |current, done| Event::Progress { id: "x".into(), label: "pulling".into(), current, total: Some(9_000_000), done };
-        let events = (0..6).map(|n| event(n * 1_000_000, false)).chain([event(9_000_000, true)]).collect();
+        let events = (0..6).map(|n| event(n * 1_000_000, false)).chain([event(9_000_000, true), event(9_000_000, true)]).collect();
         assert_eq!(shown(events, clock, Escapes::Strip), "#1 pulling\n#1 3.0MB / 9.0MB\n#1 9.0MB DONE 24.0s\n");
     }
 }

@@ -1,6 +1,6 @@
 //! A picture of what runs now, drawn over and over, below the list of what is done.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -87,6 +87,8 @@ struct Screen<W> {
     settled: Vec<String>,
     running: BTreeMap<VertexIndex, Running>,
     transfers: BTreeMap<String, Transfer>,
+    /// Transfers that were said to be done: some say so twice.
+    finished: HashSet<String>,
     message: Option<String>,
     done: usize,
     cached: usize,
@@ -104,6 +106,7 @@ impl<W: Write> Screen<W> {
             settled: vec![],
             running: BTreeMap::new(),
             transfers: BTreeMap::new(),
+            finished: HashSet::new(),
             message: None,
             done: 0,
             cached: 0,
@@ -172,7 +175,10 @@ impl<W: Write> Screen<W> {
             }
             Event::Progress { id, label, current, total, done } => {
                 if done {
-                    self.transfers.remove(&id);
+                    if self.transfers.remove(&id).is_none() && self.finished.contains(&id) {
+                        return;
+                    }
+                    self.finished.insert(id);
                     let line = format!("{} {} {}", self.paint("32", "✓"), strip(&label), self.paint("2", &bytes(current)));
                     self.settled.push(line);
                 } else {

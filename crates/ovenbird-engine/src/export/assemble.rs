@@ -25,11 +25,15 @@ pub struct Assembled {
     pub config: Digest,
 }
 
-/// Makes the image of a solved plan. `created` is RFC 3339.
-pub fn assemble(session: &Session, plan: &Plan, chain: &[Link], created: &str) -> Result<Assembled, BuildError> {
-    let (layers, diff_ids, inherited) = layers(session, chain)?;
+/// Makes the image of a solved plan. Its times are those of its steps, so an unchanged build gives the same image; with a fixed time they
+/// are all that time.
+pub fn assemble(session: &Session, plan: &Plan, chain: &[Link]) -> Result<Assembled, BuildError> {
+    let Parts { layers, diff_ids, inherited, created } = parts(session, chain)?;
+    let fixed = session.input.source_date_epoch.map(rfc3339);
+    let base_created = plan.base.as_ref().and_then(|base| base.config.created.clone());
+    let mut latest = fixed.clone().or(base_created).unwrap_or_else(|| rfc3339(0));
+    let mut created = created.into_iter();
     let mut config = plan.config.clone();
-    config.created = Some(created.to_owned());
     config.rootfs.kind = "layers".into();
     config.rootfs.diff_ids = diff_ids;
     config.history = plan.base.as_ref().map(|base| base.config.history.clone()).unwrap_or_default();
@@ -38,13 +42,21 @@ pub fn assemble(session: &Session, plan: &Plan, chain: &[Link], created: &str) -
     for _ in described..inherited {
         config.history.push(History { created_by: Some("unknown".into()), ..History::default() });
     }
-    config.history.extend(plan.history.iter().map(|entry| History {
-        created: Some(created.to_owned()),
-        created_by: Some(entry.created_by.clone()),
-        comment: Some("ovenbird.dockerfile.v0".into()),
-        author: None,
-        empty_layer: !entry.layer,
-    }));
+    for entry in &plan.history {
+        if entry.layer
+            && let Some(time) = created.next()
+        {
+            latest = fixed.clone().unwrap_or_else(|| rfc3339(time));
+        }
+        config.history.push(History {
+            created: Some(latest.clone()),
+            created_by: Some(entry.created_by.clone()),
+            comment: Some("ovenbird.dockerfile.v0".into()),
+            author: None,
+            empty_layer: !entry.layer,
+        });
+    }
+    config.created = Some(latest);
     let docker = session.input.docker_media_types;
     let config_digest = write_json(session, &config)?;
     let manifest = Manifest {
@@ -74,43 +86,50 @@ pub fn index(session: &Session, images: &[Assembled]) -> Result<Descriptor, Buil
     descriptor(session, media_type, digest)
 }
 
-/// RFC 3339 of now, or of the fixed time.
-pub fn created(source_date_epoch: Option<i64>) -> String {
-    match source_date_epoch {
-        Some(seconds) => Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH).to_string(),
-        None => Timestamp::now().to_string(),
-    }
+fn rfc3339(seconds: i64) -> String {
+    Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH).to_string()
 }
 
-/// Layers and diff ids of a chain; also how many of them the base image brought.
-fn layers(session: &Session, chain: &[Link]) -> Result<(Vec<Descriptor>, Vec<Digest>, usize), BuildError> {
-    let (mut layers, mut diff_ids, mut inherited) = (vec![], vec![], 0);
+/// What a chain is made of.
+#[derive(Default)]
+struct Parts {
+    layers: Vec<Descriptor>,
+    diff_ids: Vec<Digest>,
+    /// How many of the layers the base image brought.
+    inherited: usize,
+    /// When the others were made.
+    created: Vec<i64>,
+}
+
+fn parts(session: &Session, chain: &[Link]) -> Result<Parts, BuildError> {
+    let mut parts = Parts::default();
     for link in chain {
         session.check_stop()?;
         match link {
             Link::Image { manifest, .. } => {
                 let (manifest, config) = image::read_image(session, manifest)?;
-                inherited += manifest.layers.len();
-                layers.extend(manifest.layers.into_iter().map(|layer| Descriptor {
+                parts.inherited += manifest.layers.len();
+                parts.layers.extend(manifest.layers.into_iter().map(|layer| Descriptor {
                     media_type: layer_media_type(&layer.media_type, session.input.docker_media_types),
                     ..layer
                 }));
-                diff_ids.extend(config.rootfs.diff_ids);
+                parts.diff_ids.extend(config.rootfs.diff_ids);
             }
-            Link::Diff(id) => {
+            Link::Diff { id, created } => {
                 let packed = pack(session, id)?;
-                layers.push(Descriptor {
+                parts.layers.push(Descriptor {
                     media_type: layer_media_type(&packed.media_type, session.input.docker_media_types),
                     digest: packed.digest,
                     size: packed.size,
                     platform: None,
                     annotations: BTreeMap::new(),
                 });
-                diff_ids.push(packed.diff_id);
+                parts.diff_ids.push(packed.diff_id);
+                parts.created.push(*created);
             }
         }
     }
-    Ok((layers, diff_ids, inherited))
+    Ok(parts)
 }
 
 /// A manifest holds layer types of its own family; zstd has no Docker name.

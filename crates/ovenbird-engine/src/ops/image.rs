@@ -159,7 +159,7 @@ pub fn snapshot(session: &Session, chain: &[Link]) -> Result<Snapshot, BuildErro
     let mut snapshot = Snapshot::default();
     for link in chain {
         match link {
-            Link::Diff(id) => {
+            Link::Diff { id, .. } => {
                 let layer = session.state.layer_dir(id)?.ok_or_else(|| BuildError::Malformed {
                     digest: id.as_str().to_owned(),
                     reason: "its files were removed while the build ran".into(),

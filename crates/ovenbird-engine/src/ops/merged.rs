@@ -238,7 +238,7 @@ pub fn write_tar(snapshot: &Snapshot, out: &mut dyn Write, mtime: Option<i64>) -
             builder.append(&header, io::empty()).map_err(FileError::io("write", "the tar"))?;
         }
     }
-    builder.into_inner().and_then(|out| out.flush()).map_err(FileError::io("write", "the tar"))
+    builder.into_inner().and_then(Write::flush).map_err(FileError::io("write", "the tar"))
 }
 
 type Records = Vec<(String, Vec<u8>)>;

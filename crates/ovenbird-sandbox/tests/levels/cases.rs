@@ -20,19 +20,19 @@ const SINGLE: &[Level] = &[Level::SingleId];
 const CHROOT: &[Level] = &[Level::Chroot];
 
 /// Seconds of the step that gets killed; a fraction makes it findable.
-pub const FOR_EVER: &str = "7777";
-pub const MARK: &str = "OVENBIRD_SANDBOX_MARK";
+pub(crate) const FOR_EVER: &str = "7777";
+pub(crate) const MARK: &str = "OVENBIRD_SANDBOX_MARK";
 
-pub struct Case {
-    pub name: &'static str,
-    pub levels: &'static [Level],
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) levels: &'static [Level],
     script: &'static str,
     set_up: fn(&Place, &mut Step),
     check: fn(&Ran),
 }
 
 /// What a case looks at.
-pub struct Ran {
+pub(crate) struct Ran {
     level: Level,
     place: Place,
     result: Result<Outcome, SandboxError>,
@@ -89,7 +89,7 @@ fn user(step: &mut Step) {
     step.user = StepUser { uid: 1000, gid: 1001, groups: vec![1002] };
 }
 
-pub fn all() -> Vec<Case> {
+pub(crate) fn all() -> Vec<Case> {
     vec![
         Case {
             name: "streams_and_code",
@@ -222,7 +222,7 @@ pub fn all() -> Vec<Case> {
                     matches!(&ran.result, Err(SandboxError::Exec { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied),
                     "{:?}",
                     ran.result
-                )
+                );
             },
         },
         Case {
@@ -264,7 +264,7 @@ pub fn all() -> Vec<Case> {
             set_up: nothing,
             check: |ran| {
                 ran.says("done\n");
-                assert!(ran.elapsed < Duration::from_secs(60));
+                assert!(ran.elapsed < Duration::from_mins(1));
             },
         },
         Case {
@@ -358,7 +358,7 @@ pub fn all() -> Vec<Case> {
             script: "grep -E '^(CapInh|CapEff|CapBnd|CapAmb|NoNewPrivs)' /proc/self/status; mount -t tmpfs x /mnt 2>/dev/null || echo refused; unshare -r true 2>/dev/null || echo refused",
             set_up: nothing,
             check: |ran| {
-                ran.says("CapInh:\t0000000000000000\nCapEff:\t00000000a80425fb\nCapBnd:\t00000000a80425fb\nCapAmb:\t0000000000000000\nNoNewPrivs:\t0\nrefused\nrefused\n")
+                ran.says("CapInh:\t0000000000000000\nCapEff:\t00000000a80425fb\nCapBnd:\t00000000a80425fb\nCapAmb:\t0000000000000000\nNoNewPrivs:\t0\nrefused\nrefused\n");
             },
         },
         Case {
@@ -392,9 +392,9 @@ pub fn all() -> Vec<Case> {
         Case {
             name: "pty",
             levels: NAMESPACES,
-            script: "test -c /dev/ptmx && test -d /dev/pts && script -q -c 'echo on a terminal' /dev/null 2>/dev/null | tr -d '\\r'",
+            script: "exec 3<>/dev/ptmx; ls /dev/pts",
             set_up: nothing,
-            check: |ran| ran.says("on a terminal\n"),
+            check: |ran| ran.says("0\nptmx\n"),
         },
         Case {
             name: "hosts_and_dns",
@@ -522,7 +522,7 @@ pub fn all() -> Vec<Case> {
             levels: ALL,
             script: "stat -c %a /t; echo x >/t/a",
             set_up: |_, step| {
-                step.mounts.push(Mount { target: "/t".into(), source: MountSource::Tmpfs { size: Some(1 << 20) }, read_only: false })
+                step.mounts.push(Mount { target: "/t".into(), source: MountSource::Tmpfs { size: Some(1 << 20) }, read_only: false });
             },
             check: |ran| {
                 ran.says("1777\n");
@@ -615,7 +615,7 @@ pub fn all() -> Vec<Case> {
         Case {
             name: "owners",
             levels: SINGLE,
-            script: "cd /; echo >a; chown 1:2 a; echo >b; chown 3:4 b; mv b c; echo >d; chown 5:6 d; rm d; for i in 1 2 3 4 5; do echo >new$i; done; chown :9 low/f; mv low/g low/h; mknod node c 5 1; mknod pipe p; chown 0:0 low/k; chown -h 7:7 link; chroot /low /bin/busybox chown 8:8 /inside",
+            script: "cd /; echo >a; chown 1:2 a; echo >b; chown 3:4 b; mv b c; echo >d; chown 5:6 d; rm d; for i in 1 2 3 4 5; do echo >new$i; done; chown 0:9 low/f; mv low/g low/h; mknod node c 5 1; mknod pipe p; chown 0:0 low/k; chown -h 7:7 link; chroot /low /bin/busybox chown 8:8 /inside",
             set_up: |place, step| {
                 fs::create_dir_all(place.path("lower/low/bin")).unwrap();
                 fs::copy(place.path("lower/bin/busybox"), place.path("lower/low/bin/busybox")).unwrap();
@@ -641,7 +641,7 @@ pub fn all() -> Vec<Case> {
                         ("a", 1, 2, None),
                         ("c", 3, 4, None),
                         ("link", 7, 7, None),
-                        ("low/f", 40, 9, None),
+                        ("low/f", 0, 9, None),
                         ("low/h", 40, 41, None),
                         ("low/inside", 8, 8, None),
                         ("node", 0, 0, Some((libc::S_IFCHR, 5, 1)))
@@ -701,7 +701,7 @@ pub fn all() -> Vec<Case> {
             check: |ran| {
                 assert!(ran.outcome().cancelled);
                 assert_eq!(ran.outcome().code, 137);
-                assert!(ran.elapsed < Duration::from_secs(60));
+                assert!(ran.elapsed < Duration::from_mins(1));
                 assert_eq!(ran.changed(), Vec::<String>::new());
             },
         },
@@ -713,7 +713,7 @@ fn mounts() -> String {
 }
 
 impl Case {
-    pub fn run(&self, level: Level) -> ExitCode {
+    pub(crate) fn run(&self, level: Level) -> ExitCode {
         let place = Place::new();
         // Above the fixture's folder: single ids can only be entered with one thread.
         let mut step = place.step(level, self.script);
@@ -753,7 +753,7 @@ impl Case {
 }
 
 /// A step that runs until its engine is killed.
-pub fn run_for_ever(level: Level) -> ExitCode {
+pub(crate) fn run_for_ever(level: Level) -> ExitCode {
     let mark = std::env::var(MARK).unwrap_or_default();
     let place = Place::new();
     let step = place.step(level, &format!("(setsid sleep {mark} &); (sleep 1; echo running) & sleep {mark}"));

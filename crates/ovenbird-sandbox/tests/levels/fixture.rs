@@ -19,7 +19,7 @@ fn is_root() -> bool {
 }
 
 /// This program again, as the user of the level; or why that cannot be.
-pub fn command(level: Level) -> Result<Command, String> {
+pub(crate) fn command(level: Level) -> Result<Command, String> {
     if busybox().is_none() {
         return Err("busybox-static is not installed".to_owned());
     }
@@ -99,12 +99,12 @@ fn busybox() -> Option<&'static str> {
 }
 
 /// Folders of one step, below a temporary folder. Made before `enter`, removed after it.
-pub struct Place {
-    pub folder: TempDir,
+pub(crate) struct Place {
+    pub(crate) folder: TempDir,
 }
 
 impl Place {
-    pub fn new() -> Place {
+    pub(crate) fn new() -> Place {
         let folder = tempfile::Builder::new().prefix("ovenbird-sandbox-").tempdir().expect("a temporary folder");
         let place = Place { folder };
         for name in ["lower/bin", "upper", "work", "scratch", "outside"] {
@@ -119,12 +119,12 @@ impl Place {
         place
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// `sh -c script`, over an overlay where the level has one.
-    pub fn step(&self, level: Level, script: &str) -> Step {
+    pub(crate) fn step(&self, level: Level, script: &str) -> Step {
         let root = if level == Level::Chroot {
             Root::Dir(self.path("lower"))
         } else {
@@ -150,13 +150,13 @@ impl Place {
     }
 
     /// Where the step's changes are.
-    pub fn changes(&self, level: Level) -> PathBuf {
+    pub(crate) fn changes(&self, level: Level) -> PathBuf {
         self.path(if level == Level::Chroot { "lower" } else { "upper" })
     }
 }
 
 /// Everything below a folder with kind, mode and time of change, sorted.
-pub fn listing(folder: &Path) -> Vec<String> {
+pub(crate) fn listing(folder: &Path) -> Vec<String> {
     use std::os::unix::fs::MetadataExt;
     let mut out = Vec::new();
     let mut open = vec![folder.to_owned()];
@@ -173,7 +173,7 @@ pub fn listing(folder: &Path) -> Vec<String> {
 }
 
 /// Keeps a descriptor's number out of the way of nobody: for cases that compare open files.
-pub fn open_files() -> usize {
+pub(crate) fn open_files() -> usize {
     let own = fs::File::open("/proc/self/fd").expect("/proc");
     let _ = own.as_raw_fd();
     fs::read_dir("/proc/self/fd").expect("/proc").count()

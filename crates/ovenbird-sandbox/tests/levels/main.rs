@@ -27,7 +27,9 @@ fn main() -> ExitCode {
     let names = names();
     if has("--list") {
         if !has("--ignored") {
-            names.iter().for_each(|name| println!("{name}: test"));
+            for name in &names {
+                println!("{name}: test");
+            }
         }
         return ExitCode::SUCCESS;
     }
