@@ -227,7 +227,11 @@ impl Engine {
     }
 }
 
-fn lower(session: &Session, dockerfile: &ovenbird_dockerfile::Dockerfile, options: &Options) -> Result<(Plan, Vec<Diagnostic>), BuildError> {
+fn lower(
+    session: &Session,
+    dockerfile: &ovenbird_dockerfile::Dockerfile,
+    options: &Options,
+) -> Result<(Plan, Vec<Diagnostic>), BuildError> {
     let mut images = Images::new();
     for _ in 0..MOST_ROUNDS {
         session.check_stop()?;
@@ -243,7 +247,10 @@ fn lower(session: &Session, dockerfile: &ovenbird_dockerfile::Dockerfile, option
             }
         }
     }
-    Err(BuildError::Refused { option: "the Dockerfile".into(), reason: format!("its images need more than {MOST_ROUNDS} rounds of triggers") })
+    Err(BuildError::Refused {
+        option: "the Dockerfile".into(),
+        reason: format!("its images need more than {MOST_ROUNDS} rounds of triggers"),
+    })
 }
 
 fn run(session: &Session, plans: &[Plan]) -> Result<Vec<assemble::Assembled>, BuildError> {
@@ -291,7 +298,9 @@ fn check_emulator(session: &Session, plan: &Plan, host: &Platform) -> Result<(),
     if foreign && !std::path::Path::new("/proc/sys/fs/binfmt_misc").join(name).exists() {
         return Err(BuildError::Refused {
             option: format!("--platform {}", plan.platform),
-            reason: format!("its RUN steps need the emulator {name}, which is not registered (Debian: install qemu-user-static and binfmt-support)"),
+            reason: format!(
+                "its RUN steps need the emulator {name}, which is not registered (Debian: install qemu-user-static and binfmt-support)"
+            ),
         });
     }
     Ok(())

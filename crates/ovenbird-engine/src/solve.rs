@@ -61,9 +61,7 @@ pub fn solve(session: &Session, plan: &Plan, offset: usize) -> Result<Vec<Link>,
     let outcome = solver.prepare().and_then(|()| std::thread::scope(|scope| solver.solve(scope, root)));
     match outcome {
         Ok(record) => Ok(record.chain.clone()),
-        Err(Failed) => {
-            Err(solver.failure.into_inner().unwrap_or_else(PoisonError::into_inner).unwrap_or(BuildError::Cancelled))
-        }
+        Err(Failed) => Err(solver.failure.into_inner().unwrap_or_else(PoisonError::into_inner).unwrap_or(BuildError::Cancelled)),
     }
 }
 
@@ -197,9 +195,9 @@ impl<'a> Solver<'a> {
     }
 
     fn content_of(&self, vertex: VertexId, copy: &CopyAction) -> Result<CacheKey, Failed> {
-        let digest = self.tree(copy.from).and_then(|tree| {
-            content::digest(&*tree, copy, &self.session.stat_cache).map_err(|source| self.file_error(vertex, source))
-        });
+        let digest = self
+            .tree(copy.from)
+            .and_then(|tree| content::digest(&*tree, copy, &self.session.stat_cache).map_err(|source| self.file_error(vertex, source)));
         digest.map(CacheKey::of_content).map_err(|error| self.fail(error))
     }
 
@@ -226,10 +224,10 @@ impl<'a> Solver<'a> {
         let copy = CopyAction {
             from,
             sources: vec![if inside.is_empty() { ".".into() } else { inside.into() }],
-            dest: "/".into(),
+            dest: format!("/{inside}"),
             chown: None,
             chmod: None,
-            parents: !inside.is_empty(),
+            parents: false,
             excludes: vec![],
             unpack: false,
             keep_owner: false,
@@ -375,7 +373,8 @@ impl<'a> Solver<'a> {
         let work = self.session.state.work_dir()?;
         let out = work.subdir("fs")?;
         let source = |from: VertexId| self.tree(from).map_err(std::io::Error::other);
-        let owners = file::apply(op, &base, &source, &out, self.session.state.ownership()).map_err(|error| self.file_error(vertex, error))?;
+        let owners =
+            file::apply(op, &base, &source, &out, self.session.state.ownership()).map_err(|error| self.file_error(vertex, error))?;
         Ok(Link::new_diff(self.session.state.commit(work, None, &owners)?))
     }
 

@@ -92,7 +92,8 @@ impl Bench {
     }
 }
 
-const TWO_STAGES: &str = "FROM scratch AS a\nCOPY x /x\nFROM scratch AS unused\nCOPY nothing-here /\nFROM scratch\nCOPY --from=a /x /y\nCOPY z /z\n";
+const TWO_STAGES: &str =
+    "FROM scratch AS a\nCOPY x /x\nFROM scratch AS unused\nCOPY nothing-here /\nFROM scratch\nCOPY --from=a /x /y\nCOPY z /z\n";
 
 #[test]
 fn an_unchanged_build_runs_nothing_and_gives_the_same_layers() {

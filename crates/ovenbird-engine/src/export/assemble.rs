@@ -156,11 +156,17 @@ fn pack(session: &Session, id: &SnapshotId) -> Result<Packed, BuildError> {
     if let Some(packed) = session.state.packed(id, &variant) {
         return Ok(packed);
     }
-    let layer = session
-        .state
-        .layer_dir(id)?
-        .ok_or_else(|| BuildError::Malformed { digest: id.as_str().to_owned(), reason: "its files were removed while the build ran".into() })?;
-    let event = |current, total, done| Event::Progress { id: format!("packing {}", id.as_str()), label: "packing layer".into(), current, total, done };
+    let layer = session.state.layer_dir(id)?.ok_or_else(|| BuildError::Malformed {
+        digest: id.as_str().to_owned(),
+        reason: "its files were removed while the build ran".into(),
+    })?;
+    let event = |current, total, done| Event::Progress {
+        id: format!("packing {}", id.as_str()),
+        label: "packing layer".into(),
+        current,
+        total,
+        done,
+    };
     session.sink.emit(event(0, None, false));
     let packed = layer::pack(&layer.dir, &layer.owners, &options, session.state.store())
         .map_err(|source| BuildError::Layer { layer: id.as_str().to_owned(), source })?;

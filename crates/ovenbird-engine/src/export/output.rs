@@ -115,7 +115,10 @@ fn move_into(from: &Path, to: &Path) -> io::Result<()> {
                 fs::rename(entry.path(), place)?;
             }
             (false, true) => {
-                return Err(io::Error::new(io::ErrorKind::IsADirectory, format!("{} is a folder and the image has a file there", place.display())));
+                return Err(io::Error::new(
+                    io::ErrorKind::IsADirectory,
+                    format!("{} is a folder and the image has a file there", place.display()),
+                ));
             }
             (false, false) => fs::rename(entry.path(), place)?,
         }
@@ -128,7 +131,8 @@ fn file_error(source: crate::ops::file::FileError) -> BuildError {
 }
 
 fn snapshot_of(session: &Session, digest: &Digest) -> Result<Snapshot, BuildError> {
-    let reference = "localhost/exported".parse().map_err(|error| BuildError::Malformed { digest: digest.to_string(), reason: format!("{error}") })?;
+    let reference =
+        "localhost/exported".parse().map_err(|error| BuildError::Malformed { digest: digest.to_string(), reason: format!("{error}") })?;
     image::snapshot(session, &[Link::Image { manifest: *digest, reference }])
 }
 
@@ -174,7 +178,8 @@ fn write_to(to: &PathOrStdout, write: impl FnOnce(&mut dyn Write) -> Result<(), 
         PathOrStdout::Path(path) => {
             let special = fs::metadata(path).is_ok_and(|meta| !meta.is_file());
             let temporary = if special { path.clone() } else { path.with_added_extension("partial") };
-            let file = File::options().write(true).create(true).truncate(!special).open(&temporary).map_err(BuildError::output(&temporary))?;
+            let file =
+                File::options().write(true).create(true).truncate(!special).open(&temporary).map_err(BuildError::output(&temporary))?;
             let mut out = BufWriter::with_capacity(1 << 18, file);
             let written = write(&mut out).and_then(|()| out.flush().map_err(BuildError::output(&temporary)));
             if special {

@@ -46,7 +46,10 @@ pub fn lookup(spec: &str, read: &ReadFile) -> Result<Account, String> {
             (gid, extra)
         }
     };
-    let home = entry.map(|row| row[5].to_owned()).filter(|home| !home.is_empty()).unwrap_or_else(|| if uid == 0 { "/root".into() } else { "/".into() });
+    let home = entry
+        .map(|row| row[5].to_owned())
+        .filter(|home| !home.is_empty())
+        .unwrap_or_else(|| if uid == 0 { "/root".into() } else { "/".into() });
     Ok(Account { user: StepUser { uid, gid, groups: extra }, home })
 }
 
@@ -90,7 +93,11 @@ mod tests {
         for (spec, expect) in rows {
             match (lookup(spec, &read), expect) {
                 (Ok(got), Ok((uid, gid, extra, home))) => {
-                    assert_eq!((got.user.uid, got.user.gid, &got.user.groups[..], got.home.as_str()), (*uid, *gid, *extra, *home), "{spec}");
+                    assert_eq!(
+                        (got.user.uid, got.user.gid, &got.user.groups[..], got.home.as_str()),
+                        (*uid, *gid, *extra, *home),
+                        "{spec}"
+                    );
                 }
                 (Err(got), Err(expect)) => assert!(got.contains(expect), "{spec}: {got}"),
                 (got, _) => panic!("{spec}: {got:?}"),

@@ -54,7 +54,10 @@ pub fn run(
         step.sandbox(SandboxError::Impossible { reason: "no isolation level works; `ovenbird doctor` says what is missing".into() })
     })?;
     if let Some(device) = op.devices.first() {
-        return Err(BuildError::Refused { option: format!("RUN --device={device}"), reason: "devices cannot be given to a step yet; remove the flag".into() });
+        return Err(BuildError::Refused {
+            option: format!("RUN --device={device}"),
+            reason: "devices cannot be given to a step yet; remove the flag".into(),
+        });
     }
     let base = image::snapshot(session, base)?;
     let work = session.state.work_dir()?;
@@ -79,7 +82,12 @@ pub fn run(
     for (path, content, mode) in &op.inline_files {
         mounts.mounts.push(Mount {
             target: PathBuf::from(path),
-            source: MountSource::Secret { content: content.clone().into_bytes(), mode: *mode, uid: account.user.uid, gid: account.user.gid },
+            source: MountSource::Secret {
+                content: content.clone().into_bytes(),
+                mode: *mode,
+                uid: account.user.uid,
+                gid: account.user.gid,
+            },
             read_only: true,
         });
     }
@@ -142,7 +150,11 @@ pub fn run(
     let mut owners: Owners =
         outcome.owners.into_iter().map(|(path, uid, gid, node)| (path.into_os_string(), Owner { uid, gid, node })).collect();
     if let (Root::Dir(dir), Some(before)) = (&root, &before) {
-        owners = merged::diff(before, dir, &fs_dir, owners).map_err(|source| BuildError::File { step: step.name.clone(), line: step.line(), source })?;
+        owners = merged::diff(before, dir, &fs_dir, owners).map_err(|source| BuildError::File {
+            step: step.name.clone(),
+            line: step.line(),
+            source,
+        })?;
         let _ = remove_tree(dir);
     }
     Ok(session.state.commit(work, None, &owners)?)

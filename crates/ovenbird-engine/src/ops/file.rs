@@ -240,6 +240,8 @@ fn copy_one(
 ) -> Result<bool, FileError> {
     let is_dir = source.entry.is_dir();
     let target = place(dest, to, is_dir, &source.name, changes.parents())?;
+    // A folder that this copy made takes --chmod like what is in it; one that was there keeps its mode.
+    let made = is_dir && dest.base().entry(&target).map_err(FileError::io("read", &target))?.is_none();
     if is_dir && dest.kind(&target)? != Some(Kind::Dir) {
         return Err(FileError::NotDirectory { path: absolute(&target) });
     }
@@ -253,7 +255,11 @@ fn copy_one(
             let meta = changes.apply(&visit.entry);
             if visit.depth == 0 {
                 if visit.entry.is_dir() {
-                    open.push(dest.dir(&target)?);
+                    let handle = dest.dir(&target)?;
+                    if made && let Some(change) = &changes.chmod {
+                        dest.change_mode(&handle, change.apply(0o755, true))?;
+                    }
+                    open.push(handle);
                 } else {
                     let parent = dest.dir(target.parent().unwrap_or(Path::new("")))?;
                     let name = target.file_name().unwrap_or(OsStr::new("."));

@@ -9,10 +9,10 @@ use ovenbird_oci::layer::{self, LayerError};
 use ovenbird_oci::registry::Fetched;
 use ovenbird_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, Reference, archive};
 
-use crate::input::PullPolicy;
 use crate::cache::{self, Link};
 use crate::error::BuildError;
 use crate::event::Event;
+use crate::input::PullPolicy;
 use crate::ops::Session;
 use crate::plan::{ImageRequest, ResolvedImage};
 use crate::snapshot::{LayerDir, Snapshot, view};
@@ -116,10 +116,11 @@ fn resolve_layout(session: &Session, layout: &str, request: &ImageRequest) -> Re
 
 fn fetch_manifest(session: &Session, reference: &Reference, name: &str) -> Result<Fetched, BuildError> {
     session.sink.emit(Event::Message { text: format!("resolving {}", reference.familiar()) });
-    let fetched = session
-        .runtime
-        .block_on(session.client.manifest(reference))
-        .map_err(|source| BuildError::Image { name: name.to_owned(), reason: source.to_string(), source: Some(source) })?;
+    let fetched = session.runtime.block_on(session.client.manifest(reference)).map_err(|source| BuildError::Image {
+        name: name.to_owned(),
+        reason: source.to_string(),
+        source: Some(source),
+    })?;
     session.state.store().write(&fetched.bytes)?;
     Ok(fetched)
 }
@@ -261,7 +262,10 @@ fn unpack_layer(
         }
         other => other?,
     }
-    session.state.layer_dir(&id)?.ok_or_else(|| BuildError::Malformed { digest: diff_id.to_string(), reason: "it vanished after unpacking".into() })
+    session
+        .state
+        .layer_dir(&id)?
+        .ok_or_else(|| BuildError::Malformed { digest: diff_id.to_string(), reason: "it vanished after unpacking".into() })
 }
 
 fn unpack_once(session: &Session, descriptor: &Descriptor, diff_id: &Digest, below: &Snapshot, id: &SnapshotId) -> Result<(), BuildError> {
@@ -269,7 +273,8 @@ fn unpack_once(session: &Session, descriptor: &Descriptor, diff_id: &Digest, bel
     let dir = work.subdir("fs")?;
     let blob = session.state.store().open_blob(&descriptor.digest)?;
     let lower_view = view::View::new(below);
-    let lower = |path: &Path| -> Option<PathBuf> { crate::snapshot::tree::Tree::entry(&lower_view, path).ok().flatten().map(|entry| entry.disk) };
+    let lower =
+        |path: &Path| -> Option<PathBuf> { crate::snapshot::tree::Tree::entry(&lower_view, path).ok().flatten().map(|entry| entry.disk) };
     let label = format!("unpacking {}", descriptor.digest.short());
     let event = |current, done| Event::Progress {
         id: format!("unpacking {}", descriptor.digest),

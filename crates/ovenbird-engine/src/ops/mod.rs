@@ -20,9 +20,9 @@ use ovenbird_oci::registry::{Client, ProgressFn};
 use ovenbird_sandbox::Level;
 use tokio::runtime::Runtime;
 
-use crate::input::BuildInput;
 use crate::error::BuildError;
 use crate::event::{Event, EventSink};
+use crate::input::BuildInput;
 use crate::snapshot::stat_cache::FileStatCache;
 use crate::snapshot::tree::Tree;
 use crate::state::State;

@@ -10,12 +10,12 @@ use std::time::Duration;
 use ovenbird_dockerfile::mount::Sharing;
 use ovenbird_oci::Digest;
 use ovenbird_oci::layer::Ownership;
-use ovenbird_sandbox::{Mount, MountSource};
+use ovenbird_sandbox::{Level, Mount, MountSource};
 use rustix::fs::FlockOperation;
 
-use crate::input::SecretSource;
 use crate::cache::Link;
 use crate::error::BuildError;
+use crate::input::SecretSource;
 use crate::ops::{Session, exec::StepName, image, merged};
 use crate::plan::{ExecMount, ExecMountKind};
 use crate::snapshot::Snapshot;
@@ -91,7 +91,10 @@ pub fn prepare(
             ExecMountKind::Ssh { id, required, mode, uid, gid } => {
                 let Some(socket) = session.input.ssh.get(id) else {
                     if *required {
-                        return Err(step.not_given(format!("the ssh agent {id:?}"), format!("give it with --ssh {id}=SOCKET, or --ssh {id} for $SSH_AUTH_SOCK")));
+                        return Err(step.not_given(
+                            format!("the ssh agent {id:?}"),
+                            format!("give it with --ssh {id}=SOCKET, or --ssh {id} for $SSH_AUTH_SOCK"),
+                        ));
                     }
                     continue;
                 };
@@ -113,14 +116,17 @@ fn secret(session: &Session, step: &StepName, id: &str, required: bool) -> Resul
         Some(SecretSource::File(path)) => fs::read(path)
             .map(Some)
             .map_err(|error| step.not_given(format!("the secret {id:?}"), format!("its file {} cannot be read: {error}", path.display()))),
-        None if required => Err(step.not_given(format!("the secret {id:?}"), format!("give it with --secret id={id},src=FILE or id={id},env=NAME"))),
+        None if required => {
+            Err(step.not_given(format!("the secret {id:?}"), format!("give it with --secret id={id},src=FILE or id={id},env=NAME")))
+        }
         None => Ok(None),
     }
 }
 
 /// Copies the initial content of a cache mount.
 fn fill(session: &Session, snapshot: &Snapshot, source: &str, dir: &Path) -> io::Result<()> {
-    merged::materialize_subtree(snapshot, Path::new(source.trim_start_matches('/')), dir, session.state.ownership()).map_err(io::Error::other)
+    merged::materialize_subtree(snapshot, Path::new(source.trim_start_matches('/')), dir, session.state.ownership())
+        .map_err(io::Error::other)
 }
 
 /// Takes the lock of a cache folder; `false`: a private one is in use. Interrupted: the build was stopped while it waited.
@@ -159,8 +165,11 @@ impl Mounts {
         }
         let work = session.state.work_dir()?;
         let dir = work.subdir("mount")?;
-        merged::materialize(snapshot, &dir, session.state.ownership())
-            .map_err(|source| BuildError::File { step: "mount".into(), line: None, source })?;
+        merged::materialize(snapshot, &dir, session.state.ownership()).map_err(|source| BuildError::File {
+            step: "mount".into(),
+            line: None,
+            source,
+        })?;
         self.folders.push(work);
         Ok(MountSource::Layers { lowers: vec![dir], subpath })
     }
@@ -173,6 +182,8 @@ impl Mounts {
         sharing: Sharing,
         initialise: &dyn Fn(&Path) -> io::Result<()>,
     ) -> Result<PathBuf, BuildError> {
+        // Without mounts the folder itself is moved into the step's root, so only one step can have it.
+        let sharing = if session.level == Some(Level::Chroot) && sharing == Sharing::Shared { Sharing::Locked } else { sharing };
         let base = session.state.mounts_dir().join(Digest::of(name.as_bytes()).hex());
         fs::create_dir_all(&base).map_err(io_error("make", &base))?;
         for number in 0_u32.. {

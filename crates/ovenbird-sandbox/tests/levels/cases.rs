@@ -757,6 +757,8 @@ pub(crate) fn run_for_ever(level: Level) -> ExitCode {
     let mark = std::env::var(MARK).unwrap_or_default();
     let place = Place::new();
     let step = place.step(level, &format!("(setsid sleep {mark} &); (sleep 1; echo running) & sleep {mark}"));
+    // The killed cannot clean up: the parent does.
+    println!("{}", place.folder.path().display());
     if ovenbird_sandbox::enter(level).is_ok() {
         let _ = ovenbird_sandbox::run(level, &step, &mut |_, bytes| print!("{}", String::from_utf8_lossy(bytes)), &AtomicBool::new(false));
     }

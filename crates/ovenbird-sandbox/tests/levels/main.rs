@@ -96,9 +96,9 @@ fn parent(name: &str) -> Result<String, String> {
 fn killed(command: &mut Command, level: Level) -> Result<(), String> {
     let mark = format!("{}.{}", cases::FOR_EVER, level as u32 * 100_000 + std::process::id() % 100_000);
     let mut engine = command.env(cases::MARK, &mark).stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
-    let mut line = String::new();
-    let stdout = engine.stdout.take().ok_or("no stdout")?;
-    BufReader::new(stdout).read_line(&mut line).map_err(|error| error.to_string())?;
+    let (mut folder, mut line) = (String::new(), String::new());
+    let mut stdout = BufReader::new(engine.stdout.take().ok_or("no stdout")?);
+    stdout.read_line(&mut folder).and_then(|_| stdout.read_line(&mut line)).map_err(|error| error.to_string())?;
     if line != "running\n" {
         let _ = engine.kill();
         let _ = engine.wait();
@@ -117,7 +117,7 @@ fn killed(command: &mut Command, level: Level) -> Result<(), String> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    Ok(())
+    std::fs::remove_dir_all(folder.trim_end()).map_err(|error| format!("{folder}: {error}"))
 }
 
 /// How many processes run `sleep MARK`.

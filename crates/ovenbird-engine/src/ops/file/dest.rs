@@ -314,7 +314,8 @@ impl Dest {
         rustix::fs::fsetxattr(&handle.fd, OPAQUE, b"y", XattrFlags::empty()).map_err(FileError::io("mark as opaque", path))
     }
 
-    fn change_mode(&mut self, handle: &DirHandle, mode: u32) -> Result<(), FileError> {
+    /// Gives a folder of the output another mode.
+    pub(crate) fn change_mode(&mut self, handle: &DirHandle, mode: u32) -> Result<(), FileError> {
         rustix::fs::fchmod(&handle.fd, Mode::from_raw_mode(mode | 0o700)).map_err(FileError::io("set the mode of", &handle.path))?;
         let stat = rustix::fs::fstat(&handle.fd).map_err(FileError::io("read", &handle.path))?;
         let time = Some((stat.st_mtime, stat.st_mtime_nsec as u32));

@@ -126,7 +126,11 @@ impl<R: Read> Tar<R> {
             b'5' => MemberKind::Dir,
             b'6' => MemberKind::Fifo,
             other => {
-                return Err(malformed(&format!("member {:?} has the unknown type {:?}", String::from_utf8_lossy(&path), char::from(other))));
+                return Err(malformed(&format!(
+                    "member {:?} has the unknown type {:?}",
+                    String::from_utf8_lossy(&path),
+                    char::from(other)
+                )));
             }
         };
         if kind == MemberKind::File && major == Some(1) && minor == Some(0) {

@@ -436,7 +436,8 @@ fn modes_and_owners() {
     check(&[
         ("", "f=1", "COPY --chmod=755 f /x", "x=1@755"),
         ("", "f=1@755", "COPY --chmod=0600 f /x/", "x/ x/f=1@600"),
-        ("", "d/f=1 d/s/", "COPY --chmod=700 d /x", "x/ x/f=1@700 x/s/@700"),
+        ("", "d/f=1 d/s/", "COPY --chmod=700 d /x", "x/@700 x/f=1@700 x/s/@700"),
+        ("x/", "d/f=1", "COPY --chmod=700 d /x", "x/ x/f=1@700"),
         ("", "d/f=1@600 d/s/@700 d/b=2@700", "COPY --chmod=u=rwX,go=rX d /x", "x/ x/b=2@755 x/f=1 x/s/"),
         ("", "f=1", "COPY --chmod=+x f /x", "x=1@755"),
         ("", "f=1", "COPY --chmod=a-w f /x", "x=1@444"),

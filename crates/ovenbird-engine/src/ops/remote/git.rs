@@ -31,7 +31,13 @@ pub fn fetch(session: &Session, step: &StepName, op: &GitOp) -> Result<Fetched, 
         return Err(fail(format!("it is at commit {commit}, not at --checksum={checksum}")));
     }
     let key = |commit: &str| {
-        let parts = [op.url.as_str(), commit, op.subdir.as_deref().unwrap_or(""), if op.keep_git_dir { "git" } else { "" }, if op.submodules { "sub" } else { "" }];
+        let parts = [
+            op.url.as_str(),
+            commit,
+            op.subdir.as_deref().unwrap_or(""),
+            if op.keep_git_dir { "git" } else { "" },
+            if op.submodules { "sub" } else { "" },
+        ];
         Digest::of(format!("git {}", parts.join("\0")).as_bytes())
     };
     if let Some(record) = commit.as_ref().and_then(|commit| found(session, key(commit))) {
@@ -106,7 +112,8 @@ impl Git<'_> {
         self.run(dir, &["init", "--quiet", "--initial-branch=main"])?;
         self.run(dir, &["remote", "add", "origin", "--", &self.op.url])?;
         let wanted = commit.or(self.op.reference.as_deref()).unwrap_or("HEAD").to_owned();
-        let shallow = commit.is_some() && self.run(dir, &["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "origin", &wanted]).is_ok();
+        let shallow = commit.is_some()
+            && self.run(dir, &["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "origin", &wanted]).is_ok();
         if !shallow {
             // The server refuses commits that no ref points at, or the commit is short: fetch the history.
             self.run(dir, &["fetch", "--quiet", "--tags", "--no-recurse-submodules", "origin", "+refs/heads/*:refs/remotes/origin/*"])?;
@@ -125,7 +132,16 @@ impl Git<'_> {
         let mut command = Command::new("git");
         command
             .current_dir(dir)
-            .args(["-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "protocol.ext.allow=never", "-c", "transfer.fsckObjects=true"])
+            .args([
+                "-c",
+                "core.hooksPath=/dev/null",
+                "-c",
+                "core.fsmonitor=false",
+                "-c",
+                "protocol.ext.allow=never",
+                "-c",
+                "transfer.fsckObjects=true",
+            ])
             .args(["-c", "advice.detachedHead=false", "-c", "core.autocrlf=false"])
             .args(args)
             .stdin(Stdio::null())
@@ -150,7 +166,10 @@ impl Git<'_> {
                 .env("GIT_CONFIG_VALUE_0", format!("Authorization: {header}"));
         }
         if let Some(agent) = self.session.input.ssh.get("default") {
-            command.env("SSH_AUTH_SOCK", agent).env("GIT_SSH_COMMAND", "ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile=/dev/null");
+            command.env("SSH_AUTH_SOCK", agent).env(
+                "GIT_SSH_COMMAND",
+                "ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile=/dev/null",
+            );
         }
         let output = command.output().map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => fail("the git command is not installed".into()),
