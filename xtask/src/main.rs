@@ -1,5 +1,6 @@
 //! Chores of the repository: `cargo xtask COMMAND`.
 
+mod packages;
 mod tidy;
 
 use std::path::Path;
@@ -12,6 +13,8 @@ use ovenbird_testing::repository;
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
+  test                                      every test; installs the real servers they talk to
+  self-image                                Ovenbird, static, in an image that it builds itself
   tidy                                      the laws of the house, over every source file
   cases [--level LEVEL] [-m REGEX]          the literate build cases (LEVEL: root, rootless, single-id, docker)
   fixtures                                  make the base images of the tests, if they are not cached
@@ -22,6 +25,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words.split_first() {
+        Some((&"test", [])) => test(),
+        Some((&"self-image", [])) => self_image(),
         Some((&"tidy", [])) => tidy(),
         Some((&"cases", rest)) => cases(rest),
         Some((&"fixtures", [])) => {
@@ -77,6 +82,62 @@ fn cases(words: &[&str]) -> Result<(), String> {
     let registry = Registry::start_with(Options { bases: &[Base::Busybox, Base::Debian], credentials: None }).map_err(text)?;
     let docker = Dockerd::start_with_mirror(Some(&format!("http://{}", registry.address()))).map_err(text)?;
     run(command.env("DOCKER_HOST", docker.host()))
+}
+
+/// Programs the tests talk to. A linker and a C compiler are what Rust needs anyway; they are here for minimal machines.
+const TEST_PACKAGES: &[&str] = &[
+    "apache2-utils",
+    "build-essential",
+    "busybox-static",
+    "bzip2",
+    "ca-certificates",
+    "debootstrap",
+    "docker-registry",
+    "docker.io",
+    "git",
+    "iproute2",
+    "skopeo",
+    "uidmap",
+    "xz-utils",
+    "zstd",
+];
+
+fn test() -> Result<(), String> {
+    packages::install(TEST_PACKAGES)?;
+    if Command::new(cargo()).args(["nextest", "--version"]).output().is_ok_and(|done| !done.status.success()) {
+        run(Command::new(cargo()).args(["install", "--locked", "cargo-nextest"]))?;
+    }
+    run(Command::new(cargo()).args(["build", "--workspace"]))?;
+    fixtures();
+    run(Command::new(cargo()).args(["nextest", "run", "--workspace"]))
+}
+
+fn self_image() -> Result<(), String> {
+    packages::install(&["build-essential", "musl-tools"])?;
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    // Without rustup the target must be there already; cargo says so if it is not.
+    if packages::on_path("rustup") {
+        run(Command::new("rustup").args(["target", "add", &target]))?;
+    }
+    let folder = repository().join("target/self-image");
+    let build = folder.join("build");
+    let linker = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
+    let compiler = format!("CC_{}", target.replace('-', "_"));
+    let mut command = Command::new(cargo());
+    command.args(["build", "--release", "--locked", "--package", "ovenbird-cli", "--target", &target]).arg("--target-dir").arg(&build);
+    run(command.env(linker, "musl-gcc").env(compiler, "musl-gcc"))?;
+    let context = folder.join("context");
+    let binary = context.join("ovenbird");
+    let archive = folder.join("ovenbird.oci.tar");
+    let file = |what: &str, error: std::io::Error| format!("cannot {what} {}: {error}", binary.display());
+    std::fs::create_dir_all(&context).map_err(|error| file("make the folder of", error))?;
+    std::fs::copy(build.join(&target).join("release/ovenbird"), &binary).map_err(|error| file("write", error))?;
+    let mut command = Command::new(&binary);
+    command.arg("build").arg("--root").arg(folder.join("state")).arg("--file").arg(repository().join("examples/self-image/Dockerfile"));
+    command.args(["--reproducible", "--output", &format!("type=oci,dest={}", archive.display())]).arg(&context);
+    run(&mut command)?;
+    println!("{}", archive.display());
+    Ok(())
 }
 
 fn fixtures() {

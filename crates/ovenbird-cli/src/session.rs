@@ -3,12 +3,12 @@
 use std::io::IsTerminal as _;
 use std::sync::Arc;
 
-use ovenbird::settings::{Overrides, Progress as Mode, closest, level_name};
+use ovenbird::settings::{Overrides, Progress as Mode, closest};
 use ovenbird::{EngineBuilder, Environment, Error, Job, Kind, Settings};
 use ovenbird_engine::Cancel;
 use ovenbird_oci::store::Store;
 use ovenbird_oci::{Descriptor, Digest, Reference};
-use ovenbird_sandbox::{Level, Probe};
+use ovenbird_sandbox::LevelStatus;
 
 use crate::progress::{self, Progress};
 use crate::signal;
@@ -28,12 +28,15 @@ impl Session {
     /// An engine that can run steps. Enters the isolation level: this process must still have one thread.
     pub(crate) fn sandboxed(&self) -> Result<EngineBuilder, Error> {
         self.make_root()?;
-        let probe = ovenbird_sandbox::probe::probe(&self.settings.root);
-        let level = choose(&probe, self.settings.isolation_level)?;
-        if let Some(level) = level {
-            ovenbird_sandbox::enter(level)?;
+        let status = match self.settings.isolation_level {
+            Some(level) => Some(require(ovenbird_sandbox::probe::probe_level(level, &self.settings.root))?),
+            None => ovenbird_sandbox::probe::probe(&self.settings.root).best().cloned(),
+        };
+        if let Some(status) = &status {
+            ovenbird_sandbox::enter(status.level)?;
         }
-        EngineBuilder::open(&self.settings, &self.environment, level, probe.overlay)
+        let (level, overlay) = (status.as_ref().map(|s| s.level), status.is_some_and(|s| s.overlay));
+        EngineBuilder::open(&self.settings, &self.environment, level, overlay)
     }
 
     /// An engine for images only: it runs nothing and enters nothing.
@@ -67,14 +70,13 @@ impl Session {
     }
 }
 
-fn choose(probe: &Probe, forced: Option<Level>) -> Result<Option<Level>, Error> {
-    let Some(level) = forced else { return Ok(probe.chosen) };
-    let status = probe.levels.iter().find(|s| s.level == level);
-    if status.is_some_and(|s| s.usable) {
-        return Ok(Some(level));
+/// A level that was asked for must work.
+fn require(status: LevelStatus) -> Result<LevelStatus, Error> {
+    if status.usable {
+        return Ok(status);
     }
-    let mut error = Error::new(Kind::Sandbox, format!("the isolation level {} is not possible on this machine", level_name(level)));
-    error.hints = status.map(|s| s.missing.clone()).unwrap_or_default();
+    let mut error = Error::new(Kind::Sandbox, format!("the isolation level {} is not possible on this machine", status.level.name()));
+    error.hints = status.missing;
     Err(error.hint("`ovenbird doctor` shows what works here"))
 }
 
@@ -119,21 +121,13 @@ pub(crate) fn find(store: &Store, text: &str) -> Result<Descriptor, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ovenbird_sandbox::LevelStatus;
+    use ovenbird_sandbox::Level;
 
     #[test]
     fn forced_levels() {
-        let probe = Probe {
-            levels: vec![
-                LevelStatus { level: Level::Root, usable: false, missing: vec!["not root".into()] },
-                LevelStatus { level: Level::Rootless, usable: true, missing: vec![] },
-            ],
-            chosen: Some(Level::Rootless),
-            overlay: true,
-        };
-        assert_eq!(choose(&probe, None).unwrap(), Some(Level::Rootless));
-        assert_eq!(choose(&probe, Some(Level::Rootless)).unwrap(), Some(Level::Rootless));
-        let error = choose(&probe, Some(Level::Root)).unwrap_err();
+        let status = |usable| LevelStatus { level: Level::Root, usable, overlay: usable, missing: vec!["not root".into()] };
+        assert!(require(status(true)).is_ok());
+        let error = require(status(false)).unwrap_err();
         assert_eq!((error.kind, error.hints[0].as_str()), (Kind::Sandbox, "not root"));
     }
 }

@@ -56,6 +56,8 @@ pub struct LevelStatus {
     pub level: Level,
     /// Tried and works.
     pub usable: bool,
+    /// Overlay mounts work too, with an upper folder below the state folder; without them every step copies its root.
+    pub overlay: bool,
     /// What is missing and how to get it, one sentence each.
     pub missing: Vec<String>,
 }
@@ -67,8 +69,13 @@ pub struct Probe {
     pub levels: Vec<LevelStatus>,
     /// The best usable one; `None`: only builds without `RUN`.
     pub chosen: Option<Level>,
-    /// Overlay mounts work with an upper folder below the state folder.
-    pub overlay: bool,
+}
+
+impl Probe {
+    /// The best level that works here.
+    pub fn best(&self) -> Option<&LevelStatus> {
+        self.levels.iter().find(|status| status.usable)
+    }
 }
 
 /// Tries the levels, best first, each in a child process (never changes this one), up to the first that works.
@@ -82,18 +89,22 @@ pub fn probe_all(state: &Path) -> Probe {
     search(state, true)
 }
 
+/// Tries one level.
+pub fn probe_level(level: Level, state: &Path) -> LevelStatus {
+    let (missing, overlay) = attempt(level, state);
+    LevelStatus { level, usable: missing.is_empty(), overlay: overlay && missing.is_empty(), missing }
+}
+
 fn search(state: &Path, all: bool) -> Probe {
-    let mut probe = Probe { levels: Vec::new(), chosen: None, overlay: false };
+    let mut probe = Probe { levels: Vec::new(), chosen: None };
     for level in Level::ALL {
-        let (missing, overlay) = attempt(level, state);
-        let usable = missing.is_empty();
-        probe.levels.push(LevelStatus { level, usable, missing });
-        if usable && probe.chosen.is_none() {
+        let status = probe_level(level, state);
+        if status.usable && probe.chosen.is_none() {
             probe.chosen = Some(level);
-            probe.overlay = overlay;
-            if !all {
-                break;
-            }
+        }
+        probe.levels.push(status);
+        if probe.chosen.is_some() && !all {
+            break;
         }
     }
     probe

@@ -65,13 +65,15 @@ fn relay(mut client: TcpStream, port: u16, limit: u64, patience: u64, cuts: &Ato
         let _ = std::io::copy(&mut from_client, &mut to_server);
         let _ = to_server.shutdown(Shutdown::Write);
     });
-    let (mut sent, mut buffer) = (0u64, [0u8; 16 * 1024]);
+    let (mut left, mut buffer) = (limit, [0u8; 16 * 1024]);
     while let Ok(count) = server.read(&mut buffer) {
-        if count == 0 || client.write_all(&buffer[..count]).is_err() {
+        let cut = count as u64 > left && cuts.load(Ordering::SeqCst) < patience;
+        let passed = if cut { left as usize } else { count };
+        if count == 0 || client.write_all(&buffer[..passed]).is_err() {
             break;
         }
-        sent += count as u64;
-        if sent > limit && cuts.load(Ordering::SeqCst) < patience {
+        left = left.saturating_sub(count as u64);
+        if cut {
             cuts.fetch_add(1, Ordering::SeqCst);
             break;
         }

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use clap::Args;
 use ovenbird::builder::DockerEngine;
-use ovenbird::settings::level_name;
 use ovenbird::{Error, Kind};
+use ovenbird_sandbox::Level;
 use serde_json::{Value, json};
 
 use crate::session::Session;
@@ -27,7 +27,7 @@ struct Finding {
 
 pub(crate) fn run(args: &DoctorArgs, session: &Session) -> Result<(), Error> {
     let state = state(session);
-    let probe = ovenbird_sandbox::probe::probe(&session.settings.root);
+    let probe = ovenbird_sandbox::probe::probe_all(&session.settings.root);
     let findings = [state, docker(session), program(session, "newuidmap"), program(session, "newgidmap")];
     let text = if args.json {
         let findings: serde_json::Map<String, Value> =
@@ -45,12 +45,15 @@ pub(crate) fn run(args: &DoctorArgs, session: &Session) -> Result<(), Error> {
         for status in &probe.levels {
             let mark = if status.usable { "yes" } else { "no" };
             let chosen = if probe.chosen == Some(status.level) { "  (used)" } else { "" };
-            let _ = writeln!(text, "isolation {:10} {mark}{chosen}", level_name(status.level));
+            let _ = writeln!(text, "isolation {:10} {mark}{chosen}", status.level.name());
+            let _ = writeln!(text, "    {}", status.level.description());
+            if status.usable && !status.overlay && status.level != Level::Chroot {
+                let _ = writeln!(text, "    No overlay mounts below the state directory: each step copies its root, which is slower.");
+            }
             for missing in &status.missing {
-                let _ = writeln!(text, "    {missing}");
+                let _ = writeln!(text, "    missing: {missing}");
             }
         }
-        let _ = writeln!(text, "overlay mounts       {}", if probe.overlay { "yes" } else { "no: snapshots are copied, which is slower" });
         for finding in &findings {
             let _ = writeln!(text, "{:20} {}  {}", finding.what, if finding.good { "yes" } else { "no" }, finding.detail);
         }

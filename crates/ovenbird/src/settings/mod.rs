@@ -53,21 +53,11 @@ impl FromStr for Progress {
     }
 }
 
-/// Name of an isolation level, as settings and messages write it.
-pub const fn level_name(level: Level) -> &'static str {
-    match level {
-        Level::Root => "root",
-        Level::Rootless => "rootless",
-        Level::SingleId => "single-id",
-        Level::Chroot => "chroot",
-    }
-}
-
 /// Reads the name of an isolation level.
 pub fn parse_level(text: &str) -> Result<Level, String> {
-    [Level::Root, Level::Rootless, Level::SingleId, Level::Chroot]
+    Level::ALL
         .into_iter()
-        .find(|level| level_name(*level) == text)
+        .find(|level| level.name() == text)
         .ok_or_else(|| format!("{text:?} is not an isolation level: expected root, rootless, single-id or chroot"))
 }
 

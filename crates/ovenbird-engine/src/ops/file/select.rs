@@ -75,18 +75,21 @@ impl Selection {
         let excludes = Patterns::new(&copy.excludes)?;
         let mut sources = Vec::new();
         for source in &copy.sources {
+            let mut picked = Vec::new();
             if copy.parents {
-                with_parents(from, source, &mut sources)?;
+                with_parents(from, source, &mut picked)?;
             } else {
-                expand(from, source, &mut sources)?;
+                expand(from, source, &mut picked)?;
             }
-        }
-        if !excludes.is_empty() {
-            // What a wildcard or a name picks is subject to --exclude by its path and by its own name.
-            sources.retain(|s| {
+            // What a wildcard picks, and any file, is subject to --exclude by its path and by its own name; a folder that is named is
+            // only the place where the patterns begin.
+            let named = !has_wildcards(source);
+            picked.retain(|s| {
                 let path = s.shown.trim_start_matches('/');
-                path.is_empty() || s.include.is_some() || !(excludes.is_ignored(path) || excludes.is_ignored(&s.name.to_string_lossy()))
+                let root = path.is_empty() || s.include.is_some() || (named && s.entry.is_dir());
+                root || !(excludes.is_ignored(path) || excludes.is_ignored(&s.name.to_string_lossy()))
             });
+            sources.append(&mut picked);
         }
         let wanted = copy.sources.iter().map(|s| format!("{:?}", shown(s))).collect();
         Ok(Self { sources, excludes, wanted })

@@ -444,7 +444,7 @@ fn modes_and_owners() {
         ("", "f=1", "COPY --chmod=4755 f /x", "x=1@4755"),
         ("", "f=1", "COPY --chmod=rwx f /x", "error: --chmod=\"rwx\" is not a mode"),
         ("", "f=1", "COPY --chmod=99 f /x", "error: --chmod=\"99\" is not a mode"),
-        ("", "d/l->f d/f=1", "COPY --chmod=600 d /x", "x/ x/f=1@600 x/l->f"),
+        ("", "d/l->f d/f=1", "COPY --chmod=600 d /x", "x/@600 x/f=1@600 x/l->f"),
         ("", "f=1", "COPY --chown=7 f /x", "x=1#7:7"),
         ("", "f=1", "COPY --chown=7:8 f /x/", "x/#7:8 x/f=1#7:8"),
         ("", "f=1", "COPY --chown=:8 f /x", "x=1#0:8"),

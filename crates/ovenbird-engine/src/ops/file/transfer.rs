@@ -109,8 +109,14 @@ impl Sink {
         match self.ownership {
             Ownership::Real => {
                 let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
-                rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-                    .map_err(FileError::io("set the owner of", path))
+                match rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW) {
+                    // An id outside the user namespace's ranges cannot be put on disk.
+                    Err(Errno::INVAL | Errno::PERM) => {
+                        self.record(path, Owner { uid: meta.uid, gid: meta.gid, node: None });
+                        Ok(())
+                    }
+                    done => done.map_err(FileError::io("set the owner of", path)),
+                }
             }
             Ownership::Recorded => {
                 if (meta.uid, meta.gid) != self.ids {
