@@ -82,6 +82,9 @@ impl Engine {
             check_emulator(&session, &plan, &options.build_platform)?;
             plans.push(plan);
         }
+        let epoch = input.source_date_epoch.or_else(|| plans.iter().find_map(|plan| plan.source_date_epoch));
+        let dated = BuildInput { source_date_epoch: epoch, ..input.clone() };
+        let session = Session { input: &dated, ..session };
         let built = run(&session, &plans);
         // Whatever failed, the hashes of context files are still right.
         let _ = session.stat_cache.save();

@@ -26,6 +26,8 @@ pub struct Plan {
     pub history: Vec<HistoryEntry>,
     /// Base image whose history and layers come first.
     pub base: Option<ResolvedImage>,
+    /// `SOURCE_DATE_EPOCH` from the build arguments or the Dockerfile's own default, seconds since 1970.
+    pub source_date_epoch: Option<i64>,
 }
 
 /// One line of history.

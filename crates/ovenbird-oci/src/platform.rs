@@ -130,7 +130,10 @@ impl Platform {
 
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
+        match &self.os_version {
+            Some(version) => write!(f, "{}({version})/{}", self.os, self.architecture)?,
+            None => write!(f, "{}/{}", self.os, self.architecture)?,
+        }
         match &self.variant {
             Some(variant) => write!(f, "/{variant}"),
             None => Ok(()),
@@ -148,12 +151,21 @@ impl FromStr for Platform {
             s.starts_with(|c: char| c.is_ascii_alphanumeric())
                 && s.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.' | b'-'))
         };
-        let parts: Vec<&str> = text.split('/').collect();
+        let mut parts: Vec<&str> = text.split('/').collect();
+        // `windows(10.0.20348)/amd64`: the version stands behind the system.
+        let version = match parts[0].strip_suffix(')').and_then(|os| os.split_once('(')) {
+            Some((os, version)) if word(version) => {
+                parts[0] = os;
+                Some(version.to_owned())
+            }
+            _ => None,
+        };
         if !parts.iter().all(|p| word(p)) {
             return Err(error());
         }
         let make = |os: &str, architecture: &str, variant: Option<&str>| {
-            Self { architecture: architecture.into(), os: os.into(), variant: variant.map(Into::into), os_version: None }.normalized()
+            Self { architecture: architecture.into(), os: os.into(), variant: variant.map(Into::into), os_version: version.clone() }
+                .normalized()
         };
         match *parts.as_slice() {
             [one] if SYSTEMS.contains(&one.to_ascii_lowercase().as_str()) => {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -122,7 +123,12 @@ impl Workspace {
     pub fn give(&self, path: &Path) -> Result<()> {
         match self.ids {
             None => Ok(()),
-            Some(ids) => std::os::unix::fs::lchown(path, Some(ids.uid), Some(ids.gid)).at("cannot hand over", path),
+            Some(ids) => {
+                let meta = path.symlink_metadata().at("cannot look at", path)?;
+                std::os::unix::fs::lchown(path, Some(ids.uid), Some(ids.gid)).at("cannot hand over", path)?;
+                // A change of owner takes setuid and setgid bits away.
+                if meta.is_symlink() { Ok(()) } else { set_mode(path, meta.mode() & 0o7777) }
+            }
         }
     }
 

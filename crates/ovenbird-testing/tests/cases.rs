@@ -30,6 +30,10 @@ fn one(case: &Case, level: Level) -> Result<(), Failed> {
     if !needs::available(&case.name, &wanted) {
         return Ok(());
     }
+    if let Some(reason) = case.needs.iter().find_map(|need| needs::missing_at(level, *need)) {
+        needs::skip(&case.name, reason);
+        return Ok(());
+    }
     let place = format!("{}:{}", case.file.strip_prefix(repository()).unwrap_or(&case.file).display(), case.line);
     match runner::run(case, level) {
         Ok(differences) if differences.is_empty() => Ok(()),

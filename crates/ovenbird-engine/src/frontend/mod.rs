@@ -178,7 +178,7 @@ impl Lowering<'_> {
         }
         self.globals = self.global_args()?;
         self.add_stages()?;
-        self.check_epoch()?;
+        let source_date_epoch = self.source_date_epoch()?;
         let target = self.target()?;
         self.link_stages()?;
         let reachable = self.resolve_bases(target)?;
@@ -206,7 +206,7 @@ impl Lowering<'_> {
         image_config::finish(&mut config, &self.options.platform, chosen, &self.options.labels);
         let (vertices, root) = std::mem::take(&mut self.vertices).prune(state.root);
         let platform = self.options.platform.clone();
-        Ok(Some(Box::new(Plan { platform, vertices, root, config, history: state.history, base: state.base })))
+        Ok(Some(Box::new(Plan { platform, vertices, root, config, history: state.history, base: state.base, source_date_epoch })))
     }
 
     /// Takes over what the linter found. What instructions do matters only in stages that are built.
@@ -229,14 +229,22 @@ impl Lowering<'_> {
         self.checks.extend(found.into_iter().filter(|finding| !OF_INSTRUCTIONS.contains(&finding.code) || is_built(finding)));
     }
 
-    /// `SOURCE_DATE_EPOCH` is a number of seconds, `context`, or a stage.
-    fn check_epoch(&self) -> Outcome<()> {
+    /// `SOURCE_DATE_EPOCH` is a number of seconds. BuildKit also takes `context` or a stage, for the time of what was fetched there.
+    fn source_date_epoch(&self) -> Outcome<Option<i64>> {
         const NAME: &str = "SOURCE_DATE_EPOCH";
         let value = self.options.build_args.get(NAME).map(String::as_str).or_else(|| self.globals.lookup(NAME)).unwrap_or_default();
-        if value.is_empty() || value == "context" || value.parse::<i64>().is_ok() || self.names.contains_key(&value.to_lowercase()) {
-            return Ok(());
+        if value.is_empty() {
+            return Ok(None);
         }
-        let mut diagnostic = error("source-date-epoch", Span::default(), format!("invalid SOURCE_DATE_EPOCH: {value}"));
+        if let Ok(seconds) = value.parse() {
+            return Ok(Some(seconds));
+        }
+        let reason = if value == "context" || self.names.contains_key(&value.to_lowercase()) {
+            format!("SOURCE_DATE_EPOCH={value} is not supported: the time of a source is not taken over")
+        } else {
+            format!("invalid SOURCE_DATE_EPOCH: {value}")
+        };
+        let mut diagnostic = error("source-date-epoch", Span::default(), reason);
         diagnostic.help = Some("give seconds since 1970-01-01, for example 1700000000".into());
         Err(diagnostic)
     }

@@ -75,7 +75,7 @@ pub struct Session<'a> {
     /// Steps that may still start.
     pub slots: Slots,
     /// One unpacking per base layer at a time.
-    unpacking: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
+    pub(crate) unpacking: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
 }
 
 impl<'a> Session<'a> {
