@@ -1,6 +1,7 @@
 //! Chores of the repository: `cargo xtask COMMAND`.
 
 mod packages;
+mod self_image;
 mod tidy;
 
 use std::path::Path;
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words.split_first() {
         Some((&"test", [])) => test(),
-        Some((&"self-image", [])) => self_image(),
+        Some((&"self-image", [])) => packages::install(&["build-essential"]).and_then(|()| self_image::build(repository())),
         Some((&"tidy", [])) => tidy(),
         Some((&"cases", rest)) => cases(rest),
         Some((&"fixtures", [])) => {
@@ -110,34 +111,6 @@ fn test() -> Result<(), String> {
     run(Command::new(cargo()).args(["build", "--workspace"]))?;
     fixtures();
     run(Command::new(cargo()).args(["nextest", "run", "--workspace"]))
-}
-
-fn self_image() -> Result<(), String> {
-    packages::install(&["build-essential", "musl-tools"])?;
-    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
-    // Without rustup the target must be there already; cargo says so if it is not.
-    if packages::on_path("rustup") {
-        run(Command::new("rustup").args(["target", "add", &target]))?;
-    }
-    let folder = repository().join("target/self-image");
-    let build = folder.join("build");
-    let linker = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
-    let compiler = format!("CC_{}", target.replace('-', "_"));
-    let mut command = Command::new(cargo());
-    command.args(["build", "--release", "--locked", "--package", "ovenbird-cli", "--target", &target]).arg("--target-dir").arg(&build);
-    run(command.env(linker, "musl-gcc").env(compiler, "musl-gcc"))?;
-    let context = folder.join("context");
-    let binary = context.join("ovenbird");
-    let archive = folder.join("ovenbird.oci.tar");
-    let file = |what: &str, error: std::io::Error| format!("cannot {what} {}: {error}", binary.display());
-    std::fs::create_dir_all(&context).map_err(|error| file("make the folder of", error))?;
-    std::fs::copy(build.join(&target).join("release/ovenbird"), &binary).map_err(|error| file("write", error))?;
-    let mut command = Command::new(&binary);
-    command.arg("build").arg("--root").arg(folder.join("state")).arg("--file").arg(repository().join("examples/self-image/Dockerfile"));
-    command.args(["--reproducible", "--output", &format!("type=oci,dest={}", archive.display())]).arg(&context);
-    run(&mut command)?;
-    println!("{}", archive.display());
-    Ok(())
 }
 
 fn fixtures() {

@@ -1,6 +1,6 @@
 //! A Docker Engine of our own: data, sockets and process state in one temporary folder, no change to the machine's network.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -90,9 +90,12 @@ impl Drop for Dockerd {
         }
         self.server = None;
         if let Some(dir) = self.dir.take() {
-            // containerd's shims and overlay mounts may need a moment after the daemon's end.
+            // containerd's shims and overlay mounts may need a moment after the daemon's end; some mounts it never takes away.
             let path = dir.keep();
             for _ in 0..20 {
+                for mount in mounts_below(&path) {
+                    let _ = process::output(Command::new("umount").arg("--lazy").arg(mount));
+                }
                 if std::fs::remove_dir_all(&path).is_ok() {
                     return;
                 }
@@ -100,4 +103,14 @@ impl Drop for Dockerd {
             }
         }
     }
+}
+
+/// Mount points below a folder, deepest first.
+fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+    let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
+    let mut below: Vec<PathBuf> = points.filter(|point| point.starts_with(dir)).collect();
+    below.sort();
+    below.reverse();
+    below
 }
