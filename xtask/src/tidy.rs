@@ -34,7 +34,7 @@ const PLACES: &[(&[&str], &[&str], &str)] = &[
     ),
     (
         &["env::var", "env::vars", "env::home_dir", "env::temp_dir", "SystemTime::now", "Timestamp::now", "Zoned::now"],
-        // An image that is not reproducible says when it was made; the cache, when an entry was used last.
+        // An image that is not reproducible says when it was made; the cache, when a step ran.
         &[
             "crates/ovenbird/src/settings",
             "crates/ovenbird-engine/src/export/assemble.rs",

@@ -1,7 +1,8 @@
 //! Tries a level by hand: `sbx LEVEL (dir ROOT | overlay SCRATCH LOWER...) -- PROGRAM ARGUMENT...`
 //!
 //! Options through the environment: `SBX_UID`, `SBX_GID`, `SBX_NET=none`, `SBX_MEMORY`, `SBX_CPUS`, `SBX_INSECURE`, `SBX_REPEAT`,
-//! `SBX_SECRET=target`, `SBX_BIND=source:target`, `SBX_PROBE=folder` (prints the probe and ends).
+//! `SBX_SECRET=target`, `SBX_BIND=source:target`, `SBX_PROBE=folder` (prints the probe and ends), `SBX_OWNERS=file` (owners in the lower
+//! layers: lines of user, group and path).
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,18 @@ fn main() -> ExitCode {
     if let Some((source, target)) = variable("SBX_BIND").as_deref().and_then(|value| value.split_once(':')) {
         mounts.push(Mount { target: target.into(), source: MountSource::Bind(source.into()), read_only: false });
     }
+    let mut lower_owners = Vec::new();
+    if let Some(list) = variable("SBX_OWNERS") {
+        let Ok(list) = std::fs::read_to_string(&list) else {
+            eprintln!("{list} cannot be read");
+            return ExitCode::FAILURE;
+        };
+        lower_owners.extend(list.lines().filter_map(|line| {
+            let mut parts = line.splitn(3, ' ');
+            let (uid, gid) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+            Some((PathBuf::from(parts.next()?), uid, gid))
+        }));
+    }
     let mut code = 0;
     for turn in 0..number("SBX_REPEAT").unwrap_or(1) {
         let scratch = base.join(format!("scratch-{turn}"));
@@ -85,7 +98,7 @@ fn main() -> ExitCode {
             insecure: variable("SBX_INSECURE").is_some(),
             stdin: vec![],
             scratch,
-            lower_owners: vec![],
+            lower_owners: lower_owners.clone(),
         };
         let start = Instant::now();
         let mut show = |stream: Stream, bytes: &[u8]| {

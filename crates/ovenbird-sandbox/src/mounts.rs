@@ -201,7 +201,10 @@ impl Stubs {
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
                     let folder = kind == Kind::Folder || !ahead.is_empty();
-                    self.make(parent, c_name, folder, remember)?;
+                    // A mount point inside another mount (a cache folder that several steps share) stays: taking it away would
+                    // also take away what another step has mounted on it.
+                    let own = syscall::stat(parent.as_fd())?.st_dev == syscall::stat(root)?.st_dev;
+                    self.make(parent, c_name, folder, remember && own)?;
                 }
                 Err(error) => return Err(error),
             }
@@ -217,11 +220,19 @@ impl Stubs {
         }
         if folder {
             // SAFETY: valid C string.
-            check(unsafe { libc::mkdirat(parent.as_raw_fd(), name.as_ptr(), 0o755) }.into())?;
+            let made = check(unsafe { libc::mkdirat(parent.as_raw_fd(), name.as_ptr(), 0o755) }.into());
+            if made.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EEXIST)) {
+                // Another step was faster.
+                return Ok(());
+            }
+            made?;
             // SAFETY: valid C string. The umask must not show.
             check(unsafe { libc::fchmodat(parent.as_raw_fd(), name.as_ptr(), 0o755, 0) }.into())?;
         } else {
-            drop(syscall::openat(parent.as_fd(), &name, libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY, 0o644)?);
+            match syscall::openat(parent.as_fd(), &name, libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY, 0o644) {
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => return Ok(()),
+                made => drop(made?),
+            }
         }
         if remember {
             set_times(parent.as_fd(), &before)?;

@@ -2,20 +2,23 @@
 //!
 //! A seccomp filter sends the calls of [`calls`] to a thread of the engine ([`Recorder::serve`], `seccomp_unotify(2)`). Changes
 //! of owner are recorded by inode; the real call then sets the owner to 0:0, which makes overlay copy the file into the upper
-//! folder. Ids of processes are made up per process, inherited from the parent when a process is first seen, so that a program
-//! which drops its privileges sees that it did. A device node becomes an empty file with a record.
+//! folder. `stat` shows what is recorded ([`crate::stat`]), so that a program which copies an owner copies the right one. Ids
+//! of processes are made up per process, inherited from the parent when a process is first seen, so that a program which drops
+//! its privileges sees that it did. A device node becomes an empty file with a record.
 //! This is no security border: every process of the step is the same real user, and paths are resolved inside the step.
 
 use std::collections::HashMap;
-use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{c_int, c_long};
 
-use crate::owners::{self, Owners, Seen};
-use crate::syscall::{self, c_bytes, check, here};
+use crate::memory;
+use crate::owners::{self, Owners};
+use crate::place::{Place, Target, errno};
+use crate::stat::Question;
+use crate::syscall::{self, check};
 
 const IOCTL_RECV: u64 = 0xC050_2100;
 const IOCTL_SEND: u64 = 0xC018_2101;
@@ -36,11 +39,6 @@ const UNCHANGED: u32 = u32::MAX;
 /// Deepest chain of parents that is followed for a process seen for the first time.
 const PARENTS_MAX: usize = 64;
 
-/// Names of files that dpkg is about to put in place.
-const PACKAGE: &[u8] = b".dpkg-";
-/// Links into `/proc/self`.
-const STREAMS: [&[u8]; 3] = [b"/dev/std", b"/dev/fd/", b"/proc/self/fd/"];
-
 macro_rules! numbers {
     ($($name:ident)*) => { [$(libc::$name),*] };
 }
@@ -51,9 +49,11 @@ pub(crate) fn calls() -> Vec<c_long> {
         SYS_fchown SYS_fchownat SYS_mknodat SYS_setuid SYS_setgid SYS_setreuid SYS_setregid SYS_setresuid SYS_setresgid SYS_setfsuid
         SYS_setfsgid SYS_setgroups SYS_getuid SYS_geteuid SYS_getgid SYS_getegid SYS_getresuid SYS_getresgid SYS_getgroups
     });
-    all.extend(numbers! { SYS_mkdirat SYS_symlinkat SYS_renameat SYS_renameat2 });
+    // These are only noticed.
+    all.extend(numbers! { SYS_chroot SYS_pivot_root SYS_setns });
+    all.extend(numbers! { SYS_mkdirat SYS_symlinkat SYS_fstat SYS_newfstatat SYS_statx });
     #[cfg(target_arch = "x86_64")]
-    all.extend(numbers! { SYS_chown SYS_lchown SYS_mknod SYS_mkdir SYS_symlink SYS_rename SYS_creat });
+    all.extend(numbers! { SYS_chown SYS_lchown SYS_mknod SYS_mkdir SYS_symlink SYS_creat SYS_stat SYS_lstat });
     all
 }
 
@@ -103,15 +103,6 @@ pub(crate) struct Recorder {
     processes: HashMap<i32, Credentials>,
     /// Some process is not root.
     mixed: bool,
-}
-
-/// The thread's place in the step, once it has joined it.
-struct Place {
-    /// The machine's `/proc`.
-    proc: OwnedFd,
-    home: OwnedFd,
-    /// The step's root, after joining.
-    root: Option<OwnedFd>,
 }
 
 impl Recorder {
@@ -183,6 +174,9 @@ impl Recorder {
         let args = call.data.args;
         let (a0, a1, a2) = (args[0] as u32, args[1] as u32, args[2] as u32);
         let pid = call.pid as i32;
+        if let Some(question) = Question::new(call.data.nr.into(), args) {
+            return self.show(place, call, &question);
+        }
         match c_long::from(call.data.nr) {
             libc::SYS_fchown => self.change_owner(place, call, &Target::Descriptor(a0 as i32), a1, a2),
             libc::SYS_fchownat => {
@@ -205,10 +199,13 @@ impl Recorder {
             }
             #[cfg(target_arch = "x86_64")]
             libc::SYS_mknod => self.make_node(place, call, libc::AT_FDCWD, args[0], a1, args[2]),
+            libc::SYS_chroot | libc::SYS_pivot_root | libc::SYS_setns => {
+                place.roots = true;
+                Ok(Answer::Kernel)
+            }
             libc::SYS_openat => self.create(place, call, a0 as i32, args[1], a2 as c_int, args[3] as u32),
             libc::SYS_mkdirat => self.make_folder(place, call, a0 as i32, args[1], a2),
             libc::SYS_symlinkat => self.make_link(place, call, args[0], a1 as i32, args[2]),
-            libc::SYS_renameat | libc::SYS_renameat2 => self.replace(place, call, (a0 as i32, args[1]), (a2 as i32, args[3])),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_open => self.create(place, call, libc::AT_FDCWD, args[0], a1 as c_int, a2),
             #[cfg(target_arch = "x86_64")]
@@ -217,8 +214,6 @@ impl Recorder {
             libc::SYS_mkdir => self.make_folder(place, call, libc::AT_FDCWD, args[0], a1),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_symlink => self.make_link(place, call, args[0], libc::AT_FDCWD, args[1]),
-            #[cfg(target_arch = "x86_64")]
-            libc::SYS_rename => self.replace(place, call, (libc::AT_FDCWD, args[0]), (libc::AT_FDCWD, args[1])),
             libc::SYS_getgroups => {
                 let groups = self.credentials(place, pid).groups;
                 if a0 == 0 {
@@ -227,7 +222,7 @@ impl Recorder {
                 if (a0 as usize) < groups.len() {
                     return Err(libc::EINVAL);
                 }
-                place.write(pid, args[1], &groups)?;
+                memory::write_ids(pid, args[1], &groups)?;
                 Ok(Answer::Value(groups.len() as i64))
             }
             libc::SYS_getuid | libc::SYS_geteuid | libc::SYS_getgid | libc::SYS_getegid | libc::SYS_getresuid | libc::SYS_getresgid
@@ -243,7 +238,7 @@ impl Recorder {
                 let credentials = self.credentials(place, pid);
                 let ids = if number == libc::SYS_getresuid { credentials.user } else { credentials.group };
                 for (at, id) in [(args[0], ids.real), (args[1], ids.effective), (args[2], ids.saved)] {
-                    place.write(pid, at, &[id])?;
+                    memory::write_ids(pid, at, &[id])?;
                 }
                 Ok(Answer::Value(0))
             }
@@ -273,7 +268,7 @@ impl Recorder {
                 if args[0] > GROUPS_MAX {
                     return Err(libc::EINVAL);
                 }
-                now.groups = place.read_ids(pid, args[1], args[0] as usize)?;
+                now.groups = memory::read_ids(pid, args[1], args[0] as usize)?;
             }
             _ => return Err(libc::ENOSYS),
         }
@@ -360,10 +355,22 @@ impl Recorder {
         Ok(Answer::Value(0))
     }
 
+    /// The `stat` family. Only a file whose owner is not what the disk says costs more than a look; the kernel answers the rest,
+    /// and everything that fails here, with its own error.
+    fn show(&mut self, place: &mut Place, call: &libc::seccomp_notif, question: &Question) -> Answered {
+        if self.owners.is_plain() {
+            return Ok(Answer::Kernel);
+        }
+        let Some(told) = question.answer(place, call.pid as i32, &self.owners) else { return Ok(Answer::Kernel) };
+        self.still_there(call)?;
+        memory::write(call.pid as i32, question.buffer, told.as_bytes())?;
+        Ok(Answer::Value(0))
+    }
+
     fn make_node(&mut self, place: &mut Place, call: &libc::seccomp_notif, dir: i32, path: u64, mode: u32, device: u64) -> Answered {
         let kind = mode & libc::S_IFMT;
         if kind != libc::S_IFCHR && kind != libc::S_IFBLK {
-            return Ok(Answer::Kernel);
+            return self.make_file(place, call, dir, path, mode);
         }
         let pid = call.pid as i32;
         let credentials = self.credentials(place, pid);
@@ -371,7 +378,7 @@ impl Recorder {
             return Err(libc::EPERM);
         }
         let mode = mode & !place.umask(pid);
-        let name = place.read_path(pid, path)?;
+        let name = memory::read_path(pid, path)?;
         self.still_there(call)?;
         let file = place.within(pid, dir, &name, |base, name| {
             syscall::openat(base, name, libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_WRONLY, mode & 0o7777)
@@ -389,6 +396,21 @@ impl Recorder {
         Ok(Answer::Value(0))
     }
 
+    /// `mknod` of a pipe, a socket or a regular file, which the one id can do.
+    fn make_file(&mut self, place: &mut Place, call: &libc::seccomp_notif, dir: i32, path: u64, mode: u32) -> Answered {
+        let Some(owner) = self.maker(place, call) else { return Ok(Answer::Kernel) };
+        let pid = call.pid as i32;
+        let mode = mode & !place.umask(pid);
+        let name = memory::read_path(pid, path)?;
+        self.still_there(call)?;
+        let made = place.within(pid, dir, &name, |base, name| {
+            // SAFETY: valid C string.
+            check(unsafe { libc::mknodat(base.as_raw_fd(), name.as_ptr(), mode, 0) }.into())?;
+            syscall::openat(base, name, libc::O_PATH | libc::O_NOFOLLOW, 0)
+        })?;
+        self.made(&made, owner).map(|()| Answer::Value(0))
+    }
+
     /// Who owns what the caller makes, when that is not root.
     fn maker(&mut self, place: &Place, call: &libc::seccomp_notif) -> Option<(u32, u32)> {
         let credentials = self.credentials(place, call.pid as i32);
@@ -399,7 +421,7 @@ impl Recorder {
         let Some(owner) = self.maker(place, call) else { return Ok(Answer::Kernel) };
         let pid = call.pid as i32;
         let mode = mode & 0o7777 & !place.umask(pid);
-        let name = place.read_path(pid, path)?;
+        let name = memory::read_path(pid, path)?;
         self.still_there(call)?;
         let unnamed = flags & libc::O_TMPFILE == libc::O_TMPFILE;
         let exclusive = if unnamed { 0 } else { libc::O_EXCL };
@@ -418,7 +440,7 @@ impl Recorder {
         let Some(owner) = self.maker(place, call) else { return Ok(Answer::Kernel) };
         let pid = call.pid as i32;
         let mode = mode & 0o7777 & !place.umask(pid);
-        let name = place.read_path(pid, path)?;
+        let name = memory::read_path(pid, path)?;
         self.still_there(call)?;
         let made = place.within(pid, dir, &name, |base, name| {
             // SAFETY: valid C string.
@@ -431,7 +453,7 @@ impl Recorder {
     fn make_link(&mut self, place: &mut Place, call: &libc::seccomp_notif, to: u64, dir: i32, path: u64) -> Answered {
         let Some(owner) = self.maker(place, call) else { return Ok(Answer::Kernel) };
         let pid = call.pid as i32;
-        let (to, name) = (place.read_path(pid, to)?, place.read_path(pid, path)?);
+        let (to, name) = (memory::read_path(pid, to)?, memory::read_path(pid, path)?);
         self.still_there(call)?;
         let made = place.within(pid, dir, &name, |base, name| {
             // SAFETY: valid C strings.
@@ -445,25 +467,6 @@ impl Recorder {
         let seen = owners::look(file.as_fd(), syscall::EMPTY).map_err(|error| errno(&error))?;
         self.owners.set(&seen, uid, gid, None);
         Ok(())
-    }
-
-    /// A program that edits a file by replacing it (`useradd`, `sed -i`) gives the new file the owner that it sees on the old one,
-    /// which is always root. Such a file inherits the intended owner. Package managers mean root when they say so.
-    fn replace(&mut self, place: &mut Place, call: &libc::seccomp_notif, from: (i32, u64), to: (i32, u64)) -> Answered {
-        let pid = call.pid as i32;
-        let open = |place: &mut Place, (dir, path)| place.open(pid, &Target::Path { dir, path, follow: false, empty: false });
-        let Ok(new) = open(place, from) else { return Ok(Answer::Kernel) };
-        let Ok(new_seen) = owners::look(new.as_fd(), syscall::EMPTY) else { return Ok(Answer::Kernel) };
-        if self.owners.is_given_to_root(&new_seen)
-            && !place.read_path(pid, from.1)?.as_bytes().windows(PACKAGE.len()).any(|part| part == PACKAGE)
-            && let Ok(old) = open(place, to)
-            && let Ok(old_seen) = owners::look(old.as_fd(), syscall::EMPTY)
-            && self.owners.get(&old_seen) != (0, 0)
-        {
-            let (uid, gid) = self.owners.get(&old_seen);
-            self.owners.set(&new_seen, uid, gid, None);
-        }
-        Ok(Answer::Kernel)
     }
 
     /// The process that asked has not been replaced by another with its number.
@@ -528,207 +531,6 @@ impl Ids {
 
 fn pick(new: u32, old: u32) -> u32 {
     if new == UNCHANGED { old } else { new }
-}
-
-enum Target {
-    Descriptor(i32),
-    /// `path` is an address in the caller.
-    Path {
-        dir: i32,
-        path: u64,
-        follow: bool,
-        empty: bool,
-    },
-}
-
-struct Process {
-    /// Thread group.
-    pid: i32,
-    parent: i32,
-    started: u64,
-}
-
-impl Place {
-    fn new() -> io::Result<Place> {
-        let proc = syscall::openat(here(), c"/proc", libc::O_PATH | libc::O_DIRECTORY, 0)?;
-        let home = syscall::openat(here(), c"/proc/thread-self/ns/mnt", libc::O_RDONLY, 0)?;
-        Ok(Place { proc, home, root: None })
-    }
-
-    fn leave(&mut self) {
-        if self.root.take().is_some() {
-            // Otherwise the step's mounts would live until this thread ends.
-            let _ = syscall::setns(self.home.as_fd(), libc::CLONE_NEWNS);
-        }
-    }
-
-    fn proc_file(&self, pid: i32, name: &str, flags: c_int) -> io::Result<OwnedFd> {
-        syscall::openat(self.proc.as_fd(), &c_bytes(format!("{pid}/{name}").as_bytes())?, flags, 0)
-    }
-
-    fn proc_text(&self, pid: i32, name: &str) -> Option<String> {
-        let file = std::fs::File::from(self.proc_file(pid, name, libc::O_RDONLY).ok()?);
-        io::read_to_string(file).ok()
-    }
-
-    fn process(&self, thread: i32) -> Option<Process> {
-        let status = self.proc_text(thread, "status")?;
-        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-        let (pid, parent) = (field("Tgid:")?, field("PPid:")?);
-        let stat = self.proc_text(pid, "stat")?;
-        // The name in parentheses may hold anything; field 22 counts from 1, what follows it from 3.
-        let started = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;
-        Some(Process { pid, parent, started })
-    }
-
-    fn umask(&self, pid: i32) -> u32 {
-        let status = self.proc_text(pid, "status").unwrap_or_default();
-        status.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("Umask:")?.trim(), 8).ok()).unwrap_or(0o022)
-    }
-
-    /// ((device, inode), mode, record key) of a process's program.
-    fn program(&self, pid: i32) -> Option<((u64, u64), u32, Seen)> {
-        let file = self.proc_file(pid, "exe", libc::O_PATH).ok()?;
-        let stat = syscall::stat(file.as_fd()).ok()?;
-        let seen = owners::look(file.as_fd(), syscall::EMPTY).ok()?;
-        Some(((stat.st_dev, stat.st_ino), stat.st_mode, seen))
-    }
-
-    fn open(&mut self, pid: i32, target: &Target) -> Result<OwnedFd, c_int> {
-        match *target {
-            Target::Descriptor(fd) => self.proc_file(pid, &format!("fd/{fd}"), libc::O_PATH).map_err(|_| libc::EBADF),
-            Target::Path { dir, path, follow, empty } => {
-                let name = self.read_path(pid, path)?;
-                if name.is_empty() {
-                    if !empty {
-                        return Err(libc::ENOENT);
-                    }
-                    let base = if dir == libc::AT_FDCWD {
-                        self.proc_file(pid, "cwd", libc::O_PATH)
-                    } else {
-                        self.proc_file(pid, &format!("fd/{dir}"), libc::O_PATH)
-                    };
-                    return base.map_err(|_| libc::EBADF);
-                }
-                let flags = libc::O_PATH | if follow { 0 } else { libc::O_NOFOLLOW };
-                // This thread has no number in the step's pid namespace, so its /proc/self is nobody: the streams are never in a layer.
-                if follow && STREAMS.iter().any(|stream| name.as_bytes().starts_with(stream)) {
-                    return self.proc_file(pid, "fd/2", libc::O_PATH).map_err(|_| libc::ENOENT);
-                }
-                self.within(pid, dir, &name, |base, name| syscall::openat(base, name, flags, 0))
-            }
-        }
-    }
-
-    /// Runs `action` with the caller's root and folder.
-    fn within(
-        &mut self,
-        pid: i32,
-        dir: i32,
-        name: &CString,
-        action: impl FnOnce(BorrowedFd<'_>, &CString) -> io::Result<OwnedFd>,
-    ) -> Result<OwnedFd, c_int> {
-        self.join(pid).and_then(|()| self.joined(pid, dir, name, action)).map_err(|error| errno(&error))
-    }
-
-    fn joined(
-        &self,
-        pid: i32,
-        dir: i32,
-        name: &CString,
-        action: impl FnOnce(BorrowedFd<'_>, &CString) -> io::Result<OwnedFd>,
-    ) -> io::Result<OwnedFd> {
-        let root = self.root.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?.as_fd();
-        let theirs = self.proc_file(pid, "root", libc::O_PATH)?;
-        let base = match dir {
-            _ if name.as_bytes().starts_with(b"/") => None,
-            libc::AT_FDCWD => Some(self.proc_file(pid, "cwd", libc::O_PATH)?),
-            dir => Some(self.proc_file(pid, &format!("fd/{dir}"), libc::O_PATH).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?),
-        };
-        let (ours, their) = (syscall::stat(root)?, syscall::stat(theirs.as_fd())?);
-        // The caller is in a chroot of its own making.
-        let elsewhere = (ours.st_dev, ours.st_ino) != (their.st_dev, their.st_ino);
-        if elsewhere {
-            change_root(theirs.as_fd())?;
-        }
-        let result = action(base.as_ref().map_or(here(), AsFd::as_fd), name);
-        if elsewhere {
-            change_root(root)?;
-        }
-        result
-    }
-
-    /// Moves this thread into the step's mount namespace, once.
-    fn join(&mut self, pid: i32) -> io::Result<()> {
-        if self.root.is_none() {
-            syscall::unshare(libc::CLONE_FS)?;
-            let theirs = self.proc_file(pid, "ns/mnt", libc::O_RDONLY)?;
-            syscall::setns(theirs.as_fd(), libc::CLONE_NEWNS)?;
-            // SAFETY: no pointers; the umask is this thread's own now. Callers' modes come with theirs taken off.
-            unsafe { libc::umask(0) };
-            self.root = Some(syscall::openat(here(), c"/", libc::O_PATH | libc::O_DIRECTORY, 0)?);
-        }
-        Ok(())
-    }
-
-    fn memory(&self, pid: i32, flags: c_int) -> Result<OwnedFd, c_int> {
-        self.proc_file(pid, "mem", flags).map_err(|error| errno(&error))
-    }
-
-    fn read(&self, pid: i32, at: u64, size: usize) -> Result<Vec<u8>, c_int> {
-        let memory = self.memory(pid, libc::O_RDONLY)?;
-        let mut buffer = vec![0u8; size];
-        let mut filled = 0;
-        while filled < size {
-            // SAFETY: pointer and length of a live slice. Addresses above 2^63 do not occur in user space.
-            let n = unsafe {
-                libc::pread(memory.as_raw_fd(), buffer[filled..].as_mut_ptr().cast(), size - filled, (at + filled as u64) as libc::off_t)
-            };
-            if n <= 0 {
-                break;
-            }
-            filled += n as usize;
-        }
-        buffer.truncate(filled);
-        Ok(buffer)
-    }
-
-    fn read_path(&self, pid: i32, at: u64) -> Result<CString, c_int> {
-        let mut bytes = self.read(pid, at, libc::PATH_MAX as usize)?;
-        let Some(end) = bytes.iter().position(|byte| *byte == 0) else {
-            return Err(if bytes.len() == libc::PATH_MAX as usize { libc::ENAMETOOLONG } else { libc::EFAULT });
-        };
-        bytes.truncate(end);
-        CString::new(bytes).map_err(|_| libc::EINVAL)
-    }
-
-    fn read_ids(&self, pid: i32, at: u64, count: usize) -> Result<Vec<u32>, c_int> {
-        let bytes = self.read(pid, at, count * 4)?;
-        if bytes.len() != count * 4 {
-            return Err(libc::EFAULT);
-        }
-        Ok(bytes.chunks_exact(4).map(|id| u32::from_ne_bytes([id[0], id[1], id[2], id[3]])).collect())
-    }
-
-    fn write(&self, pid: i32, at: u64, ids: &[u32]) -> Result<(), c_int> {
-        let memory = self.memory(pid, libc::O_WRONLY)?;
-        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_ne_bytes()).collect();
-        // SAFETY: pointer and length of a live slice.
-        let n = unsafe { libc::pwrite(memory.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), at as libc::off_t) };
-        if usize::try_from(n) == Ok(bytes.len()) { Ok(()) } else { Err(libc::EFAULT) }
-    }
-}
-
-fn change_root(to: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: constant string; this thread has a root of its own.
-    unsafe {
-        check(libc::fchdir(to.as_raw_fd()).into())?;
-        check(libc::chroot(c".".as_ptr()).into()).map(drop)
-    }
-}
-
-fn errno(error: &io::Error) -> c_int {
-    error.raw_os_error().unwrap_or(libc::EIO)
 }
 
 #[cfg(test)]

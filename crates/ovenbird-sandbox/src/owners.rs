@@ -35,9 +35,14 @@ struct Entry {
 #[derive(Default, Clone, Debug)]
 pub(crate) struct Owners {
     recorded: HashMap<Inode, Entry>,
-    /// Lower layers never change while a step runs, so the number alone identifies a file; copying up keeps it.
-    lower: HashMap<u64, (u32, u32)>,
+    /// Lower layers never change while a step runs, so the inode alone identifies a file; copying up keeps it.
+    lower: HashMap<Inode, (u32, u32)>,
+    /// Something differs, or did, from what the disk says.
+    differs: bool,
 }
+
+/// What a look at a file must ask `statx` for.
+pub(crate) const MASK: u32 = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
 
 /// A file as `statx` shows it.
 pub(crate) struct Seen {
@@ -51,32 +56,42 @@ pub(crate) fn look(dir: BorrowedFd<'_>, path: &std::ffi::CStr) -> io::Result<See
     let stat = unsafe {
         let mut stat: libc::statx = std::mem::zeroed();
         let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
-        let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
-        check(libc::syscall(libc::SYS_statx, dir.as_raw_fd(), path.as_ptr(), flags, mask, &raw mut stat))?;
+        check(libc::syscall(libc::SYS_statx, dir.as_raw_fd(), path.as_ptr(), flags, MASK, &raw mut stat))?;
         stat
     };
-    let inode = Inode { device: (stat.stx_dev_major, stat.stx_dev_minor), number: stat.stx_ino };
-    Ok(Seen { inode, born: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec) })
+    Ok(Seen::from(&stat))
+}
+
+impl From<&libc::statx> for Seen {
+    /// Needs what is in [`MASK`].
+    fn from(stat: &libc::statx) -> Seen {
+        let inode = Inode { device: (stat.stx_dev_major, stat.stx_dev_minor), number: stat.stx_ino };
+        Seen { inode, born: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec) }
+    }
 }
 
 impl Owners {
     /// The intended owner so far.
     pub(crate) fn get(&self, seen: &Seen) -> (u32, u32) {
+        self.known(seen).map_or((0, 0), |(uid, gid, _)| (uid, gid))
+    }
+
+    /// The intended owner, and the device node that an empty file stands for, when anything is known of the file.
+    pub(crate) fn known(&self, seen: &Seen) -> Option<(u32, u32, Option<Device>)> {
         match self.recorded.get(&seen.inode) {
-            Some(entry) if entry.born == seen.born => (entry.uid, entry.gid),
-            _ => self.lower.get(&seen.inode.number).copied().unwrap_or((0, 0)),
+            Some(entry) if entry.born == seen.born => Some((entry.uid, entry.gid, entry.node)),
+            _ => self.lower.get(&seen.inode).map(|(uid, gid)| (*uid, *gid, None)),
         }
     }
 
-    /// Somebody set the owner of this file to root in so many words.
-    pub(crate) fn is_given_to_root(&self, seen: &Seen) -> bool {
-        self.recorded
-            .get(&seen.inode)
-            .is_some_and(|entry| entry.born == seen.born && (entry.uid, entry.gid) == (0, 0) && entry.node.is_none())
+    /// Every file is what the disk says.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.differs
     }
 
     pub(crate) fn set(&mut self, seen: &Seen, uid: u32, gid: u32, node: Option<Device>) {
         let node = node.or_else(|| self.recorded.get(&seen.inode).filter(|old| old.born == seen.born).and_then(|old| old.node));
+        self.differs |= (uid, gid) != (0, 0) || node.is_some();
         self.recorded.insert(seen.inode, Entry { uid, gid, node, born: seen.born });
     }
 }
@@ -87,7 +102,8 @@ pub(crate) fn lower(merged: BorrowedFd<'_>, known: &[(PathBuf, u32, u32)]) -> Ow
     for (path, uid, gid) in known {
         let relative = path.strip_prefix("/").unwrap_or(path);
         if let Ok(seen) = c_path(relative).and_then(|path| look(merged, &path)) {
-            owners.lower.insert(seen.inode.number, (*uid, *gid));
+            owners.lower.insert(seen.inode, (*uid, *gid));
+            owners.differs |= (*uid, *gid) != (0, 0);
         }
     }
     owners
@@ -118,7 +134,7 @@ pub(crate) fn table(
             let (uid, gid, node) = match found {
                 Some(entry) => (entry.uid, entry.gid, entry.node),
                 None => {
-                    let (uid, gid) = match recorded.lower.get(&seen.inode.number) {
+                    let (uid, gid) = match recorded.lower.get(&seen.inode) {
                         Some(owner) => *owner,
                         None if fallback != (0, 0) && !copied_up(&entry.path()) => fallback,
                         None => (0, 0),

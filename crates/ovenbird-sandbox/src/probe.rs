@@ -41,7 +41,9 @@ impl Level {
         match self {
             Level::Root => "Namespaces, overlay mounts, Docker's capabilities and seccomp filter.",
             Level::Rootless => "Like root, in a user namespace with subordinate ids; nothing runs with this machine's root rights.",
-            Level::SingleId => "Like rootless with one id: changes of owner are recorded for the layer, and `stat` in a step shows root.",
+            Level::SingleId => {
+                "Like rootless with one id: changes of owner are recorded for the layer, and `stat` in a step shows the recorded owner."
+            }
             Level::Chroot => {
                 "No isolation beyond the container's own: /proc and /sys are empty in a step, mounts are copies, no overlay, no --network none, no --shm-size."
             }

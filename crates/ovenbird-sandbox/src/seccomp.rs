@@ -88,9 +88,12 @@ pub(crate) fn load(filter: &[sock_filter]) -> io::Result<()> {
 /// Loads a filter and returns the listener for its notifications (async-signal-safe).
 pub(crate) fn load_with_listener(filter: &[sock_filter]) -> io::Result<OwnedFd> {
     let program = sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
-    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
     // SAFETY: the program lives through the call.
-    let fd = check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })?;
+    let load =
+        |flags: libc::c_ulong| check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) });
+    // A call that is being answered is not interrupted by signals (Linux 5.19): nobody expects EINTR from `stat`.
+    let fd = load(libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV)
+        .or_else(|_| load(libc::SECCOMP_FILTER_FLAG_NEW_LISTENER))?;
     // SAFETY: a fresh descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }

@@ -4,6 +4,7 @@
 //! protocol of the standard harness as far as cargo and nextest use it. What cannot run says why and passes.
 #![allow(missing_docs, reason = "a test")]
 
+mod calls;
 mod cases;
 mod fixture;
 
@@ -14,13 +15,13 @@ use std::time::{Duration, Instant};
 use ovenbird_sandbox::Level;
 
 /// `case/level` that a child is to run.
-const CASE: &str = "OVENBIRD_SANDBOX_CASE";
+pub(crate) const CASE: &str = "OVENBIRD_SANDBOX_CASE";
 /// Long enough for a busy machine.
 const DEATH: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
     if let Ok(name) = std::env::var(CASE) {
-        return child(&name);
+        return if name == calls::NAME { calls::run() } else { child(&name) };
     }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| args.iter().any(|arg| arg == flag);
@@ -81,6 +82,9 @@ fn parent(name: &str) -> Result<String, String> {
         Ok(command) => command,
         Err(reason) => return Ok(format!(" (skipped: {reason})")),
     };
+    if let Some(reason) = cases::missing(case) {
+        return Ok(format!(" (skipped: {reason})"));
+    }
     command.env(CASE, name);
     if case == KILLED {
         return killed(&mut command, level).map(|()| String::new());
