@@ -14,6 +14,7 @@ pub mod ops;
 pub mod plan;
 pub mod prune;
 pub mod snapshot;
+pub mod schedule;
 pub mod solve;
 pub mod state;
 

@@ -2,12 +2,11 @@
 //!
 //! First every vertex gets its definition key (see [`crate::cache`]). Then the target is asked for:
 //! a vertex whose key leads to a result is done, without its inputs ever being looked at; the others
-//! wait for their inputs, try the content key, and run. Chains of instructions are walked in a loop, not
-//! by recursion; independent inputs run on threads of their own.
+//! wait for their inputs, try the content key, and run, as many at once as [`crate::schedule`] has threads.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::Scope;
 use std::time::Instant;
 
 use crate::cache::{self, CacheKey, Link, Record};
@@ -16,8 +15,12 @@ use crate::event::Event;
 use crate::ops::exec::StepName;
 use crate::ops::{Session, content, exec, file, image, remote};
 use crate::plan::{CopyAction, ExecMountKind, FileAction, FileOp, Op, Plan, VertexId};
+use crate::schedule;
 use crate::snapshot::tree::Tree;
 use crate::snapshot::view::View;
+
+/// Remote sources fetched at once.
+const MOST_DOWNLOADS: usize = 8;
 
 /// The error is in [`Solver::failure`]; the first one counts.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +30,7 @@ struct Failed;
 struct Node {
     definition: OnceLock<CacheKey>,
     hit: OnceLock<Option<Record>>,
-    solved: OnceLock<Result<Arc<Record>, Failed>>,
+    solved: OnceLock<Arc<Record>>,
     announced: AtomicBool,
 }
 
@@ -58,8 +61,7 @@ pub fn solve(session: &Session, plan: &Plan, offset: usize) -> Result<Vec<Link>,
         failure: Mutex::new(None),
     };
     solver.mark_no_cache();
-    let outcome = solver.prepare().and_then(|()| std::thread::scope(|scope| solver.solve(scope, root)));
-    match outcome {
+    match solver.prepare().and_then(|()| solver.solve(root)) {
         Ok(record) => Ok(record.chain.clone()),
         Err(Failed) => Err(solver.failure.into_inner().unwrap_or_else(PoisonError::into_inner).unwrap_or(BuildError::Cancelled)),
     }
@@ -98,13 +100,8 @@ impl<'a> Solver<'a> {
 
     /// Fetches remote sources and finds every definition key.
     fn prepare(&self) -> Result<(), Failed> {
-        std::thread::scope(|scope| {
-            for vertex in 0..self.plan.vertices.len() {
-                if matches!(self.op(vertex), Op::Git(_) | Op::Http(_)) {
-                    scope.spawn(move || self.fetch(vertex));
-                }
-            }
-        });
+        let remote = (0..self.plan.vertices.len()).filter(|vertex| matches!(self.op(*vertex), Op::Git(_) | Op::Http(_)));
+        schedule::run(&remote.map(|vertex| (vertex, vec![])).collect(), MOST_DOWNLOADS, |vertex| self.fetch(vertex))?;
         for vertex in 0..self.plan.vertices.len() {
             let key = self.definition(vertex)?;
             let _ = self.nodes[vertex].definition.set(key);
@@ -112,17 +109,18 @@ impl<'a> Solver<'a> {
         Ok(())
     }
 
-    fn fetch(&self, vertex: VertexId) {
+    fn fetch(&self, vertex: VertexId) -> Result<(), Failed> {
         let step = self.step(vertex);
         let began = Instant::now();
         self.announce_start(vertex);
         let fetched = match self.op(vertex) {
             Op::Git(op) => remote::git::fetch(self.session, &step, op),
             Op::Http(op) => remote::http::fetch(self.session, &step, op),
-            _ => return,
+            _ => return Ok(()),
         };
-        let result = self.announce_end(vertex, began, fetched.map(Arc::new));
-        let _ = self.nodes[vertex].solved.set(result);
+        let record = self.announce_end(vertex, began, fetched.map(Arc::new))?;
+        let _ = self.nodes[vertex].solved.set(record);
+        Ok(())
     }
 
     fn definition(&self, vertex: VertexId) -> Result<CacheKey, Failed> {
@@ -130,7 +128,7 @@ impl<'a> Solver<'a> {
         match self.op(vertex) {
             Op::Image(image) => Ok(CacheKey::of_content(image.manifest)),
             Op::Git(_) | Op::Http(_) => match self.nodes[vertex].solved.get() {
-                Some(Ok(record)) => Ok(record.key),
+                Some(record) => Ok(record.key),
                 _ => Err(Failed),
             },
             // Never used alone: those who read a local folder are keyed by what they read of it.
@@ -177,7 +175,7 @@ impl<'a> Solver<'a> {
             Op::Local { name } => self.context(name),
             _ => {
                 let chain = match self.nodes[vertex].solved.get() {
-                    Some(Ok(record)) => record.chain.clone(),
+                    Some(record) => record.chain.clone(),
                     _ => return Err(BuildError::Cancelled),
                 };
                 Ok(Arc::new(View::new(&image::snapshot(self.session, &chain)?)))
@@ -250,68 +248,50 @@ impl<'a> Solver<'a> {
             .as_ref()
     }
 
-    fn solve<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, target: VertexId) -> Result<Arc<Record>, Failed> {
-        let mut path = vec![target];
-        while let Some(&vertex) = path.last()
-            && self.nodes[vertex].solved.get().is_none()
-            && self.hit(vertex).is_none()
-            && let Some(base) = self.op(vertex).base()
-        {
-            path.push(base);
-        }
-        // Start what else these vertices read before the first of them runs.
-        for &vertex in &path {
-            if self.nodes[vertex].solved.get().is_none() && self.hit(vertex).is_none() {
-                for input in self.other_inputs(vertex) {
-                    let started = std::thread::Builder::new().spawn_scoped(scope, move || {
-                        let _ = self.solve(scope, input);
-                    });
-                    if let Err(error) = started {
-                        return Err(self.fail(BuildError::Refused {
-                            option: "the build".into(),
-                            reason: format!("no more threads can be started ({error}); use fewer stages at once or --parallel 1"),
-                        }));
-                    }
-                }
-            }
-        }
-        let mut last = Err(Failed);
-        for &vertex in path.iter().rev() {
-            let record = self.nodes[vertex].solved.get_or_init(|| self.solve_one(scope, vertex)).as_ref().map_err(|failed| *failed)?;
-            last = Ok(record.clone());
-        }
-        last
+    fn solve(&self, target: VertexId) -> Result<Arc<Record>, Failed> {
+        schedule::run(&self.needed(target), self.session.input.parallelism.max(1), |vertex| {
+            let record = self.solve_one(vertex)?;
+            let _ = self.nodes[vertex].solved.set(record);
+            Ok(())
+        })?;
+        self.nodes[target].solved.get().cloned().ok_or(Failed)
     }
 
-    fn other_inputs(&self, vertex: VertexId) -> Vec<VertexId> {
-        let op = self.op(vertex);
-        let mut inputs: Vec<VertexId> = op.inputs().into_iter().skip(usize::from(op.base().is_some())).collect();
-        inputs.sort_unstable();
-        inputs.dedup();
-        inputs.retain(|input| !matches!(self.op(*input), Op::Local { .. }) && self.nodes[*input].solved.get().is_none());
-        inputs
+    /// What must be done for the target: each vertex with the inputs it has to wait for.
+    fn needed(&self, target: VertexId) -> BTreeMap<VertexId, Vec<VertexId>> {
+        let mut needed = BTreeMap::new();
+        let mut open = vec![target];
+        while let Some(vertex) = open.pop() {
+            if needed.contains_key(&vertex) {
+                continue;
+            }
+            let mut inputs = if self.hit(vertex).is_some() { vec![] } else { self.op(vertex).inputs() };
+            inputs.sort_unstable();
+            inputs.dedup();
+            inputs.retain(|input| !matches!(self.op(*input), Op::Local { .. }) && self.nodes[*input].solved.get().is_none());
+            open.extend(&inputs);
+            needed.insert(vertex, inputs);
+        }
+        needed
     }
 
     fn chain(&self, vertex: Option<VertexId>) -> Result<Vec<Link>, Failed> {
         match vertex.map(|v| self.nodes[v].solved.get()) {
             None => Ok(vec![]),
-            Some(Some(Ok(record))) => Ok(record.chain.clone()),
-            Some(_) => Err(Failed),
+            Some(Some(record)) => Ok(record.chain.clone()),
+            Some(None) => Err(Failed),
         }
     }
 
-    fn solve_one<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, vertex: VertexId) -> Result<Arc<Record>, Failed> {
+    fn solve_one(&self, vertex: VertexId) -> Result<Arc<Record>, Failed> {
         let op = self.op(vertex);
         let definition = *self.nodes[vertex].definition.get().ok_or(Failed)?;
         if let Some(record) = self.hit(vertex) {
             self.announce_cached(vertex);
             return Ok(Arc::new(record.clone()));
         }
-        for input in self.other_inputs(vertex) {
-            self.solve(scope, input)?;
-        }
         let solved_key = |input: VertexId| match self.nodes[input].solved.get() {
-            Some(Ok(record)) => Ok(record.key),
+            Some(record) => Ok(record.key),
             _ => Err(Failed),
         };
         match op {
