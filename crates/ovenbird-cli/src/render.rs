@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use ovenbird::{Detail, Error};
-use ovenbird_dockerfile::{Diagnostic, Severity, Span};
+use ovenbird_dockerfile::Severity;
+use ovenbird_dockerfile::diagnostic::render;
 
 use crate::progress::{Escapes, clean};
 
@@ -16,24 +17,23 @@ const CONTEXT: usize = 2;
 pub(crate) fn error(error: &Error, colour: bool) -> String {
     let paint = |code: &str, text: &str| if colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() };
     let mut out = String::new();
-    let label = |level: &str| if level == "error" { paint("1;31", "error:") } else { paint("1;33", "warning:") };
+    let label = || paint("1;31", "error:");
     match error.detail.as_deref() {
         Some(Detail::Dockerfile { name, text, diagnostics }) => {
             for diagnostic in diagnostics.iter().take(MAX_DIAGNOSTICS) {
-                let level = if diagnostic.severity == Severity::Error { "error" } else { "warning" };
-                let _ = writeln!(out, "{} {} [{}]", label(level), one_line(&diagnostic.message), diagnostic.code);
-                out.push_str(&marked_span(name, text, diagnostic));
-                if let Some(help) = &diagnostic.help {
-                    let _ = writeln!(out, "{} {}", paint("1;36", "help:"), one_line(help));
-                }
+                let shown = render(diagnostic, name, text);
+                // The first word is the severity.
+                let (severity, rest) = shown.split_at(shown.find('[').unwrap_or(0));
+                out.push_str(&paint(if diagnostic.severity == Severity::Error { "1;31" } else { "1;33" }, severity));
+                out.push_str(rest);
             }
             if diagnostics.len() > MAX_DIAGNOSTICS {
                 let _ = writeln!(out, "… and {} more", diagnostics.len() - MAX_DIAGNOSTICS);
             }
-            let _ = writeln!(out, "{} {}", label("error"), one_line(&error.message));
+            let _ = writeln!(out, "{} {}", label(), one_line(&error.message));
         }
         detail => {
-            let _ = writeln!(out, "{} {}", label("error"), block(&error.message));
+            let _ = writeln!(out, "{} {}", label(), block(&error.message));
             for cause in &error.causes {
                 let _ = writeln!(out, "  because {}", block(cause));
             }
@@ -90,41 +90,11 @@ fn marked_lines(name: &str, text: &str, first: usize, last: usize) -> String {
     out
 }
 
-/// The lines of a span, with carets below the first.
-fn marked_span(name: &str, text: &str, diagnostic: &Diagnostic) -> String {
-    let Span { start, end } = diagnostic.span;
-    let start = floor(text, start);
-    let end = floor(text, end).max(start);
-    let first = text[..start].matches('\n').count() + 1;
-    let line_start = text[..start].rfind('\n').map_or(0, |at| at + 1);
-    let line_end = text[start..].find('\n').map_or(text.len(), |at| start + at);
-    let before = one_line_width(&text[line_start..start]);
-    let marked = one_line_width(&text[start..end.min(line_end)]).max(1);
-    let mut out = String::new();
-    for line in marked_lines(name, text, first, first).lines() {
-        let _ = writeln!(out, "{line}");
-        if line.starts_with(&format!("{first:>4} | >>>")) {
-            let _ = writeln!(out, "     |     {}{}", " ".repeat(before), "^".repeat(marked));
-        }
-    }
-    out
-}
-
-/// Characters that remain of a text when it is shown; a tab stays one character.
-fn one_line_width(text: &str) -> usize {
-    clean(text, Escapes::Strip).chars().count()
-}
-
-/// The nearest character boundary at or before `at`.
-fn floor(text: &str, at: usize) -> usize {
-    let at = at.min(text.len());
-    (0..=at).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use ovenbird::Kind;
+    use ovenbird_dockerfile::{Diagnostic, Span};
 
     const TEXT: &str = "FROM debian:12\nCOPY . .\n\nRUN make \\\n    all\nCMD [\"x\"]\n";
 

@@ -3,7 +3,8 @@
 use std::io::IsTerminal as _;
 use std::sync::Arc;
 
-use ovenbird::settings::{Overrides, Progress as Mode, closest};
+use ovenbird::settings::{Overrides, Progress as Mode};
+use ovenbird::suggest;
 use ovenbird::{EngineBuilder, Environment, Error, Job, Kind, Settings};
 use ovenbird_engine::Cancel;
 use ovenbird_oci::store::Store;
@@ -112,7 +113,7 @@ pub(crate) fn find(store: &Store, text: &str) -> Result<Descriptor, Error> {
     }
     let error = Error::new(Kind::Usage, format!("there is no image {} on this machine", name.familiar()));
     let names: Vec<String> = images.iter().map(|(name, _)| name.familiar()).collect();
-    Err(match closest(&name.familiar(), names.iter().map(String::as_str)) {
+    Err(match suggest::nearest(&name.familiar(), names.iter().map(String::as_str)) {
         Some(near) => error.hint(format!("did you mean `{near}`?")),
         None => error.hint(format!("`ovenbird images` lists them; `ovenbird pull {}` fetches it", name.familiar())),
     })

@@ -50,13 +50,21 @@ const MAX_COLUMNS: usize = 160;
 /// ```
 ///
 /// Lines and columns count from one; a column is a character. Control characters of the text are
-/// replaced, so a Dockerfile cannot write to the terminal. The result ends in a line feed.
+/// replaced, so a Dockerfile cannot write to the terminal. The result ends in a line feed. A finding about
+/// no place (the default span) is shown without text.
 pub fn render(diagnostic: &Diagnostic, file_name: &str, text: &str) -> String {
     let severity = match diagnostic.severity {
         Severity::Warning => "warning",
         Severity::Error => "error",
     };
     let mut out = format!("{severity}[{}]: {}\n", diagnostic.code, printable(&diagnostic.message));
+    if diagnostic.span == Span::default() {
+        let _ = writeln!(out, " --> {}", printable(file_name));
+        if let Some(help) = &diagnostic.help {
+            let _ = writeln!(out, "  = help: {}", printable(help));
+        }
+        return out;
+    }
     let (number, column) = line_column(text, diagnostic.span.start);
     let gutter = number.to_string().len() + 1;
     let line = text.split('\n').nth(number - 1).unwrap_or_default().trim_end_matches('\r');

@@ -46,7 +46,7 @@ pub struct Expanded {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExpandError {
     /// A quote or brace was not closed.
-    #[error("unexpected end of {word:?}: {expected} is missing")]
+    #[error("unexpected end of {:?}: {expected} is missing", short(word))]
     Unterminated {
         /// The word.
         word: String,
@@ -62,7 +62,7 @@ pub enum ExpandError {
         message: String,
     },
     /// A modifier nobody knows.
-    #[error("unsupported modifier {modifier:?} in {word:?}")]
+    #[error("unsupported modifier {:?} in {:?}", short(modifier), short(word))]
     Modifier {
         /// The word.
         word: String,
@@ -70,13 +70,13 @@ pub enum ExpandError {
         modifier: String,
     },
     /// `${}`, `${:x}` or `${{`: no variable name.
-    #[error("bad substitution in {word:?}: a variable name must follow `${{`")]
+    #[error("bad substitution in {:?}: a variable name must follow `${{`", short(word))]
     BadSubstitution {
         /// The word.
         word: String,
     },
     /// The pattern of `#`, `%` or `/` cannot be read.
-    #[error("invalid pattern {pattern:?} in {word:?}: `\\` may only stand before `*`, `?`, `/`, `}}` or `\\`")]
+    #[error("invalid pattern {:?} in {:?}: `\\` may only stand before `*`, `?`, `/`, `}}` or `\\`", short(pattern), short(word))]
     Pattern {
         /// The word.
         word: String,
@@ -95,6 +95,16 @@ pub enum ExpandError {
         /// Largest result allowed, in bytes.
         limit: usize,
     },
+}
+
+/// The beginning of a word, for people.
+fn short(word: &str) -> String {
+    const MOST: usize = 80;
+    let mut shown: String = word.chars().take(MOST).collect();
+    if shown.len() < word.len() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// Expands words with one escape character.

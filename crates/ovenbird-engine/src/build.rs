@@ -279,34 +279,47 @@ fn run(session: &Session, plans: &[Plan]) -> Result<Vec<assemble::Assembled>, Bu
 /// A step for another architecture needs an emulator registered with the kernel; say so before any work. What counts is the architecture
 /// of the image that the step runs in: `FROM --platform=$BUILDPLATFORM` steps run natively.
 fn check_emulator(session: &Session, plan: &Plan, host: &Platform) -> Result<(), BuildError> {
-    let mut native = vec![true; plan.vertices.len()];
-    for (id, vertex) in plan.vertices.iter().enumerate() {
+    let mut architectures: Vec<String> = Vec::with_capacity(plan.vertices.len());
+    for vertex in &plan.vertices {
         let architecture = match (&vertex.op, vertex.op.base()) {
             (Op::Image(op), _) => image::read_image(session, &op.manifest)?.1.architecture,
-            (_, Some(base)) => {
-                native[id] = native[base];
-                continue;
-            }
+            (_, Some(base)) => architectures[base].clone(),
             (_, None) => plan.platform.architecture.clone(),
         };
-        native[id] = architecture == host.architecture || (host.architecture == "amd64" && architecture == "386");
-    }
-    let foreign = plan.vertices.iter().zip(&native).any(|(vertex, native)| matches!(vertex.op, Op::Exec(_)) && !native);
-    let name = match plan.platform.architecture.as_str() {
-        "arm64" => "qemu-aarch64",
-        "amd64" => "qemu-x86_64",
-        "386" => "qemu-i386",
-        other => &format!("qemu-{other}"),
-    };
-    if foreign && !std::path::Path::new("/proc/sys/fs/binfmt_misc").join(name).exists() {
-        return Err(BuildError::Refused {
-            option: format!("--platform {}", plan.platform),
-            reason: format!(
-                "its RUN steps need the emulator {name}, which is not registered (Debian: install qemu-user-static and binfmt-support)"
-            ),
-        });
+        if matches!(vertex.op, Op::Exec(_)) && !runs_here(&architecture, host) {
+            let option = if architecture == plan.platform.architecture && plan.platform != *host {
+                format!("--platform {}", plan.platform)
+            } else {
+                vertex.name.clone()
+            };
+            let reason = format!(
+                "the step runs in an image for {architecture}, and this machine ({}) has no emulator {} registered (Debian: install \
+                 qemu-user-static and binfmt-support), or use an image for this machine",
+                host.architecture,
+                emulator(&architecture)
+            );
+            return Err(BuildError::Refused { option, reason });
+        }
+        architectures.push(architecture);
     }
     Ok(())
+}
+
+fn runs_here(architecture: &str, host: &Platform) -> bool {
+    architecture == host.architecture
+        || (host.architecture == "amd64" && architecture == "386")
+        || std::path::Path::new("/proc/sys/fs/binfmt_misc").join(emulator(architecture)).exists()
+}
+
+/// As Debian's and Docker's packages register it.
+fn emulator(architecture: &str) -> String {
+    let name = match architecture {
+        "arm64" => "aarch64",
+        "amd64" => "x86_64",
+        "386" => "i386",
+        other => other,
+    };
+    format!("qemu-{name}")
 }
 
 fn dockerfile_error(input: &BuildInput, diagnostics: Vec<Diagnostic>) -> BuildError {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ovenbird_dockerfile::Diagnostic;
+use ovenbird_dockerfile::{Diagnostic, Severity};
 use ovenbird_oci::archive::ArchiveError;
 use ovenbird_oci::layer::LayerError;
 use ovenbird_oci::registry::RegistryError;
@@ -40,7 +40,7 @@ pub enum ErrorKind {
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// The Dockerfile has errors.
-    #[error("{name} has {} error{}", diagnostics.len(), if diagnostics.len() == 1 { "" } else { "s" })]
+    #[error("{name} has {}", count_errors(diagnostics))]
     Dockerfile {
         /// File name.
         name: String,
@@ -164,6 +164,13 @@ pub enum BuildError {
     /// Stopped by the caller.
     #[error("the build was cancelled")]
     Cancelled,
+}
+
+fn count_errors(diagnostics: &[Diagnostic]) -> String {
+    match diagnostics.iter().filter(|d| d.severity == Severity::Error).count() {
+        1 => "1 error".into(),
+        n => format!("{n} errors"),
+    }
 }
 
 fn step_reason(code: i32, out_of_memory: bool) -> String {

@@ -13,8 +13,8 @@ pub mod input;
 pub mod ops;
 pub mod plan;
 pub mod prune;
-pub mod snapshot;
 pub mod schedule;
+pub mod snapshot;
 pub mod solve;
 pub mod state;
 

@@ -21,11 +21,7 @@ struct Queue {
 /// Runs `work` once for every vertex of `graph` (vertex → those it needs, all of them in `graph`), each after what it needs, on at most
 /// `threads` threads, of which the caller's is one. With fewer threads than asked for (a process limit) it is only slower. The graph must
 /// have no cycle. After the first error nothing more starts, and the first error is returned.
-pub fn run<E: Send>(
-    graph: &BTreeMap<usize, Vec<usize>>,
-    threads: usize,
-    work: impl Fn(usize) -> Result<(), E> + Sync,
-) -> Result<(), E> {
+pub fn run<E: Send>(graph: &BTreeMap<usize, Vec<usize>>, threads: usize, work: impl Fn(usize) -> Result<(), E> + Sync) -> Result<(), E> {
     let mut queue = Queue { left: graph.len(), ..Queue::default() };
     for (vertex, needs) in graph {
         if needs.is_empty() {

@@ -15,6 +15,7 @@ pub mod source;
 pub use builder::{Builder, EngineBuilder, Image, Job};
 pub use driver::{Driver, LocalDriver};
 pub use error::{Detail, Error, Kind};
+pub use ovenbird_dockerfile::suggest;
 pub use report::BuildReport;
 pub use request::BuildRequest;
 pub use settings::{Environment, Settings};

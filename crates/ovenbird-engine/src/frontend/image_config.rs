@@ -45,12 +45,25 @@ pub(super) fn inherited(base: &ImageConfig) -> ImageConfig {
     config
 }
 
-/// Sets one variable, in its old place when it was set before.
-pub(super) fn set_env(env: &mut Vec<String>, name: &str, value: &str) {
-    let pair = format!("{name}={value}");
-    match env.iter_mut().find(|old| split_pair(old).0 == name) {
-        Some(old) => *old = pair,
-        None => env.push(pair),
+/// Where in an image's environment each variable is. Entries nobody sets again stay as the base image wrote them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Places(BTreeMap<String, usize>);
+
+impl Places {
+    pub(super) fn of(env: &[String]) -> Self {
+        // The first of equal names counts.
+        Self(env.iter().enumerate().rev().map(|(at, pair)| (split_pair(pair).0.to_owned(), at)).collect())
+    }
+
+    /// Sets one variable, in its old place when it was set before.
+    pub(super) fn set(&mut self, env: &mut Vec<String>, name: &str, value: &str) {
+        let pair = format!("{name}={value}");
+        if let Some(&at) = self.0.get(name) {
+            env[at] = pair;
+        } else {
+            self.0.insert(name.to_owned(), env.len());
+            env.push(pair);
+        }
     }
 }
 

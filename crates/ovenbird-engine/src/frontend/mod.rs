@@ -30,6 +30,7 @@ use ovenbird_oci::image::Empty;
 
 use self::checks::{Checks, error};
 use self::from::Contexts;
+use self::image_config::Places;
 use self::scope::Variables;
 use self::stage::{Node, NodeId, Step};
 use self::vertices::Vertices;
@@ -267,6 +268,7 @@ impl Lowering<'_> {
             let (name, value) = scope::split_pair(pair);
             state.env.set(name, value);
         }
+        state.places = Places::of(env);
         if !state.config.config.working_dir.is_empty() && state.platform.os != "windows" {
             state.cwd = paths::absolute("/", &state.config.config.working_dir);
             state.config.config.working_dir.clone_from(&state.cwd);
@@ -297,7 +299,7 @@ impl Lowering<'_> {
                 let state = &mut self.nodes[id].state;
                 for (name, value) in &pairs {
                     state.env.set(name, value);
-                    image_config::set_env(&mut state.config.config.env, name, value);
+                    state.places.set(&mut state.config.config.env, name, value);
                 }
                 joined("ENV", &pairs)
             }

@@ -9,6 +9,7 @@ use ovenbird_dockerfile::suggest::nearest;
 use ovenbird_oci::{ImageConfig, Platform};
 
 use super::checks::{error, with_suggestion};
+use super::image_config::Places;
 use super::names::Counter;
 use super::scope::{Variables, predefined};
 use super::{Lowering, NamedContext, NoCache, Outcome, history, run};
@@ -61,6 +62,8 @@ pub(super) struct State {
     pub(super) root: Option<VertexId>,
     /// Variables of steps and of expansion: image environment and arguments.
     pub(super) env: Variables,
+    /// Of the variables in the environment of `config`.
+    pub(super) places: Places,
     /// Working directory, absolute.
     pub(super) cwd: String,
     pub(super) config: ImageConfig,
@@ -81,6 +84,7 @@ impl State {
         Self {
             root: None,
             env: Variables::default(),
+            places: Places::default(),
             cwd: "/".into(),
             config: ImageConfig::default(),
             history: Vec::new(),
@@ -173,7 +177,16 @@ impl Lowering<'_> {
                 self.names.insert(name.to_lowercase(), self.nodes.len() - 1);
             }
         }
-        Ok(())
+        self.check_no_cache()
+    }
+
+    /// `--no-cache-filter` names stages of this Dockerfile.
+    fn check_no_cache(&self) -> Outcome<()> {
+        let NoCache::Stages(names) = &self.options.no_cache else { return Ok(()) };
+        let Some(unknown) = names.iter().find(|name| !self.names.contains_key(&name.to_lowercase())) else { return Ok(()) };
+        let hint = nearest(unknown, self.nodes.iter().map(|node| node.name.as_str()));
+        let message = format!("--no-cache-filter: there is no stage {}", history::quote(unknown));
+        Err(with_suggestion(error("no-cache-filter", Span::default(), message), hint))
     }
 
     fn stage_platform(&mut self, word: &str, span: Span) -> Outcome<Platform> {

@@ -101,41 +101,5 @@ pub(super) fn read(path: &Path, required: bool) -> Result<Option<FileSettings>, 
 fn misspelt(message: &str) -> Option<&str> {
     let mut quoted = message.strip_prefix("unknown field")?.split('`').skip(1).step_by(2);
     let unknown = quoted.next()?;
-    closest(unknown, quoted)
-}
-
-/// The candidate that `word` most likely means: at most a third of its letters differ.
-pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = (word.chars().count() / 3).max(1);
-    let (distance, best) = candidates.into_iter().map(|c| (edits(word, c), c)).min_by_key(|(d, _)| *d)?;
-    (distance <= limit).then_some(best)
-}
-
-/// Levenshtein distance.
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn closest_word() {
-        let words = ["root", "parallel", "progress"];
-        for (word, expect) in [("rot", Some("root")), ("paralell", Some("parallel")), ("xyz", None), ("", None)] {
-            assert_eq!(closest(word, words), expect, "{word}");
-        }
-    }
+    ovenbird_dockerfile::suggest::nearest(unknown, quoted)
 }

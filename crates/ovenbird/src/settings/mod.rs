@@ -16,7 +16,6 @@ use ovenbird_oci::registry::{ClientOptions, RegistryOptions};
 use ovenbird_sandbox::Level;
 
 pub use environment::Environment;
-pub use file::closest;
 use file::{FileSettings, read};
 
 use crate::error::{Error, Kind};

@@ -146,6 +146,7 @@ impl From<SourceError> for Error {
     fn from(error: SourceError) -> Self {
         let kind = match &error {
             SourceError::StdinTwice | SourceError::Remote { .. } => Kind::Usage,
+            SourceError::NotText { .. } => Kind::Dockerfile,
             _ => Kind::Source,
         };
         let mut told = Self::from_chain(kind, &error);
