@@ -56,7 +56,7 @@ impl Session {
     }
 
     /// Progress display and signal watch. Makes threads: call it after [`Session::sandboxed`].
-    pub(crate) fn start(&self, quiet: bool) -> (Progress, Job) {
+    pub(crate) fn start(&self, quiet: bool, explain: bool) -> (Progress, Job) {
         let cancel = Cancel::default();
         signal::watch(&cancel);
         let mode = match self.settings.progress {
@@ -65,7 +65,7 @@ impl Session {
             Mode::Auto => Mode::Plain,
             mode => mode,
         };
-        let progress = progress::start(mode, self.environment.get("NO_COLOR").is_some_and(|v| !v.is_empty()));
+        let progress = progress::start(mode, self.environment.get("NO_COLOR").is_some_and(|v| !v.is_empty()), explain);
         let job = Job { sink: Arc::clone(progress.sink()), cancel };
         (progress, job)
     }

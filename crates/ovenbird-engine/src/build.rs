@@ -23,6 +23,7 @@ use crate::snapshot::tree::Tree;
 use crate::snapshot::view::Folder;
 use crate::solve;
 use crate::state::State;
+use crate::trace::{self, Trace};
 
 /// Rounds of image look-ups (base images, then what their triggers need) before a Dockerfile counts as endless.
 const MOST_ROUNDS: usize = 16;
@@ -102,6 +103,27 @@ impl Engine {
             ran: session.slots.ran.load(Ordering::Relaxed),
             cached: session.slots.cached.load(Ordering::Relaxed),
         })
+    }
+
+    /// What [`Engine::build`] would run, and why, one trace a platform. Base images and remote sources are looked up, nothing else is done.
+    pub fn plan(&self, input: &BuildInput, sink: &Arc<dyn EventSink>, cancel: &Cancel) -> Result<Vec<Trace>, BuildError> {
+        let parsed = ovenbird_dockerfile::parse(&input.dockerfile);
+        if parsed.diagnostics.iter().any(|d| d.severity == Severity::Error) {
+            return Err(dockerfile_error(input, parsed.diagnostics));
+        }
+        let session = self.session(input, sink, cancel);
+        let traces = input.options.iter().map(|options| {
+            let (plan, _) = lower(&session, &parsed.dockerfile, options)?;
+            solve::foresee(&session, &plan)
+        });
+        let traces = traces.collect();
+        let _ = session.stat_cache.save();
+        traces
+    }
+
+    /// What the last builds in this state folder ran, and why; the last one first.
+    pub fn traces(&self) -> Vec<Trace> {
+        trace::all(&self.state)
     }
 
     /// Pushes an image of the store under each name.

@@ -47,6 +47,11 @@ impl CacheKey {
         Self(digest)
     }
 
+    /// The digest it is.
+    pub const fn digest(self) -> Digest {
+        self.0
+    }
+
     fn file_name(&self) -> String {
         self.0.hex()
     }

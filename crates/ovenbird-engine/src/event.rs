@@ -38,6 +38,13 @@ pub enum Event {
         /// First line of the instruction, from 1.
         line: Option<u32>,
     },
+    /// Why a step runs and did not come from the cache; follows `Started`.
+    Explained {
+        /// Which.
+        vertex: VertexIndex,
+        /// Exact causes, most important first.
+        causes: Vec<String>,
+    },
     /// A step was found in the cache (sent instead of `Started`).
     Cached {
         /// Which.

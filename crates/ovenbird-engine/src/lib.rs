@@ -17,6 +17,7 @@ pub mod schedule;
 pub mod snapshot;
 pub mod solve;
 pub mod state;
+pub mod trace;
 
 pub use build::{Engine, EngineOptions};
 pub use error::{BuildError, ErrorKind};

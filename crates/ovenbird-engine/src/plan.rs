@@ -192,7 +192,7 @@ pub enum NetworkMode {
 }
 
 /// `RUN`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ExecOp {
     /// Root file system; `None`: empty.
     #[serde(skip)]
@@ -201,6 +201,9 @@ pub struct ExecOp {
     pub args: Vec<String>,
     /// `NAME=value`, in order: image environment, then build args.
     pub env: Vec<String>,
+    /// Names in `env` that were declared with `ARG`, for explanations.
+    #[serde(skip)]
+    pub arguments: Vec<String>,
     /// Proxy variables: given to the step, never in the key or the history.
     #[serde(skip)]
     pub proxy_env: Vec<String>,

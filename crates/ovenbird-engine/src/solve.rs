@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use ovenbird_oci::Digest;
+
 use crate::cache::{self, CacheKey, Link, Record};
 use crate::error::BuildError;
 use crate::event::Event;
@@ -18,6 +20,7 @@ use crate::plan::{CopyAction, ExecMountKind, FileAction, FileOp, Op, Plan, Verte
 use crate::schedule;
 use crate::snapshot::tree::Tree;
 use crate::snapshot::view::View;
+use crate::trace::{self, Before, Outcome, Part, PartKind, StepTrace, Trace};
 
 /// Remote sources fetched at once.
 const MOST_DOWNLOADS: usize = 8;
@@ -29,6 +32,10 @@ struct Failed;
 #[derive(Debug, Default)]
 struct Node {
     definition: OnceLock<CacheKey>,
+    /// Keys of the inputs that the definition key was made of.
+    inputs: OnceLock<Vec<Option<CacheKey>>>,
+    outcome: OnceLock<Outcome>,
+    causes: OnceLock<Vec<String>>,
     hit: OnceLock<Option<Record>>,
     solved: OnceLock<Arc<Record>>,
     announced: AtomicBool,
@@ -45,29 +52,64 @@ struct Solver<'a> {
     stale: Vec<bool>,
     /// As `stale`, but copied content does not count: it is compared by content.
     fresh: Vec<bool>,
+    /// The last build of the same Dockerfile, read when something runs.
+    before: OnceLock<Before>,
     failure: Mutex<Option<BuildError>>,
 }
 
 /// Runs a plan; the result is the target's root file system.
 pub fn solve(session: &Session, plan: &Plan, offset: usize) -> Result<Vec<Link>, BuildError> {
     let Some(root) = plan.root else { return Ok(vec![]) };
-    let mut solver = Solver {
-        session,
-        plan,
-        offset,
-        nodes: plan.vertices.iter().map(|_| Node::default()).collect(),
-        stale: vec![],
-        fresh: vec![],
-        failure: Mutex::new(None),
-    };
-    solver.mark_no_cache();
-    match solver.prepare().and_then(|()| solver.solve(root)) {
+    let solver = Solver::new(session, plan, offset);
+    let outcome = solver.prepare().and_then(|()| solver.solve(root));
+    // Losing the trace loses an explanation, nothing else.
+    let _ = trace::save(session.state, &solver.trace_name(), &solver.trace());
+    match outcome {
         Ok(record) => Ok(record.chain.clone()),
-        Err(Failed) => Err(solver.failure.into_inner().unwrap_or_else(PoisonError::into_inner).unwrap_or(BuildError::Cancelled)),
+        Err(Failed) => Err(solver.into_failure()),
     }
 }
 
+/// What [`solve`] would do, without running any step. Remote sources are fetched: without them nothing is known.
+pub fn foresee(session: &Session, plan: &Plan) -> Result<Trace, BuildError> {
+    let solver = Solver::new(session, plan, 0);
+    if let Some(root) = plan.root {
+        if solver.prepare().is_err() {
+            return Err(solver.into_failure());
+        }
+        for vertex in solver.needed(root).into_keys().filter(|vertex| solver.is_step(*vertex)) {
+            let node = &solver.nodes[vertex];
+            if solver.hit(vertex).is_some() {
+                let _ = node.outcome.set(Outcome::Cached);
+            } else {
+                let _ = node.outcome.set(Outcome::WouldRun);
+                let _ = node.causes.set(solver.causes(vertex));
+            }
+        }
+    }
+    Ok(solver.trace())
+}
+
 impl<'a> Solver<'a> {
+    fn new(session: &'a Session<'a>, plan: &'a Plan, offset: usize) -> Self {
+        let mut solver = Self {
+            session,
+            plan,
+            offset,
+            nodes: plan.vertices.iter().map(|_| Node::default()).collect(),
+            stale: vec![],
+            fresh: vec![],
+            before: OnceLock::new(),
+            failure: Mutex::new(None),
+        };
+        solver.mark_no_cache();
+        solver
+    }
+
+    fn into_failure(self) -> BuildError {
+        self.failure.into_inner().unwrap_or_else(PoisonError::into_inner).unwrap_or(BuildError::Cancelled)
+    }
+
     fn op(&self, vertex: VertexId) -> &'a Op {
         &self.plan.vertices[vertex].op
     }
@@ -132,13 +174,25 @@ impl<'a> Solver<'a> {
                 _ => Err(Failed),
             },
             // Never used alone: those who read a local folder are keyed by what they read of it.
-            Op::Local { name } => Ok(CacheKey::of_content(ovenbird_oci::Digest::of(format!("local {name}").as_bytes()))),
-            op => self.key(vertex, op, &|input| known(input).ok_or(Failed), false),
+            Op::Local { name } => Ok(CacheKey::of_content(Digest::of(format!("local {name}").as_bytes()))),
+            op => {
+                let inputs = self.input_keys(vertex, op, &|input| known(input).ok_or(Failed), false)?;
+                let key = CacheKey::of(op, &self.plan.platform, &inputs);
+                let _ = self.nodes[vertex].inputs.set(inputs);
+                Ok(key)
+            }
         }
     }
 
-    /// Key of a vertex whose inputs have the keys `of`. With `content`, copied files count by content instead of by key.
-    fn key(&self, vertex: VertexId, op: &Op, of: &dyn Fn(VertexId) -> Result<CacheKey, Failed>, content: bool) -> Result<CacheKey, Failed> {
+    /// What the key of a vertex is made of, whose inputs have the keys `of`: first the base's, then in the order of the actions or mounts.
+    /// With `content`, copied files count by content instead of by key.
+    fn input_keys(
+        &self,
+        vertex: VertexId,
+        op: &Op,
+        of: &dyn Fn(VertexId) -> Result<CacheKey, Failed>,
+        content: bool,
+    ) -> Result<Vec<Option<CacheKey>>, Failed> {
         let optional = |input: Option<VertexId>| input.map(of).transpose();
         let mut inputs = vec![optional(op.base())?];
         match op {
@@ -167,7 +221,13 @@ impl<'a> Solver<'a> {
             Op::Merge { layer, .. } => inputs.push(Some(of(*layer)?)),
             _ => {}
         }
-        Ok(CacheKey::of(op, &self.plan.platform, &inputs))
+        Ok(inputs)
+    }
+
+    /// The content key of a vertex whose inputs are solved.
+    fn content_key(&self, vertex: VertexId, op: &Op) -> Result<CacheKey, Failed> {
+        let solved = |input: VertexId| self.nodes[input].solved.get().map(|record| record.key).ok_or(Failed);
+        Ok(CacheKey::of(op, &self.plan.platform, &self.input_keys(vertex, op, &solved, true)?))
     }
 
     fn tree(&self, vertex: VertexId) -> Result<Arc<dyn Tree>, BuildError> {
@@ -290,10 +350,6 @@ impl<'a> Solver<'a> {
             self.announce_cached(vertex);
             return Ok(Arc::new(record.clone()));
         }
-        let solved_key = |input: VertexId| match self.nodes[input].solved.get() {
-            Some(record) => Ok(record.key),
-            _ => Err(Failed),
-        };
         match op {
             Op::Image(image) => {
                 let began = Instant::now();
@@ -305,11 +361,11 @@ impl<'a> Solver<'a> {
             Op::Merge { base, layer } => {
                 let mut chain = self.chain(*base)?;
                 chain.extend(self.chain(Some(*layer))?);
-                return Ok(Arc::new(Record { key: self.key(vertex, op, &solved_key, true)?, chain }));
+                return Ok(Arc::new(Record { key: self.content_key(vertex, op)?, chain }));
             }
             Op::Exec(_) | Op::File(_) => {}
         }
-        let key = self.key(vertex, op, &solved_key, true)?;
+        let key = self.content_key(vertex, op)?;
         if !self.fresh[vertex]
             && let Some(record) = cache::find(self.session.state, &key)
         {
@@ -321,6 +377,7 @@ impl<'a> Solver<'a> {
         self.session.check_stop().map_err(|error| self.fail(error))?;
         let began = Instant::now();
         self.announce_start(vertex);
+        self.explain(vertex);
         let outcome = self.run(vertex, op).and_then(|link| {
             let mut chain = self.chain(op.base()).map_err(|Failed| BuildError::Cancelled)?;
             chain.push(link);
@@ -369,10 +426,12 @@ impl<'a> Solver<'a> {
         let index = self.offset + vertex;
         match outcome {
             Ok(record) => {
+                let _ = self.nodes[vertex].outcome.set(Outcome::Ran);
                 self.session.sink.emit(Event::Finished { vertex: index, took: began.elapsed() });
                 Ok(record)
             }
             Err(error) => {
+                let _ = self.nodes[vertex].outcome.set(Outcome::Failed);
                 self.session.sink.emit(Event::Failed { vertex: index, error: error.to_string() });
                 Err(self.fail(error))
             }
@@ -399,8 +458,109 @@ impl<'a> Solver<'a> {
             if matches!(self.op(vertex), Op::Exec(_) | Op::File(_)) {
                 self.session.slots.cached.fetch_add(1, Ordering::Relaxed);
             }
+            let _ = self.nodes[vertex].outcome.set(Outcome::Cached);
             let step = self.step(vertex);
             self.session.sink.emit(Event::Cached { vertex: step.index, name: step.name });
         }
+    }
+
+    /// Is it a step that `why` tells about?
+    fn is_step(&self, vertex: VertexId) -> bool {
+        matches!(self.op(vertex), Op::Exec(_) | Op::File(_))
+    }
+
+    /// Says why a step runs.
+    fn explain(&self, vertex: VertexId) {
+        if !self.is_step(vertex) {
+            return;
+        }
+        let causes = self.causes(vertex);
+        self.session.sink.emit(Event::Explained { vertex: self.offset + vertex, causes: causes.clone() });
+        let _ = self.nodes[vertex].causes.set(causes);
+    }
+
+    fn causes(&self, vertex: VertexId) -> Vec<String> {
+        if self.plan.vertices[vertex].no_cache {
+            return vec!["the cache was not to be used (--no-cache)".into()];
+        }
+        let before = self.before.get_or_init(|| {
+            let names = (0..self.nodes.len()).filter(|v| self.is_step(*v)).map(|v| (v, self.plan.vertices[v].name.clone()));
+            Before::new(trace::load(self.session.state, &self.trace_name()), &names.collect::<Vec<_>>())
+        });
+        before.causes(vertex, &self.parts(vertex), &|_, _| vec![])
+    }
+
+    /// Builds of the same Dockerfile, target and platform on the same folder are compared.
+    fn trace_name(&self) -> Digest {
+        let input = self.session.input;
+        let context = input.contexts.get("context").map(|context| &context.dir);
+        let target = input.options.first().and_then(|options| options.target.as_deref());
+        Digest::of(format!("{context:?} {} {target:?} {}", input.dockerfile_name, self.plan.platform).as_bytes())
+    }
+
+    /// What the definition key of a step was made of.
+    fn parts(&self, vertex: VertexId) -> Vec<Part> {
+        let op = self.op(vertex);
+        let mut parts = trace::own_parts(op, &self.plan.platform);
+        let keys = self.nodes[vertex].inputs.get().map_or(&[][..], Vec::as_slice);
+        let mut keys = keys.iter().copied();
+        let base = keys.next().flatten();
+        match op.base().map(|base| (base, self.op(base))) {
+            Some((_, Op::Image(image))) => {
+                let shown = format!("{}@{}", image.reference.familiar(), image.manifest.short());
+                parts.push(Part::input(PartKind::Image, "", base, shown));
+            }
+            Some((base_vertex, _)) => parts.push(Part::input(PartKind::Parent, "", base, self.plan.vertices[base_vertex].name.clone())),
+            None => {}
+        }
+        let mut source = |at: usize, from: Option<VertexId>, path: &str| {
+            let key = keys.next().flatten();
+            match from.map(|from| (from, self.op(from))) {
+                Some((_, Op::Local { name })) => {
+                    parts.push(Part::input(PartKind::Files, &format!("{name}: {path}"), key, String::new()));
+                }
+                Some((from, _)) => {
+                    parts.push(Part::input(PartKind::Source, &at.to_string(), key, self.plan.vertices[from].name.clone()));
+                }
+                None => {}
+            }
+        };
+        match op {
+            Op::File(file) => {
+                for (at, action) in file.actions.iter().enumerate() {
+                    if let FileAction::Copy(copy) = action {
+                        source(at, Some(copy.from), &copy.sources.join(" "));
+                    }
+                }
+            }
+            Op::Exec(exec) => {
+                for (at, mount) in exec.mounts.iter().enumerate() {
+                    let path = match &mount.kind {
+                        ExecMountKind::Bind { source, .. } | ExecMountKind::Cache { source, .. } => source,
+                        _ => "",
+                    };
+                    source(at, mount.kind.from(), path);
+                }
+            }
+            _ => {}
+        }
+        parts
+    }
+
+    /// What became of every step.
+    fn trace(&self) -> Trace {
+        let steps = (0..self.nodes.len()).filter(|vertex| self.is_step(*vertex)).map(|vertex| {
+            let node = &self.nodes[vertex];
+            let step = self.step(vertex);
+            StepTrace {
+                line: step.line(),
+                name: step.name,
+                outcome: node.outcome.get().copied().unwrap_or(Outcome::NotReached),
+                causes: node.causes.get().cloned().unwrap_or_default(),
+                parts: self.parts(vertex),
+            }
+        });
+        let title = format!("{} for {}", self.session.input.dockerfile_name, self.plan.platform);
+        Trace { title, steps: steps.collect() }
     }
 }

@@ -10,6 +10,7 @@
 //! ROOT/IDS/snapshots/ID/owners     intended owners, when the disk cannot hold them
 //! ROOT/IDS/snapshots/ID/packed-*   the layer it was packed into
 //! ROOT/IDS/cache/HEX               cache key → chain of snapshots
+//! ROOT/IDS/traces/HEX              what the last build of a Dockerfile was made of, for explanations
 //! ROOT/IDS/mounts/HEX/             `RUN --mount=type=cache` folders
 //! ROOT/IDS/tmp/ID/                 one running build's work, with a lock; removed when its owner is dead
 //! ```
@@ -133,7 +134,7 @@ impl State {
             Some(Level::SingleId) | None => ("recorded", Ownership::Recorded),
         };
         let ids = root.join(name);
-        for dir in ["snapshots", "cache", "mounts", "tmp"] {
+        for dir in ["snapshots", "cache", "traces", "mounts", "tmp"] {
             let dir = ids.join(dir);
             fs::create_dir_all(&dir).map_err(io_error("make", &dir))?;
         }
@@ -233,6 +234,16 @@ impl State {
     /// Writes a cache record.
     pub fn write_record(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         self.write_atomically(&self.ids.join("cache").join(name), bytes)
+    }
+
+    /// Folder that holds the traces.
+    pub fn traces_dir(&self) -> PathBuf {
+        self.ids.join("traces")
+    }
+
+    /// Writes a trace.
+    pub fn write_trace(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        self.write_atomically(&self.traces_dir().join(name), bytes)
     }
 
     /// Says where a blob that is not in the store can be had.

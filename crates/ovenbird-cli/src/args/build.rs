@@ -117,6 +117,9 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Steps")]
     parallel: Option<u16>,
 
+    /// Say of every step that runs why it did not come from the cache; `ovenbird why` says it afterwards
+    #[arg(long)]
+    pub(crate) explain: bool,
     /// Check the Dockerfile and build nothing (short for --call=check); fails with code 4 when there are findings
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true)]
     check: bool,

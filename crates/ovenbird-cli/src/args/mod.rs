@@ -59,6 +59,10 @@ impl Global {
 pub(crate) enum Command {
     /// Build an image from a Dockerfile
     Build(Box<BuildArgs>),
+    /// Show which steps a build would run, and why, without building
+    Plan(Box<commands::plan::PlanArgs>),
+    /// Show why steps of the last build ran
+    Why(commands::why::WhyArgs),
     /// Push an image of this machine to a registry
     Push(commands::push::PushArgs),
     /// Pull an image from a registry

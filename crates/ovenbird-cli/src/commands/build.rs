@@ -20,7 +20,7 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session) -
         return check(request, session);
     }
     let builder = session.sandboxed()?;
-    let (progress, job) = session.start(args.quiet);
+    let (progress, job) = session.start(args.quiet, args.explain);
     let driver = LocalDriver::new(builder, &session.settings.temp, std::io::stdin());
     let result = driver.run(request, &job);
     progress.finish();

@@ -48,7 +48,7 @@ pub(crate) fn run(args: &ExportArgs, session: &Session) -> Result<(), Error> {
     } else {
         args.output.names.iter().map(|n| n.parse()).collect::<Result<_, _>>()?
     };
-    let (progress, job) = session.start(args.quiet);
+    let (progress, job) = session.start(args.quiet, false);
     let result = builder.export_target(&target, &args.output.kind, &names, None, &job);
     progress.finish();
     unless_cancelled(result, &job)

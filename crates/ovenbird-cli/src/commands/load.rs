@@ -29,7 +29,7 @@ pub(crate) fn run(args: &LoadArgs, session: &Session) -> Result<(), Error> {
     } else {
         args.tags.clone()
     };
-    let (progress, job) = session.start(args.quiet);
+    let (progress, job) = session.start(args.quiet, false);
     let result = builder.export_target(&target, &OutputKind::Load, &names, None, &job);
     progress.finish();
     unless_cancelled(result, &job)

@@ -10,12 +10,14 @@ pub(crate) mod inspect;
 pub(crate) mod load;
 pub(crate) mod login;
 pub(crate) mod logout;
+pub(crate) mod plan;
 pub(crate) mod prune;
 pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod rmi;
 pub(crate) mod tag;
 pub(crate) mod version;
+pub(crate) mod why;
 
 use ovenbird::{Environment, Error, Job, Kind};
 
@@ -31,6 +33,11 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<(), Error> {
             let request = args.request(environment)?;
             build::run(&args, &request, &session()?)
         }
+        Command::Plan(args) => {
+            let request = args.build.request(environment)?;
+            plan::run(&args, &request, &session()?)
+        }
+        Command::Why(args) => why::run(&args, &session()?),
         Command::Push(args) => push::run(&args, &session()?),
         Command::Pull(args) => pull::run(&args, &session()?),
         Command::Tag(args) => tag::run(&args, &session()?),

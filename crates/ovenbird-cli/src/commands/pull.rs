@@ -26,7 +26,7 @@ pub(crate) struct PullArgs {
 
 pub(crate) fn run(args: &PullArgs, session: &Session) -> Result<(), Error> {
     let builder = session.images_only()?;
-    let (progress, job) = session.start(args.quiet);
+    let (progress, job) = session.start(args.quiet, false);
     let platform = (!args.all_platforms).then(|| args.platform.clone().unwrap_or_else(Platform::host));
     let result = builder.engine().pull(&args.image, platform.as_ref(), &job.sink, &job.cancel).map_err(|e| told(e, None));
     progress.finish();

@@ -32,7 +32,7 @@ pub(crate) fn run(args: &PushArgs, session: &Session) -> Result<(), Error> {
     } else {
         args.to.clone()
     };
-    let (progress, job) = session.start(args.quiet);
+    let (progress, job) = session.start(args.quiet, false);
     let result = builder.engine().push(&target, &to, &job.sink, &job.cancel).map_err(|e| told(e, None));
     progress.finish();
     unless_cancelled(result, &job)?;

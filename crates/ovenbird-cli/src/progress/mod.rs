@@ -43,8 +43,27 @@ impl Progress {
     }
 }
 
-/// Starts a display. `Auto` must have been decided.
-pub(crate) fn start(mode: Mode, no_colour: bool) -> Progress {
+/// Drops what is shown only when it is asked for.
+struct Unexplained(Arc<dyn EventSink>);
+
+impl EventSink for Unexplained {
+    fn emit(&self, event: Event) {
+        if !matches!(event, Event::Explained { .. }) {
+            self.0.emit(event);
+        }
+    }
+}
+
+/// Starts a display. `Auto` must have been decided. With `explain` it says why a step runs; raw events always do.
+pub(crate) fn start(mode: Mode, no_colour: bool, explain: bool) -> Progress {
+    let mut progress = start_all(mode, no_colour);
+    if !explain && mode != Mode::RawJson {
+        progress.sink = Arc::new(Unexplained(progress.sink));
+    }
+    progress
+}
+
+fn start_all(mode: Mode, no_colour: bool) -> Progress {
     let terminal = std::io::stderr().is_terminal();
     let escapes = if terminal && !no_colour { Escapes::Colour } else { Escapes::Strip };
     match mode {

@@ -119,6 +119,12 @@ impl<W: Write> State<W> {
                     step.name = name;
                 }
             }
+            Event::Explained { vertex, causes } => {
+                let number = self.step(vertex);
+                for cause in causes {
+                    self.write(&format!("#{number} because {}", strip(&cause)));
+                }
+            }
             Event::Cached { name, .. } => {
                 let number = self.number();
                 self.write(&format!("#{number} {}\n#{number} CACHED", strip(&name)));

@@ -138,6 +138,13 @@ impl<W: Write> Screen<W> {
                 self.settled.push(self.paint("2", &line));
             }
             Event::Started { vertex, name, .. } => drop(self.step(vertex, Some(strip(&name)))),
+            Event::Explained { vertex, causes } => {
+                let name = self.step(vertex, None).name.clone();
+                for cause in causes {
+                    let line = format!("{name} {}", self.paint("2", &format!("because {}", strip(&cause))));
+                    self.settled.push(line);
+                }
+            }
             Event::Cached { name, .. } => {
                 self.cached += 1;
                 let line = format!("{} {} {}", self.paint("36", "✓"), strip(&name), self.paint("2", "CACHED"));

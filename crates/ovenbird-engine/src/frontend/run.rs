@@ -47,6 +47,7 @@ impl Lowering<'_> {
             base: state.root,
             args,
             env,
+            arguments: state.args.iter().map(|(name, _)| name.clone()).collect(),
             proxy_env: self.proxy_env.clone(),
             cwd: state.cwd.clone(),
             user: state.config.config.user.clone(),

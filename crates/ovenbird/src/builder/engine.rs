@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use ovenbird_engine::frontend::{NamedContext, NoCache, Options};
 use ovenbird_engine::input::{PullPolicy, Secret, SecretSource, StepLimits};
 use ovenbird_engine::plan::NetworkMode;
+use ovenbird_engine::trace::Trace;
 use ovenbird_engine::{BuildError, BuildInput, Engine, EngineOptions, ErrorKind, Event, Export, PathOrStdout};
 use ovenbird_oci::layer::Compression;
 use ovenbird_oci::registry::Client;
@@ -51,6 +52,12 @@ impl EngineBuilder {
     /// The engine itself, for the commands that are not builds.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// What a build would run, and why; see [`Engine::plan`].
+    pub fn plan(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Vec<Trace>, Error> {
+        let input = self.input(source, request)?;
+        self.engine.plan(&input, &job.sink, &job.cancel).map_err(|e| told(e, Some(source)))
     }
 
     /// Exports any image of the store; `epoch` is the time of every file in a root file system, `None`: as it is.
