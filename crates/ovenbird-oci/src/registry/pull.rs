@@ -90,6 +90,7 @@ pub(crate) async fn pull(
             if seen.insert(blob.digest) {
                 let (inner, from, store, progress) = (Arc::clone(inner), from.clone(), store.clone(), Arc::clone(progress));
                 tasks.spawn(async move {
+                    inner.quarantine(&from, &blob, &store).await?;
                     match inner.fetch_blob(&from, &blob, &store, &progress).await {
                         Err(RegistryError::NotFound { .. }) if is_foreign(&blob.media_type) => Ok(()),
                         result => result,
@@ -294,6 +295,19 @@ impl Inner {
         Ok(fetched)
     }
 
+    /// Reads a blob that is here and removes it when it is not what its name says: who pulls wants the image to be whole.
+    async fn quarantine(&self, from: &Reference, blob: &Descriptor, store: &Store) -> Result<(), RegistryError> {
+        if !store.holds(blob) {
+            return Ok(());
+        }
+        let (store, digest) = (store.clone(), blob.digest);
+        blocking(&format!("pull {from}"), move || match store.verify(&digest) {
+            Err(StoreError::Corrupt { .. } | StoreError::Missing { .. }) => Ok(()),
+            other => other,
+        })
+        .await
+    }
+
     /// Fetches a blob; see [`super::Client::fetch_blob`].
     pub(crate) async fn fetch_blob(
         &self,
@@ -304,7 +318,7 @@ impl Inner {
     ) -> Result<(), RegistryError> {
         let action = format!("fetch blob {} of {from}", blob.digest.short());
         let _flight = self.flight(format!("fetch {}", store.blob_path(&blob.digest).display())).await;
-        if store.has(&blob.digest) {
+        if store.holds(blob) {
             progress(&blob.digest, blob.size, blob.size);
             return Ok(());
         }
