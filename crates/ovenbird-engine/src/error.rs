@@ -59,6 +59,22 @@ pub enum BuildError {
         /// The registry's answer, if that is why.
         source: Option<RegistryError>,
     },
+    /// An OCI layout that was given as an image is not what it should be.
+    #[error("cannot use {name}: {reason}")]
+    Layout {
+        /// The layout as written, or a layer of it.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// A blob of the state folder is broken, and the registry did not give it again.
+    #[error("{damage}; fetching it again failed: {source}")]
+    Damaged {
+        /// Which, and how.
+        damage: StoreError,
+        /// Why it is still broken.
+        source: RegistryError,
+    },
     /// A step's source cannot be had.
     #[error("{step}: {source}")]
     File {
@@ -175,7 +191,13 @@ impl BuildError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Dockerfile { .. } => ErrorKind::Dockerfile,
+            // The registry is not to blame for what is wrong in the state folder.
+            Self::Image { source: Some(RegistryError::Store { .. }), .. } | Self::Registry(RegistryError::Store { .. }) => {
+                ErrorKind::Configuration
+            }
             Self::Image { .. } | Self::Registry(_) => ErrorKind::Registry,
+            Self::Layout { .. } => ErrorKind::Source,
+            Self::Damaged { .. } => ErrorKind::Configuration,
             Self::File { source, .. } => match source {
                 FileError::Io { .. } => ErrorKind::Configuration,
                 _ => ErrorKind::Source,

@@ -39,7 +39,7 @@ const VERSION: &str = "1\n";
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The file system refused.
-    #[error("cannot {action} {}: {source}{}", path.display(), disk_full_hint(source))]
+    #[error("cannot {action} {}: {source}{}", path.display(), remedy(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -61,11 +61,13 @@ pub enum StateError {
     Store(#[from] StoreError),
 }
 
-fn disk_full_hint(error: &io::Error) -> &'static str {
-    if error.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) {
-        ": the disk is full; `ovenbird prune` removes cached steps"
-    } else {
-        ""
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ": the disk is full; `ovenbird prune` removes cached steps",
+        io::ErrorKind::PermissionDenied => "; it belongs to somebody else: choose a folder of your own with --root or OVENBIRD_ROOT",
+        io::ErrorKind::ReadOnlyFilesystem => "; choose a folder on a writable file system with --root or OVENBIRD_ROOT",
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => "; choose another folder with --root or OVENBIRD_ROOT",
+        _ => "",
     }
 }
 
@@ -217,7 +219,9 @@ impl State {
     pub fn packed(&self, id: &SnapshotId, variant: &str) -> Option<Packed> {
         let bytes = fs::read(self.snapshot_dir(id).join(format!("packed-{variant}"))).ok()?;
         let packed: Packed = serde_json::from_slice(&bytes).ok()?;
-        self.store.has(&packed.digest).then_some(packed)
+        // One that was cut short is packed again.
+        let blob = self.store.blob_path(&packed.digest);
+        fs::metadata(blob).is_ok_and(|meta| meta.len() == packed.size).then_some(packed)
     }
 
     /// Remembers a packed layer.

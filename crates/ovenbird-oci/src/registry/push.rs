@@ -9,9 +9,10 @@ use reqwest::{Method, Response, StatusCode, Url};
 use tokio::task::JoinSet;
 
 use super::endpoint::Endpoint;
-use super::pull::{Document, header, is_foreign, is_index, parse, scope};
+use super::pull::{Document, header, is_index, parse, scope};
 use super::transport::{Backoff, Call, Payload, detail, failure};
 use super::{Fetched, Inner, MAX_MANIFEST, ProgressFn, RegistryError, all, blocking};
+use crate::image::media::is_foreign;
 use crate::store::Store;
 use crate::{Descriptor, Digest, Reference};
 
