@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use ovenbird_oci::layer::remove_tree;
 use ovenbird_oci::layer::{Owner, Owners, Ownership, Packed};
 use ovenbird_oci::store::{Store, StoreError};
 use ovenbird_oci::{Digest, Reference};
@@ -381,27 +382,6 @@ fn unique_name() -> String {
     })
     .hex()[..24]
         .to_owned()
-}
-
-/// Removes a tree that may hold folders without permissions (overlay's work folder has mode 000).
-pub fn remove_tree(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let mut folders = vec![dir.to_owned()];
-            while let Some(folder) = folders.pop() {
-                let _ = fs::set_permissions(&folder, fs::Permissions::from_mode(0o700));
-                for entry in fs::read_dir(&folder)?.flatten() {
-                    if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                        folders.push(entry.path());
-                    }
-                }
-            }
-            fs::remove_dir_all(dir)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
 
 #[cfg(test)]

@@ -269,6 +269,10 @@ mod tests {
             RegistryError::TooLarge { what: "the manifest".into(), size: 5, limit: 4 },
             RegistryError::NoPlatform { reference: reference(), wanted: "linux/s390x".into(), available: vec![] },
             RegistryError::NoPlatform { reference: reference(), wanted: "a/b".into(), available: vec!["c/d".into(), "e/f".into()] },
+            RegistryError::Layer {
+                reference: reference(),
+                source: crate::image::UnsupportedLayer { digest: crate::Digest::of(b""), media_type: "text/html".into() },
+            },
             RegistryError::Unsupported { reference: reference(), media_type: "text/html".into() },
             RegistryError::Settings { registry: registry(), path: "/ca.pem".into(), reason: "has no usable certificate (empty)".into() },
             RegistryError::Keychain { registry: registry(), source: Box::new(KeychainError::NoPlace) },
