@@ -44,8 +44,14 @@ pub enum Export {
 /// removed: the next build fetches it or makes it again.
 pub fn export(session: &Session, target: &Descriptor, form: &Export, names: &[Reference]) -> Result<(), BuildError> {
     let written = write(session, target, form, names);
-    if let Err(BuildError::Archive(ArchiveError::Store(StoreError::Corrupt { expected, .. }))) = &written {
-        let _ = session.state.store().verify(expected);
+    if let Err(BuildError::Archive(ArchiveError::Store(StoreError::Corrupt { .. }))) = &written {
+        // One is rarely alone.
+        for (_, digest) in images(session, target).unwrap_or_default() {
+            let manifest = session.state.store().read(&digest).ok().and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
+            for blob in manifest.iter().flat_map(|m| m.layers.iter().chain([&m.config])) {
+                let _ = session.state.store().verify(&blob.digest);
+            }
+        }
     }
     written
 }
