@@ -196,13 +196,11 @@ impl BuildError {
                 ErrorKind::Configuration
             }
             Self::Image { .. } | Self::Registry(_) => ErrorKind::Registry,
-            Self::Layout { .. } => ErrorKind::Source,
-            Self::Damaged { .. } => ErrorKind::Configuration,
             Self::File { source, .. } => match source {
                 FileError::Io { .. } => ErrorKind::Configuration,
                 _ => ErrorKind::Source,
             },
-            Self::Fetch { .. } => ErrorKind::Source,
+            Self::Fetch { .. } | Self::Layout { .. } => ErrorKind::Source,
             Self::NotGiven { .. } | Self::Refused { .. } => ErrorKind::Usage,
             Self::Step { .. } => ErrorKind::Step,
             Self::Sandbox { source, .. } => match source {
@@ -214,7 +212,9 @@ impl BuildError {
                 LayerError::Io { .. } | LayerError::Store(_) => ErrorKind::Configuration,
                 _ => ErrorKind::Registry,
             },
-            Self::Store(_) | Self::State(_) | Self::Archive(_) | Self::Output { .. } | Self::Malformed { .. } => ErrorKind::Configuration,
+            Self::Damaged { .. } | Self::Store(_) | Self::State(_) | Self::Archive(_) | Self::Output { .. } | Self::Malformed { .. } => {
+                ErrorKind::Configuration
+            }
             Self::Cancelled => ErrorKind::Cancelled,
         }
     }

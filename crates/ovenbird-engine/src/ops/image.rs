@@ -176,9 +176,12 @@ fn read_config(session: &Session, config: &Descriptor, from: &Reference, name: &
         warn_damaged(session, &damage);
     }
     let fetched = session.runtime.block_on(session.client.fetch_blob(from, config, store, &session.progress("pulling")));
-    fetched.map_err(|source| match missing {
-        true => BuildError::Image { name: name.to_owned(), reason: source.to_string(), source: Some(source) },
-        false => BuildError::Damaged { damage, source },
+    fetched.map_err(|source| {
+        if missing {
+            BuildError::Image { name: name.to_owned(), reason: source.to_string(), source: Some(source) }
+        } else {
+            BuildError::Damaged { damage, source }
+        }
     })?;
     Ok(store.read(&config.digest)?)
 }
@@ -379,9 +382,8 @@ fn unpack_layer(
     if let Err(error) = unpack_once(session, descriptor, diff_id, below, &id) {
         let BuildError::Layer { .. } = error else { return Err(error) };
         // A blob that went bad on disk is removed and fetched again, once.
-        let damage = match session.state.store().verify(&descriptor.digest) {
-            Err(damage @ StoreError::Corrupt { .. }) => damage,
-            _ => return Err(layout(error)),
+        let Err(damage @ StoreError::Corrupt { .. }) = session.state.store().verify(&descriptor.digest) else {
+            return Err(layout(error));
         };
         warn_damaged(session, &damage);
         fetch(session, &[descriptor], reference).map_err(|error| match error {

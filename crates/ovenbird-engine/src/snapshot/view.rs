@@ -68,7 +68,8 @@ impl Stack {
             let parts = match (dir.file_name(), &above) {
                 (None, _) => self.root()?,
                 (Some(name), Some(parent)) => self.child(parent, name)?,
-                (Some(_), None) => return Ok(None),
+                // What is below is asked for next, most times.
+                (Some(_), None) => return Ok(self.remember(path, vec![])),
             };
             above = self.remember(dir, parts);
         }
