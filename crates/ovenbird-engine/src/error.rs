@@ -192,10 +192,8 @@ impl BuildError {
         match self {
             Self::Dockerfile { .. } => ErrorKind::Dockerfile,
             // The registry is not to blame for what is wrong in the state folder.
-            Self::Image { source: Some(RegistryError::Store { .. }), .. } | Self::Registry(RegistryError::Store { .. }) => {
-                ErrorKind::Configuration
-            }
-            Self::Image { .. } | Self::Registry(_) => ErrorKind::Registry,
+            Self::Image { source, .. } if !matches!(source, Some(RegistryError::Store { .. })) => ErrorKind::Registry,
+            Self::Registry(source) if !matches!(source, RegistryError::Store { .. }) => ErrorKind::Registry,
             Self::File { source, .. } => match source {
                 FileError::Io { .. } => ErrorKind::Configuration,
                 _ => ErrorKind::Source,
@@ -212,9 +210,14 @@ impl BuildError {
                 LayerError::Io { .. } | LayerError::Store(_) => ErrorKind::Configuration,
                 _ => ErrorKind::Registry,
             },
-            Self::Damaged { .. } | Self::Store(_) | Self::State(_) | Self::Archive(_) | Self::Output { .. } | Self::Malformed { .. } => {
-                ErrorKind::Configuration
-            }
+            Self::Image { .. }
+            | Self::Registry(_)
+            | Self::Damaged { .. }
+            | Self::Store(_)
+            | Self::State(_)
+            | Self::Archive(_)
+            | Self::Output { .. }
+            | Self::Malformed { .. } => ErrorKind::Configuration,
             Self::Cancelled => ErrorKind::Cancelled,
         }
     }
