@@ -151,6 +151,11 @@ impl Engine {
     ) -> Result<Descriptor, BuildError> {
         let progress = progress_events(sink.clone(), "pulling");
         let descriptor = self.cancellable(cancel, self.options.client.pull(from, platform, self.store(), &progress))??;
+        // What is damaged later is fetched from here again.
+        let place = from.with_digest(descriptor.digest);
+        for layer in self.layers(&descriptor)? {
+            self.state.set_origin(&layer.digest, &place)?;
+        }
         if from.tag().is_some() {
             self.store().tag(from, &descriptor)?;
         }
@@ -229,6 +234,12 @@ impl Engine {
 
     /// Where the layers of an image can be had: all that are known, since one that is here may be mounted instead of sent.
     fn origins(&self, target: &Descriptor) -> Result<BTreeMap<Digest, Reference>, BuildError> {
+        let layers = self.layers(target)?.into_iter();
+        Ok(layers.filter_map(|layer| Some((layer.digest, self.state.origin(&layer.digest)?))).collect())
+    }
+
+    /// The layers of an image of the store, of all its platforms that are there.
+    fn layers(&self, target: &Descriptor) -> Result<Vec<Descriptor>, BuildError> {
         #[derive(serde::Deserialize)]
         struct Links {
             #[serde(default)]
@@ -236,19 +247,15 @@ impl Engine {
             #[serde(default)]
             layers: Vec<Descriptor>,
         }
-        let mut origins = BTreeMap::new();
+        let mut layers = vec![];
         let mut open = vec![target.digest];
         while let Some(digest) = open.pop() {
             let links: Links = serde_json::from_slice(&self.store().read(&digest)?)
                 .map_err(|error| BuildError::Malformed { digest: digest.to_string(), reason: error.to_string() })?;
             open.extend(links.manifests.iter().map(|m| m.digest).filter(|digest| self.store().has(digest)));
-            for layer in links.layers {
-                if let Some(origin) = self.state.origin(&layer.digest) {
-                    origins.insert(layer.digest, origin);
-                }
-            }
+            layers.extend(links.layers);
         }
-        Ok(origins)
+        Ok(layers)
     }
 }
 

@@ -59,6 +59,22 @@ pub enum BuildError {
         /// The registry's answer, if that is why.
         source: Option<RegistryError>,
     },
+    /// An OCI layout that was given as an image is not what it should be.
+    #[error("cannot use {name}: {reason}")]
+    Layout {
+        /// The layout as written, or a layer of it.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// A blob of the state folder is broken, and the registry did not give it again.
+    #[error("{damage}; fetching it again failed: {source}")]
+    Damaged {
+        /// Which, and how.
+        damage: StoreError,
+        /// Why it is still broken.
+        source: RegistryError,
+    },
     /// A step's source cannot be had.
     #[error("{step}: {source}")]
     File {
@@ -182,12 +198,14 @@ impl BuildError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Dockerfile { .. } => ErrorKind::Dockerfile,
-            Self::Image { .. } | Self::Registry(_) => ErrorKind::Registry,
+            // The registry is not to blame for what is wrong in the state folder.
+            Self::Image { source, .. } if !matches!(source, Some(RegistryError::Store { .. })) => ErrorKind::Registry,
+            Self::Registry(source) if !matches!(source, RegistryError::Store { .. }) => ErrorKind::Registry,
             Self::File { source, .. } => match source {
                 FileError::Io { .. } => ErrorKind::Configuration,
                 _ => ErrorKind::Source,
             },
-            Self::Fetch { .. } => ErrorKind::Source,
+            Self::Fetch { .. } | Self::Layout { .. } => ErrorKind::Source,
             Self::NotGiven { .. } | Self::Refused { .. } => ErrorKind::Usage,
             Self::Step { .. } => ErrorKind::Step,
             Self::Sandbox { source, .. } => match source {
@@ -199,7 +217,14 @@ impl BuildError {
                 LayerError::Io { .. } | LayerError::Store(_) => ErrorKind::Configuration,
                 _ => ErrorKind::Registry,
             },
-            Self::Store(_) | Self::State(_) | Self::Archive(_) | Self::Output { .. } | Self::Malformed { .. } => ErrorKind::Configuration,
+            Self::Image { .. }
+            | Self::Registry(_)
+            | Self::Damaged { .. }
+            | Self::Store(_)
+            | Self::State(_)
+            | Self::Archive(_)
+            | Self::Output { .. }
+            | Self::Malformed { .. } => ErrorKind::Configuration,
             Self::Cancelled => ErrorKind::Cancelled,
         }
     }

@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use ovenbird_oci::layer::remove_tree;
 use ovenbird_oci::layer::{Owner, Owners, Ownership, Packed};
 use ovenbird_oci::store::{Store, StoreError};
 use ovenbird_oci::{Digest, Reference};
@@ -40,7 +41,7 @@ const VERSION: &str = "1\n";
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The file system refused.
-    #[error("cannot {action} {}: {source}{}", path.display(), disk_full_hint(source))]
+    #[error("cannot {action} {}: {source}{}", path.display(), remedy(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -62,11 +63,13 @@ pub enum StateError {
     Store(#[from] StoreError),
 }
 
-fn disk_full_hint(error: &io::Error) -> &'static str {
-    if error.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) {
-        ": the disk is full; `ovenbird prune` removes cached steps"
-    } else {
-        ""
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ": the disk is full; `ovenbird prune` removes cached steps",
+        io::ErrorKind::PermissionDenied => "; it belongs to somebody else: choose a folder of your own with --root or OVENBIRD_ROOT",
+        io::ErrorKind::ReadOnlyFilesystem => "; choose a folder on a writable file system with --root or OVENBIRD_ROOT",
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => "; choose another folder with --root or OVENBIRD_ROOT",
+        _ => "",
     }
 }
 
@@ -218,7 +221,9 @@ impl State {
     pub fn packed(&self, id: &SnapshotId, variant: &str) -> Option<Packed> {
         let bytes = fs::read(self.snapshot_dir(id).join(format!("packed-{variant}"))).ok()?;
         let packed: Packed = serde_json::from_slice(&bytes).ok()?;
-        self.store.has(&packed.digest).then_some(packed)
+        // One that was cut short is packed again.
+        let blob = self.store.blob_path(&packed.digest);
+        fs::metadata(blob).is_ok_and(|meta| meta.len() == packed.size).then_some(packed)
     }
 
     /// Remembers a packed layer.
@@ -388,27 +393,6 @@ fn unique_name() -> String {
     })
     .hex()[..24]
         .to_owned()
-}
-
-/// Removes a tree that may hold folders without permissions (overlay's work folder has mode 000).
-pub fn remove_tree(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let mut folders = vec![dir.to_owned()];
-            while let Some(folder) = folders.pop() {
-                let _ = fs::set_permissions(&folder, fs::Permissions::from_mode(0o700));
-                for entry in fs::read_dir(&folder)?.flatten() {
-                    if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                        folders.push(entry.path());
-                    }
-                }
-            }
-            fs::remove_dir_all(dir)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
 
 #[cfg(test)]

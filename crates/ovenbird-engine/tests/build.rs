@@ -209,6 +209,111 @@ fn a_flipped_byte_in_a_layer_blob_is_not_exported() {
 }
 
 #[test]
+fn a_layer_cut_short_is_named_and_packed_again() {
+    let bench = Bench::new(&[("x", "1"), ("z", "2")]);
+    let built = bench.build(TWO_STAGES).unwrap();
+    let layer = bench.config(&built).0.layers[0].clone();
+    let path = bench.root.path().join("store/blobs/sha256").join(layer.digest.hex());
+    let out = bench.root.path().join("out.tar");
+    let form = ovenbird_engine::Export::OciTar(ovenbird_engine::PathOrStdout::Path(out));
+    let sink = bench.events.clone() as Arc<dyn EventSink>;
+    for size in [0, 5] {
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, vec![b'x'; size]).unwrap();
+        let error = bench.engine().export(&built.target, &form, &[], None, &sink, &Cancel::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+        let text = error.to_string();
+        assert!(text.contains(&layer.digest.to_string()) && text.contains("is damaged") && text.contains("build it again"), "{text}");
+        assert_eq!(bench.build(TWO_STAGES).unwrap().target, built.target);
+        bench.engine().store().verify(&layer.digest).unwrap();
+        bench.engine().export(&built.target, &form, &[], None, &sink, &Cancel::default()).unwrap();
+    }
+}
+
+/// An OCI layout in a folder, of an index of one image; `change` breaks it.
+fn layout(dir: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+    use serde_json::json;
+    let put = |media_type: &str, bytes: &[u8]| {
+        let digest = ovenbird_oci::Digest::of(bytes);
+        std::fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
+        std::fs::write(dir.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+        json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
+    };
+    let tar = vec![0; 1024];
+    let mut parts = json!({
+        "config": {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [ovenbird_oci::Digest::of(&tar)]}},
+        "layer": put("application/vnd.oci.image.layer.v1.tar", &tar),
+        "platforms": [Platform::host()],
+        "depth": 0,
+    });
+    change(&mut parts);
+    let config = put("application/vnd.oci.image.config.v1+json", parts["config"].to_string().as_bytes());
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": [parts["layer"]]});
+    let manifest = put("application/vnd.oci.image.manifest.v1+json", manifest.to_string().as_bytes());
+    let entries: Vec<_> = parts["platforms"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|platform| {
+            let mut entry = manifest.clone();
+            if !platform.is_null() {
+                entry["platform"] = platform.clone();
+            }
+            entry
+        })
+        .collect();
+    let index = "application/vnd.oci.image.index.v1+json";
+    let mut top = put(index, json!({"schemaVersion": 2, "mediaType": index, "manifests": entries}).to_string().as_bytes());
+    for _ in 0..parts["depth"].as_u64().unwrap() {
+        top = put(index, json!({"schemaVersion": 2, "mediaType": index, "manifests": [top]}).to_string().as_bytes());
+    }
+    std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    std::fs::write(dir.join("index.json"), json!({"schemaVersion": 2, "manifests": [top]}).to_string()).unwrap();
+}
+
+#[test]
+fn layouts_are_sources_whatever_is_wrong_with_them() {
+    use serde_json::{Value, json};
+    type Change = fn(&mut Value);
+    let rows: &[(Change, Result<(), &str>)] = &[
+        (|_| {}, Ok(())),
+        (|p| p["depth"] = json!(4), Ok(())),
+        (|p| p["depth"] = json!(5), Err("more than 4 in each other")),
+        (|p| p["platforms"] = json!([null, null]), Err("it has 2 manifests without a platform")),
+        (|p| p["platforms"] = json!([{"os": "unknown", "architecture": "unknown"}]), Err("it has 1 attestation;")),
+        (|p| p["layer"]["mediaType"] = json!("application/evil"), Err("\"application/evil\", which is no layer of files")),
+        (|p| p["layer"]["size"] = json!(5), Err("hashes to")),
+        (|p| p["layer"]["digest"] = json!(ovenbird_oci::Digest::of(b"")), Err("is missing")),
+        (|p| p["layer"]["digest"] = json!("md5:abc"), Err("cannot be understood")),
+        (|p| p["config"]["rootfs"]["diff_ids"] = json!([]), Err("1 layers but 0 diff ids")),
+        (|p| p["config"]["config"] = json!("x"), Err("its config is malformed")),
+        (|p| p["config"]["rootfs"]["diff_ids"] = json!([ovenbird_oci::Digest::of(b"other")]), Err("hashes to")),
+    ];
+    for (at, (change, expected)) in rows.iter().enumerate() {
+        let bench = Bench::new(&[]);
+        let dir = tempfile::tempdir().unwrap();
+        layout(dir.path(), change);
+        let image = format!("oci-layout://{}", dir.path().display());
+        let mut options = bench.options.clone();
+        options.contexts.insert("base".into(), ovenbird_engine::frontend::NamedContext::Image(image));
+        let bench = Bench { options, ..bench };
+        // WORKDIR reads the base, so that its layers are unpacked.
+        let built = bench.build("FROM base\nWORKDIR /w\n");
+        match (built, expected) {
+            (Ok(_), Ok(())) => {}
+            (Err(error), Err(text)) => {
+                assert_eq!(error.kind(), ErrorKind::Source, "{at}: {error}");
+                assert!(error.to_string().contains(text), "{at}: {error}");
+            }
+            (built, _) => panic!("{at}: {built:?}"),
+        }
+    }
+    let mut bench = Bench::new(&[]);
+    bench.options.contexts.insert("base".into(), ovenbird_engine::frontend::NamedContext::Image("oci-layout:///nowhere".into()));
+    assert_eq!(bench.build("FROM base\n").unwrap_err().kind(), ErrorKind::Source);
+}
+
+#[test]
 fn errors_have_a_kind_and_name_the_cause() {
     let bench = Bench::new(&[("x", "1"), ("hidden", "2")]);
     let rows: &[(&str, ErrorKind, &str)] = &[

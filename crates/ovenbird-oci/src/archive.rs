@@ -29,6 +29,8 @@ use crate::{Descriptor, Digest, ImageConfig, Index, Manifest, Reference};
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Annotation with the full name, as containerd and Docker read it.
 const IMAGE_NAME: &str = "io.containerd.image.name";
+/// Blobs up to this size that are in the store already are read to see whether they are whole: it takes no time.
+const QUICK: u64 = 1 << 20;
 /// Most files in an archive.
 const MAX_FILES: usize = 100_000;
 
@@ -67,8 +69,23 @@ fn malformed(reason: impl Into<String>) -> ArchiveError {
     ArchiveError::Malformed { reason: reason.into() }
 }
 
+/// A broken blob is the store's fault, not that of the place that is written to.
 fn written(source: io::Error) -> ArchiveError {
-    ArchiveError::Io { action: "written", source }
+    match source.downcast::<StoreError>() {
+        Ok(broken) => broken.into(),
+        Err(source) => ArchiveError::Io { action: "written", source },
+    }
+}
+
+/// What the store says of a blob that an archive brings: then it is the archive that is wrong.
+fn brought(error: StoreError) -> ArchiveError {
+    match error {
+        StoreError::Io { action: "receive", source, .. } => unread(source),
+        StoreError::Corrupt { expected, actual } => malformed(format!("its blob {expected} hashes to {actual}")),
+        StoreError::Damaged { digest, expected, actual, .. } => malformed(format!("its blob {digest} has {actual} bytes, not {expected}")),
+        StoreError::Missing { digest } => malformed(format!("its blob {digest} is missing")),
+        other => other.into(),
+    }
 }
 
 fn unread(source: io::Error) -> ArchiveError {
@@ -167,10 +184,7 @@ pub fn read(store: &Store, archive: &mut dyn Read) -> Result<Images, ArchiveErro
             Kind::File if matches!(base, "VERSION" | "json" | "repositories") => {}
             Kind::File => {
                 let expected: Option<Digest> = path.strip_prefix("blobs/sha256/").and_then(|hex| format!("sha256:{hex}").parse().ok());
-                let stored = store.write_stream(&mut reader, expected.as_ref()).map_err(|e| match e {
-                    StoreError::Io { action: "receive", source, .. } => unread(source),
-                    e => e.into(),
-                })?;
+                let stored = store.write_stream(&mut reader, expected.as_ref()).map_err(brought)?;
                 files.insert(path, stored);
             }
             // Docker linked equal layers together.
@@ -191,7 +205,7 @@ pub fn read(store: &Store, archive: &mut dyn Read) -> Result<Images, ArchiveErro
         }
         let images = images_of(index)?;
         for (target, _) in &images {
-            closure(store, target)?;
+            closure(store, target).map_err(of_archive)?;
         }
         return Ok(images);
     }
@@ -223,17 +237,18 @@ pub fn read_dir(store: &Store, dir: &Path) -> Result<Images, ArchiveError> {
     let images = images_of(&read_file(&index)?)?;
     for (target, _) in &images {
         walk(target, |blob, optional| {
-            if !store.has(&blob.digest) {
+            if !(store.holds(blob) && (blob.size > QUICK || store.verify(&blob.digest).is_ok())) {
                 let file = match File::open(dir.join("blobs/sha256").join(blob.digest.hex())) {
                     Err(e) if e.kind() == io::ErrorKind::NotFound && optional => return Ok(None),
                     Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(malformed(format!("the blob {} is missing", blob.digest))),
                     other => other.map_err(unread)?,
                 };
                 // Never more than the descriptor says, whatever the file is.
-                store.write_stream(file.take(blob.size.saturating_add(1)), Some(&blob.digest))?;
+                store.write_stream(file.take(blob.size.saturating_add(1)), Some(&blob.digest)).map_err(brought)?;
             }
             document(store, blob)
-        })?;
+        })
+        .map_err(of_archive)?;
     }
     Ok(images)
 }
@@ -298,6 +313,14 @@ fn docker_image(
 
 fn blob(media_type: &str, digest: Digest, size: u64) -> Descriptor {
     Descriptor { media_type: media_type.into(), digest, size, platform: None, annotations: BTreeMap::new() }
+}
+
+/// The same for what was found when the blobs were read back.
+fn of_archive(error: ArchiveError) -> ArchiveError {
+    match error {
+        ArchiveError::Store(error) => brought(error),
+        other => other,
+    }
 }
 
 fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, ArchiveError> {
@@ -376,10 +399,7 @@ fn is_document(media_type: &str) -> bool {
 
 /// The bytes of a manifest or index in the store (of nothing for other blobs); checks the size.
 fn document(store: &Store, blob: &Descriptor) -> Result<Option<Vec<u8>>, ArchiveError> {
-    let size = store.open_blob(&blob.digest)?.metadata().map_err(unread)?.len();
-    if size != blob.size {
-        return Err(malformed(format!("the blob {} has {size} bytes, not {}", blob.digest, blob.size)));
-    }
+    store.check(blob)?;
     if is_document(&blob.media_type) { Ok(Some(store.read(&blob.digest)?)) } else { Ok(Some(vec![])) }
 }
 

@@ -34,6 +34,15 @@ pub mod media {
     pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
     /// Docker layer, plain tar.
     pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+    /// Docker layer, zstd: some builders write it.
+    pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
+    /// Every layer that can be unpacked.
+    pub const LAYERS: [&str; 6] = [OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, DOCKER_LAYER, DOCKER_LAYER_GZIP, DOCKER_LAYER_ZSTD];
+
+    /// Layers that registries do not serve: their licence forbids it.
+    pub fn is_foreign(media_type: &str) -> bool {
+        media_type.contains(".nondistributable.") || media_type.contains(".rootfs.foreign.")
+    }
 }
 
 /// Points at a blob.
@@ -73,6 +82,28 @@ pub struct Manifest {
     pub annotations: BTreeMap<String, String>,
 }
 
+/// A layer that is no archive of files, or that registries do not give.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("layer {digest} has the media type {media_type:?}, {}; supported are {}",
+    if media::is_foreign(media_type) { "which registries do not serve (a foreign layer)" } else { "which is no layer of files" },
+    media::LAYERS.join(", "))]
+pub struct UnsupportedLayer {
+    /// Which.
+    pub digest: Digest,
+    /// Its media type, not more than a line of it.
+    pub media_type: String,
+}
+
+impl Manifest {
+    /// Can every layer be unpacked?
+    pub fn check_layers(&self) -> Result<(), UnsupportedLayer> {
+        match self.layers.iter().find(|layer| !media::LAYERS.contains(&layer.media_type.as_str())) {
+            Some(layer) => Err(UnsupportedLayer { digest: layer.digest, media_type: layer.media_type.chars().take(120).collect() }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Image index or manifest list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -88,6 +119,47 @@ pub struct Index {
     /// Free annotations.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default, deserialize_with = "null_as_default")]
     pub annotations: BTreeMap<String, String>,
+}
+
+/// Most platforms that a message names.
+const MOST_NAMED: usize = 30;
+
+impl Descriptor {
+    /// Does it say something about another manifest (an attestation), instead of being an image?
+    pub fn is_attestation(&self) -> bool {
+        self.annotations.contains_key("vnd.docker.reference.type") || self.platform.as_ref().is_some_and(|p| p.os == "unknown")
+    }
+
+    /// Is it an index or manifest list?
+    pub fn is_index(&self) -> bool {
+        matches!(self.media_type.as_str(), media::OCI_INDEX | media::DOCKER_LIST)
+    }
+}
+
+impl Index {
+    /// What there is to choose from, for a message: platforms, and how many entries are something else. Indexes in it are left out.
+    pub fn describe(&self) -> Vec<String> {
+        let (mut said, mut unnamed, mut attestations, mut more) = (Vec::new(), 0, 0, 0);
+        for manifest in self.manifests.iter().filter(|m| !m.is_index()) {
+            match &manifest.platform {
+                _ if manifest.is_attestation() => attestations += 1,
+                None => unnamed += 1,
+                Some(platform) => {
+                    let platform: String = platform.to_string().chars().filter(|c| !c.is_control()).take(80).collect();
+                    match said.len() {
+                        MOST_NAMED.. => more += 1,
+                        _ if said.contains(&platform) => {}
+                        _ => said.push(platform),
+                    }
+                }
+            }
+        }
+        let counted = |n: usize, one: &str, many: &str| (n > 0).then(|| format!("{n} {}", if n == 1 { one } else { many }));
+        said.extend(counted(more, "more", "more"));
+        said.extend(counted(unnamed, "manifest without a platform", "manifests without a platform"));
+        said.extend(counted(attestations, "attestation", "attestations"));
+        said
+    }
 }
 
 /// The image config blob. Unknown fields are kept in `other`.
@@ -250,6 +322,53 @@ fn null_as_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'d
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layers_that_are_none_are_named() {
+        let manifest = |media_type: &str| -> Manifest {
+            let blob = serde_json::json!({"mediaType": media_type, "digest": Digest::of(b"x"), "size": 1});
+            serde_json::from_value(serde_json::json!({"schemaVersion": 2, "config": blob, "layers": [blob]})).unwrap()
+        };
+        for known in media::LAYERS {
+            assert_eq!(manifest(known).check_layers(), Ok(()));
+        }
+        for (unknown, why) in [
+            ("application/evil\n", "\"application/evil\\n\", which is no layer of files"),
+            ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", "do not serve"),
+            ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "do not serve"),
+        ] {
+            let error = manifest(unknown).check_layers().unwrap_err().to_string();
+            assert!(
+                error.contains(why) && error.contains(&Digest::of(b"x").to_string()) && error.contains(media::OCI_LAYER_ZSTD),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_index_says_what_it_has() {
+        let check = |manifests: serde_json::Value, expected: &str| {
+            let manifests: Vec<serde_json::Value> = manifests
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|entry| {
+                    let mut whole = serde_json::json!({"mediaType": media::OCI_MANIFEST, "digest": Digest::of(b"x"), "size": 1});
+                    whole.as_object_mut().unwrap().extend(entry.as_object().unwrap().clone());
+                    whole
+                })
+                .collect();
+            let index: Index = serde_json::from_value(serde_json::json!({"schemaVersion": 2, "manifests": manifests})).unwrap();
+            assert_eq!(index.describe().join(", "), expected);
+        };
+        let arm = serde_json::json!({"platform": {"os": "linux", "architecture": "arm64"}});
+        let unknown = serde_json::json!({"platform": {"os": "unknown", "architecture": "unknown"}});
+        let attestation = serde_json::json!({"annotations": {"vnd.docker.reference.type": "attestation-manifest"}});
+        check(serde_json::json!([]), "");
+        check(serde_json::json!([arm, arm, unknown]), "linux/arm64, 1 attestation");
+        check(serde_json::json!([unknown, attestation]), "2 attestations");
+        check(serde_json::json!([{}, {}, {"mediaType": media::OCI_INDEX}]), "2 manifests without a platform");
+    }
 
     #[test]
     fn what_others_write_is_kept() {

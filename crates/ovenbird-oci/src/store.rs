@@ -42,15 +42,29 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The bytes are not what the name says.
-    #[error("blob {expected} is corrupt: its bytes hash to {actual}; get it again (pull, or build with --no-cache)")]
+    #[error(
+        "blob {expected} is corrupt: its bytes hash to {actual}; get it again (`ovenbird pull` or `ovenbird load` the image, or build it again)"
+    )]
     Corrupt {
         /// Name.
         expected: Digest,
         /// Content.
         actual: Digest,
     },
+    /// A blob that a crash, a full disk or somebody else cut short.
+    #[error("blob {digest} is damaged: {} has {actual} bytes, not {expected}; get it again (`ovenbird pull` or `ovenbird load` the image, or build it again)", path.display())]
+    Damaged {
+        /// Name.
+        digest: Digest,
+        /// Its file.
+        path: PathBuf,
+        /// Bytes it should have.
+        expected: u64,
+        /// Bytes it has.
+        actual: u64,
+    },
     /// No such blob.
-    #[error("blob {digest} is not in the store; get it again (pull, or build with --no-cache)")]
+    #[error("blob {digest} is not in the store; get it again (`ovenbird pull` or `ovenbird load` the image, or build it again)")]
     Missing {
         /// Name.
         digest: Digest,
@@ -135,9 +149,26 @@ impl Store {
         self.dir.join("blobs/sha256").join(digest.hex())
     }
 
-    /// Is it here?
+    /// Is it here? Its bytes are not looked at, but an empty file is none: a crash leaves those. See [`check`](Self::check).
     pub fn has(&self, digest: &Digest) -> bool {
-        self.blob_path(digest).is_file()
+        let whole = |size| size > 0 || *digest == Digest::of(b"");
+        fs::metadata(self.blob_path(digest)).is_ok_and(|meta| meta.is_file() && whole(meta.len()))
+    }
+
+    /// Is it here, and as long as its descriptor says? Its bytes are not read: that is [`verify`](Self::verify).
+    pub fn holds(&self, blob: &Descriptor) -> bool {
+        self.check(blob).is_ok()
+    }
+
+    /// As [`holds`](Self::holds), and says what is wrong.
+    pub fn check(&self, blob: &Descriptor) -> Result<(), StoreError> {
+        let (digest, path) = (blob.digest, self.blob_path(&blob.digest));
+        match fs::metadata(&path) {
+            Ok(meta) if meta.len() == blob.size && meta.is_file() => Ok(()),
+            Ok(meta) => Err(StoreError::Damaged { digest, path, expected: blob.size, actual: meta.len() }),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Err(StoreError::Missing { digest }),
+            Err(source) => Err(StoreError::Io { action: "read", path, source }),
+        }
     }
 
     /// Opens a blob for reading, unverified.
@@ -165,8 +196,11 @@ impl Store {
     /// Stores bytes.
     pub fn write(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
         let digest = Digest::of(bytes);
-        // A file of another length is what a crash leaves of a blob that never reached the disk.
-        if fs::metadata(self.blob_path(&digest)).is_ok_and(|m| m.is_file() && m.len() == bytes.len() as u64) {
+        // What a crash leaves of a blob that never reached the disk, and what somebody changed, is written anew.
+        let same = |path: &Path| {
+            fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == bytes.len() as u64) && fs::read(path).is_ok_and(|b| b == bytes)
+        };
+        if same(&self.blob_path(&digest)) {
             return Ok(digest);
         }
         self.write_stream(bytes, Some(&digest))?;
@@ -528,6 +562,16 @@ mod tests {
         fs::write(store.blob_path(&wanted), b"wasted").unwrap();
         assert!(matches!(store.verify(&wanted), Err(StoreError::Corrupt { .. })));
         assert!(!store.has(&wanted), "a corrupt blob is removed");
+        let blob = |size| Descriptor { size, ..descriptor(wanted) };
+        assert!(matches!(store.check(&blob(6)), Err(StoreError::Missing { .. })));
+        fs::write(store.blob_path(&wanted), b"").unwrap();
+        assert!(!store.has(&wanted), "an empty file is no blob");
+        fs::write(store.blob_path(&wanted), b"want").unwrap();
+        assert!(matches!(store.check(&blob(6)), Err(StoreError::Damaged { expected: 6, actual: 4, .. })));
+        assert!(store.has(&wanted) && !store.holds(&blob(6)) && store.holds(&blob(4)));
+        fs::remove_file(store.blob_path(&wanted)).unwrap();
+        let nothing = store.write(b"").unwrap();
+        assert!(store.has(&nothing));
         fs::create_dir(store.blob_path(&wanted)).unwrap();
         assert!(matches!(store.read(&wanted), Err(StoreError::Io { .. })), "not the same as missing");
     }

@@ -127,6 +127,28 @@ fn oci_round_trip() {
     assert!(matches!(error, ArchiveError::Store(StoreError::Missing { digest }) if digest == manifest.layers[0].digest), "{error}");
     fs::write(store.blob_path(&manifest.layers[0].digest), vec![0; manifest.layers[0].size as usize]).unwrap();
     assert!(write_oci(&store, &one, &[], &mut vec![]).unwrap_err().to_string().contains("is corrupt"));
+    let path = store.blob_path(&manifest.layers[0].digest);
+    fs::write(&path, "cut").unwrap();
+    let error = write_oci(&store, &one, &[], &mut vec![]).unwrap_err();
+    assert!(matches!(error, ArchiveError::Store(StoreError::Damaged { actual: 3, .. })), "neither archive nor output is wrong: {error}");
+    assert!(error.to_string().contains(&*path.to_string_lossy()) && error.to_string().contains("ovenbird pull"), "{error}");
+}
+
+/// A layout that is read again puts right what was damaged in the store.
+#[test]
+fn oci_folder_repairs_the_store() {
+    let (_dir, store) = store();
+    let folder = tempfile::tempdir().unwrap();
+    let one = image(&store, "one", &[GZIP]);
+    write_oci_dir(&store, &one, &[], folder.path()).unwrap();
+    let manifest: Manifest = serde_json::from_slice(&store.read(&one.digest).unwrap()).unwrap();
+    for (blob, bytes) in [(&one, 0), (&manifest.config, 7), (&manifest.config, manifest.config.size), (&manifest.layers[0], 9)] {
+        let path = store.blob_path(&blob.digest);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, vec![b' '; bytes as usize]).unwrap();
+        read_dir(&store, folder.path()).unwrap();
+        store.verify(&blob.digest).unwrap();
+    }
 }
 
 #[test]
@@ -158,10 +180,10 @@ fn oci_folder_keeps_its_images() {
     fs::remove_file(&blob).unwrap();
     check("is missing");
     fs::write(&blob, "other").unwrap();
-    check("is corrupt");
+    check("hashes to");
     fs::remove_file(&blob).unwrap();
     std::os::unix::fs::symlink("/dev/zero", &blob).unwrap();
-    check("is corrupt");
+    check("hashes to");
     fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"2.0.0"}"#).unwrap();
     check("layout version");
     fs::remove_file(dir.join("index.json")).unwrap();
@@ -254,11 +276,11 @@ fn hostile_archives() {
         (vec![], "neither index.json"),
         (vec![1; 1000], "checksum"),
         (vec![1; 100], "cut short"),
-        (tar(&[(wrong.as_str(), b"y")]), "is corrupt"),
+        (tar(&[(wrong.as_str(), b"y")]), "hashes to"),
         (tar(&[("../x", b"y")]), "leads out of it"),
         (tar(&[("a/b", b"-> ../../x")]), "leads out of it"),
         (tar(&[("index.json", b"{\"schemaVersion\":2}")]), "names no image"),
-        (tar(&[("index.json", missing.as_bytes())]), "is not in the store"),
+        (tar(&[("index.json", missing.as_bytes())]), "is missing"),
         (tar(&[("index.json", size.as_bytes()), (wrong.as_str(), b"x")]), "has 1 bytes, not 9"),
         (tar(&[("index.json", b"{\"manifests\":[{}]}")]), "cannot be understood"),
         (huge, "larger than 16 MiB"),

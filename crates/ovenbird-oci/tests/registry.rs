@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use ovenbird_oci::image::media;
 use ovenbird_oci::keychain::Secret;
 use ovenbird_oci::registry::{ClientOptions, ProgressFn, RegistryError, RegistryOptions};
+use ovenbird_oci::store::{Store, StoreError};
 use ovenbird_oci::{Descriptor, Digest, Reference};
 use registry_servers::*;
 
@@ -54,6 +55,44 @@ async fn round_trip_of_an_image() {
     // Nothing left to do, by digest not even a manifest to fetch.
     drop(registry);
     client.pull(&to.with_digest(manifest.digest), Some(&platform), &there.store, &quiet()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_blobs_are_fetched_again() {
+    let Some(registry) = Registry::start() else { return };
+    let (here, there) = (place(), place());
+    let (manifest, blobs) = image(&here.store, 1, "amd64", &[300_000]);
+    let to = registry.reference("app:1");
+    client().push(&here.store, &manifest, &to, &BTreeMap::new(), &quiet()).await.unwrap();
+    let break_it = |store: &Store, blob: &Descriptor, size: u64| {
+        let path = store.blob_path(&blob.digest);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, vec![b'x'; usize::try_from(size).unwrap()]).unwrap();
+    };
+    client().pull(&to, None, &there.store, &quiet()).await.unwrap();
+    for blob in blobs.iter().chain([&manifest]) {
+        for size in [0, 100, blob.size] {
+            break_it(&there.store, blob, size);
+            client().pull(&to, None, &there.store, &quiet()).await.unwrap();
+            there.store.verify(&blob.digest).unwrap();
+        }
+    }
+    // A push of what is broken here does not blame the registry, and what cannot be used is removed.
+    let other = registry.reference("other:1");
+    let push = async || client().push(&there.store, &manifest, &other, &BTreeMap::new(), &quiet()).await.unwrap_err();
+    let broken = |error: RegistryError| match error {
+        RegistryError::Store { source, .. } => *source,
+        other => panic!("{other}"),
+    };
+    break_it(&there.store, &blobs[0], 100);
+    assert!(matches!(broken(push().await), StoreError::Damaged { digest, actual: 100, .. } if digest == blobs[0].digest));
+    break_it(&there.store, &blobs[0], blobs[0].size);
+    assert!(matches!(broken(push().await), StoreError::Corrupt { expected, .. } if expected == blobs[0].digest));
+    assert!(!there.store.has(&blobs[0].digest));
+    // With an origin it is fetched from there.
+    let origins = BTreeMap::from([(manifest.digest, to.clone()), (blobs[0].digest, to.clone())]);
+    break_it(&there.store, &manifest, 0);
+    client().push(&there.store, &manifest, &other, &origins, &quiet()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -197,13 +197,15 @@ impl From<ovenbird_oci::store::StoreError> for Error {
 
 impl From<ovenbird_oci::archive::ArchiveError> for Error {
     fn from(error: ovenbird_oci::archive::ArchiveError) -> Self {
-        Self::from_chain(Kind::Source, &error)
+        let kind = if matches!(error, ovenbird_oci::archive::ArchiveError::Store(_)) { Kind::Configuration } else { Kind::Source };
+        Self::from_chain(kind, &error)
     }
 }
 
 impl From<ovenbird_oci::registry::RegistryError> for Error {
     fn from(error: ovenbird_oci::registry::RegistryError) -> Self {
-        Self::from_chain(Kind::Registry, &error)
+        let kind = if matches!(error, ovenbird_oci::registry::RegistryError::Store { .. }) { Kind::Configuration } else { Kind::Registry };
+        Self::from_chain(kind, &error)
     }
 }
 

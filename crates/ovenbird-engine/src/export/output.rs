@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use ovenbird_oci::archive::ArchiveError;
 use ovenbird_oci::layer::Ownership;
+use ovenbird_oci::store::StoreError;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
 use ovenbird_oci::{Descriptor, Digest, Index, Manifest, Reference, archive};
@@ -38,8 +40,23 @@ pub enum Export {
     RootfsTar(PathOrStdout),
 }
 
-/// Writes an image that is in the store; layers that were never fetched are fetched first.
+/// Writes an image that is in the store; layers that were never fetched are fetched first. A blob that turns out to be damaged is
+/// removed: the next build fetches it or makes it again.
 pub fn export(session: &Session, target: &Descriptor, form: &Export, names: &[Reference]) -> Result<(), BuildError> {
+    let written = write(session, target, form, names);
+    if let Err(BuildError::Archive(ArchiveError::Store(StoreError::Corrupt { .. }))) = &written {
+        // One is rarely alone.
+        for (_, digest) in images(session, target).unwrap_or_default() {
+            let manifest = session.state.store().read(&digest).ok().and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
+            for blob in manifest.iter().flat_map(|m| m.layers.iter().chain([&m.config])) {
+                let _ = session.state.store().verify(&blob.digest);
+            }
+        }
+    }
+    written
+}
+
+fn write(session: &Session, target: &Descriptor, form: &Export, names: &[Reference]) -> Result<(), BuildError> {
     match form {
         Export::OciTar(to) => {
             complete(session, target)?;
@@ -153,13 +170,8 @@ pub fn complete(session: &Session, target: &Descriptor) -> Result<(), BuildError
         let manifest: Manifest = serde_json::from_slice(&session.state.store().read(&digest)?)
             .map_err(|error| BuildError::Malformed { digest: digest.to_string(), reason: error.to_string() })?;
         for layer in &manifest.layers {
-            if session.state.store().has(&layer.digest) {
-                continue;
-            }
-            let origin = session.state.origin(&layer.digest).ok_or_else(|| BuildError::Malformed {
-                digest: digest.to_string(),
-                reason: format!("its layer {} is neither in the store nor known to be in a registry; pull or build it again", layer.digest),
-            })?;
+            let Err(damage) = session.state.store().check(layer) else { continue };
+            let Some(origin) = session.state.origin(&layer.digest) else { return Err(damage.into()) };
             image::fetch(session, &[layer], &origin)?;
         }
     }

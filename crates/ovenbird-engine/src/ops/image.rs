@@ -1,12 +1,15 @@
 //! Base images: names to manifests, manifests to diff folders. Layers are fetched and unpacked only
 //! when something reads them.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
+use ovenbird_oci::archive::ArchiveError;
 use ovenbird_oci::image::media;
 use ovenbird_oci::layer::{self, LayerError};
 use ovenbird_oci::registry::Fetched;
+use ovenbird_oci::store::StoreError;
 use ovenbird_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, Reference, archive};
 
 use crate::cache::{self, Link};
@@ -18,32 +21,68 @@ use crate::plan::{ImageRequest, ResolvedImage};
 use crate::snapshot::{LayerDir, Snapshot, view};
 use crate::state::SnapshotId;
 
+/// Indexes in indexes are legal; deeper than this they are a trap.
+const MAX_DEPTH: usize = 4;
+/// Most indexes of one image.
+const MAX_INDEXES: usize = 100;
+/// Stands for the origin of what did not come from a registry.
+const NOWHERE: &str = "localhost/oci-layout";
+
+fn is_nowhere(reference: &Reference) -> bool {
+    reference.registry() == "localhost" && matches!(reference.repository(), "oci-layout" | "exported")
+}
+
 /// Finds an image and reads its manifest and config; layers stay where they are.
 pub fn resolve(session: &Session, request: &ImageRequest) -> Result<ResolvedImage, BuildError> {
     if let Some(layout) = request.name.strip_prefix("oci-layout://") {
-        return resolve_layout(session, layout, request);
+        return resolve_layout(session, layout, request).map_err(|error| of_layout(&request.name, error));
     }
     let fail = |reason: String| BuildError::Image { name: request.name.clone(), reason, source: None };
     let reference: Reference = request.name.parse().map_err(|error| fail(format!("{error}")))?;
     let store = session.state.store();
     let pull = session.input.pull;
-    let local = if pull == PullPolicy::Always { None } else { store.resolve(&reference)? };
-    let pinned = reference.digest().filter(|digest| store.has(digest));
-    let (media_type, bytes, digest) = match (local, pinned) {
-        (Some(found), _) => (found.media_type, store.read(&found.digest)?, found.digest),
-        (None, Some(digest)) => {
-            let bytes = store.read(digest)?;
-            (media_type_of(&bytes), bytes, *digest)
+    let local = match store.resolve(&reference) {
+        _ if pull == PullPolicy::Always => None,
+        // The name says its digest: what is damaged is fetched below.
+        Err(StoreError::Corrupt { .. }) => None,
+        other => other?.map(|found| found.digest),
+    };
+    let known = local.or_else(|| reference.digest().copied().filter(|digest| store.has(digest)));
+    let (media_type, bytes, digest) = match known {
+        Some(digest) => {
+            let bytes = document(session, &reference, &digest, &request.name)?;
+            (media_type_of(&bytes), bytes, digest)
         }
-        (None, None) if pull == PullPolicy::Never => {
+        None if pull == PullPolicy::Never => {
             return Err(fail("it is not in the local store and --pull=never was given".into()));
         }
-        (None, None) => {
+        None => {
             let fetched = fetch_manifest(session, &reference, &request.name)?;
             (fetched.descriptor.media_type, fetched.bytes, fetched.descriptor.digest)
         }
     };
     pick(session, request, &reference, &media_type, bytes, digest)
+}
+
+/// A manifest or index: from the store when it is whole there, else from where the image comes from.
+fn document(session: &Session, from: &Reference, digest: &Digest, name: &str) -> Result<Vec<u8>, BuildError> {
+    let damage = match session.state.store().read(digest) {
+        Ok(bytes) => return Ok(bytes),
+        Err(StoreError::Missing { .. }) if !is_nowhere(from) => {
+            return Ok(fetch_manifest(session, &from.with_digest(*digest), name)?.bytes);
+        }
+        Err(damage @ StoreError::Corrupt { .. }) if !is_nowhere(from) => damage,
+        Err(other) => return Err(other.into()),
+    };
+    warn_damaged(session, &damage);
+    let fetched = session.runtime.block_on(session.client.manifest(&from.with_digest(*digest)));
+    let fetched = fetched.map_err(|source| BuildError::Damaged { damage, source })?;
+    session.state.store().write(&fetched.bytes)?;
+    Ok(fetched.bytes)
+}
+
+fn warn_damaged(session: &Session, damage: &StoreError) {
+    session.sink.emit(Event::Warning { code: "corrupt-blob".into(), message: format!("it is fetched again: {damage}"), line: None });
 }
 
 /// Goes down an index to the platform's manifest.
@@ -56,38 +95,110 @@ fn pick(
     digest: Digest,
 ) -> Result<ResolvedImage, BuildError> {
     let fail = |reason: String| BuildError::Image { name: request.name.clone(), reason, source: None };
-    let (bytes, digest) = if is_index(media_type) {
-        let index: Index = serde_json::from_slice(&bytes).map_err(|error| fail(format!("its index is malformed: {error}")))?;
-        let found = choose(&index, &request.platform).ok_or_else(|| {
-            let have: Vec<String> = index.manifests.iter().filter_map(|m| m.platform.as_ref()).map(ToString::to_string).collect();
-            fail(format!("it has no {} variant, only: {}", request.platform, have.join(", ")))
-        })?;
-        if !session.state.store().has(&found.digest) {
-            fetch_manifest(session, &reference.with_digest(found.digest), &request.name)?;
-        }
-        (session.state.store().read(&found.digest)?, found.digest)
-    } else {
-        (bytes, digest)
-    };
+    let (bytes, digest) = if is_index(media_type) { find_platform(session, request, reference, bytes, digest)? } else { (bytes, digest) };
     let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| fail(format!("its manifest is malformed: {error}")))?;
+    manifest.check_layers().map_err(|error| fail(format!("its {error}")))?;
     let from = reference.with_digest(digest);
-    if !session.state.store().has(&manifest.config.digest) {
-        session
-            .runtime
-            .block_on(session.client.fetch_blob(&from, &manifest.config, session.state.store(), &session.progress("pulling")))
-            .map_err(|source| BuildError::Image { name: request.name.clone(), reason: source.to_string(), source: Some(source) })?;
-    }
-    let config: ImageConfig = serde_json::from_slice(&session.state.store().read(&manifest.config.digest)?)
+    let config: ImageConfig = serde_json::from_slice(&read_config(session, &manifest.config, &from, &request.name)?)
         .map_err(|error| fail(format!("its config is malformed: {error}")))?;
     if config.rootfs.diff_ids.len() != manifest.layers.len() {
         return Err(fail(format!("it has {} layers but {} diff ids", manifest.layers.len(), config.rootfs.diff_ids.len())));
     }
     for layer in &manifest.layers {
-        if !session.state.store().has(&layer.digest) {
+        // Who asks for the image anew gets a whole one: what is here already is read, and removed when it is damaged.
+        if session.input.pull == PullPolicy::Always && session.state.store().holds(layer) {
+            match session.state.store().verify(&layer.digest) {
+                Ok(()) => {}
+                Err(damage @ StoreError::Corrupt { .. }) => warn_damaged(session, &damage),
+                Err(other) => return Err(other.into()),
+            }
+        }
+        if !session.state.store().holds(layer) && !is_nowhere(&from) {
             session.state.set_origin(&layer.digest, &from)?;
         }
     }
     Ok(ResolvedImage { reference: from, manifest: digest, config })
+}
+
+/// The manifest for the platform, through nested indexes.
+fn find_platform(
+    session: &Session,
+    request: &ImageRequest,
+    reference: &Reference,
+    bytes: Vec<u8>,
+    digest: Digest,
+) -> Result<(Vec<u8>, Digest), BuildError> {
+    let fail = |reason: String| BuildError::Image { name: request.name.clone(), reason, source: None };
+    let mut seen = HashSet::from([digest]);
+    let (mut level, mut have) = (vec![bytes], vec![]);
+    for _ in 0..=MAX_DEPTH {
+        let mut below = vec![];
+        for bytes in std::mem::take(&mut level) {
+            let index: Index = serde_json::from_slice(&bytes).map_err(|error| fail(format!("its index is malformed: {error}")))?;
+            if let Some(found) = choose(&index, &request.platform) {
+                return Ok((document(session, reference, &found.digest, &request.name)?, found.digest));
+            }
+            have.extend(index.describe());
+            let fits = |m: &Descriptor| m.platform.as_ref().is_none_or(|p| request.platform.matches(p));
+            below.extend(index.manifests.into_iter().filter(|m| m.is_index() && fits(m) && seen.insert(m.digest)));
+        }
+        if below.is_empty() {
+            let have = if have.is_empty() { "nothing at all".into() } else { have.join(", ") };
+            return Err(fail(format!("it has no image for {}; it has {have}; choose one with --platform", request.platform)));
+        }
+        if seen.len() > MAX_INDEXES {
+            break;
+        }
+        for index in below {
+            level.push(document(session, reference, &index.digest, &request.name)?);
+        }
+    }
+    Err(fail(format!("it has more than {MAX_INDEXES} indexes, or more than {MAX_DEPTH} in each other")))
+}
+
+/// Reads a config; one that is missing or damaged is fetched.
+fn read_config(session: &Session, config: &Descriptor, from: &Reference, name: &str) -> Result<Vec<u8>, BuildError> {
+    let store = session.state.store();
+    let damage = match store.check(config).and_then(|()| store.read(&config.digest)) {
+        Ok(bytes) => return Ok(bytes),
+        Err(damage @ (StoreError::Missing { .. } | StoreError::Damaged { .. })) => damage,
+        Err(damage @ StoreError::Corrupt { .. }) => {
+            store.remove(&config.digest)?;
+            damage
+        }
+        Err(other) => return Err(other.into()),
+    };
+    if is_nowhere(from) {
+        return Err(damage.into());
+    }
+    let missing = matches!(damage, StoreError::Missing { .. });
+    if !missing {
+        warn_damaged(session, &damage);
+    }
+    let fetched = session.runtime.block_on(session.client.fetch_blob(from, config, store, &session.progress("pulling")));
+    fetched.map_err(|source| {
+        if missing {
+            BuildError::Image { name: name.to_owned(), reason: source.to_string(), source: Some(source) }
+        } else {
+            BuildError::Damaged { damage, source }
+        }
+    })?;
+    Ok(store.read(&config.digest)?)
+}
+
+/// What is wrong with a layout is the fault of who gave it, wherever it is found.
+fn of_layout(name: &str, error: BuildError) -> BuildError {
+    let name = name.to_owned();
+    match error {
+        BuildError::Image { reason, .. } => BuildError::Layout { name, reason },
+        BuildError::Archive(error @ (ArchiveError::Malformed { .. } | ArchiveError::Io { action: "read", .. })) => {
+            BuildError::Layout { name, reason: error.to_string() }
+        }
+        BuildError::Layer { source, .. } if !matches!(source, LayerError::Io { .. } | LayerError::Store(_)) => {
+            BuildError::Layout { name, reason: source.to_string() }
+        }
+        other => other,
+    }
 }
 
 fn resolve_layout(session: &Session, layout: &str, request: &ImageRequest) -> Result<ResolvedImage, BuildError> {
@@ -110,7 +221,7 @@ fn resolve_layout(session: &Session, layout: &str, request: &ImageRequest) -> Re
         })
         .ok_or_else(|| fail("the layout has no such image".into()))?;
     let bytes = session.state.store().read(&found.0.digest)?;
-    let reference: Reference = "localhost/oci-layout".parse().map_err(|error| fail(format!("{error}")))?;
+    let reference: Reference = NOWHERE.parse().map_err(|error| fail(format!("{error}")))?;
     pick(session, request, &reference, &found.0.media_type, bytes, found.0.digest)
 }
 
@@ -125,9 +236,9 @@ fn fetch_manifest(session: &Session, reference: &Reference, name: &str) -> Resul
     Ok(fetched)
 }
 
-/// The manifest of an index that fits a platform best.
+/// The manifest of an index that fits a platform best; indexes in it are not looked at.
 pub fn choose<'i>(index: &'i Index, platform: &Platform) -> Option<&'i Descriptor> {
-    let images = || index.manifests.iter().filter(|m| !m.annotations.contains_key("vnd.docker.reference.type"));
+    let images = || index.manifests.iter().filter(|m| !m.is_attestation() && !m.is_index());
     let fits = |m: &&Descriptor| m.platform.as_ref().is_some_and(|p| p == platform);
     images()
         .find(fits)
@@ -210,17 +321,37 @@ pub fn read_image(session: &Session, digest: &Digest) -> Result<(Manifest, Image
 /// Fetches blobs that are not in the store, several at once.
 pub fn fetch(session: &Session, blobs: &[&Descriptor], reference: &Reference) -> Result<(), BuildError> {
     let store = session.state.store();
-    let missing: Vec<&Descriptor> = blobs.iter().copied().filter(|blob| !store.has(&blob.digest)).collect();
+    let mut missing = vec![];
+    for &blob in blobs {
+        let Err(damage) = store.check(blob) else { continue };
+        let Some(origin) = session.state.origin(&blob.digest).or_else(|| (!is_nowhere(reference)).then(|| reference.clone())) else {
+            return Err(damage.into());
+        };
+        let damage = match damage {
+            StoreError::Missing { .. } => None,
+            damage @ StoreError::Damaged { .. } => Some(damage),
+            other => return Err(other.into()),
+        };
+        if let Some(damage) = &damage {
+            warn_damaged(session, damage);
+        }
+        missing.push((blob.clone(), origin, damage));
+    }
     if missing.is_empty() {
         return Ok(());
     }
     let progress = session.progress("pulling");
     session.runtime.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();
-        for blob in missing {
-            let origin = session.state.origin(&blob.digest).unwrap_or_else(|| reference.clone());
-            let (client, blob, store, progress) = (session.client.clone(), blob.clone(), store.clone(), progress.clone());
-            tasks.spawn(async move { client.fetch_blob(&origin, &blob, &store, &progress).await });
+        for (blob, origin, damage) in missing {
+            let (client, store, progress) = (session.client.clone(), store.clone(), progress.clone());
+            tasks.spawn(async move {
+                let fetched = client.fetch_blob(&origin, &blob, &store, &progress).await;
+                fetched.map_err(|source| match damage {
+                    Some(damage) => BuildError::Damaged { damage, source },
+                    None => source.into(),
+                })
+            });
         }
         while let Some(done) = tasks.join_next().await {
             match done {
@@ -246,21 +377,21 @@ fn unpack_layer(
     if let Some(layer) = session.state.layer_dir(&id)? {
         return Ok(layer);
     }
-    match unpack_once(session, descriptor, diff_id, below, &id) {
-        // A blob that went bad on disk is fetched again, once.
-        Err(BuildError::Layer { source: LayerError::Mismatch { .. } | LayerError::Malformed { .. }, .. })
-            if session.state.origin(&descriptor.digest).is_some() && session.state.store().verify(&descriptor.digest).is_err() =>
-        {
-            session.sink.emit(Event::Warning {
-                code: "corrupt-blob".into(),
-                message: format!("the stored blob {} was corrupt and is fetched again", descriptor.digest),
-                line: None,
-            });
-            session.state.store().remove(&descriptor.digest)?;
-            fetch(session, &[descriptor], reference)?;
-            unpack_once(session, descriptor, diff_id, below, &id)?;
-        }
-        other => other?,
+    let name = format!("layer {} of the OCI layout", descriptor.digest);
+    let layout = |error| if is_nowhere(reference) { of_layout(&name, error) } else { error };
+    if let Err(error) = unpack_once(session, descriptor, diff_id, below, &id) {
+        let BuildError::Layer { .. } = error else { return Err(error) };
+        // A blob that went bad on disk is removed and fetched again, once.
+        let Err(damage @ StoreError::Corrupt { .. }) = session.state.store().verify(&descriptor.digest) else {
+            return Err(layout(error));
+        };
+        warn_damaged(session, &damage);
+        fetch(session, &[descriptor], reference).map_err(|error| match error {
+            BuildError::Store(StoreError::Missing { .. }) => damage.into(),
+            BuildError::Registry(source) => BuildError::Damaged { damage, source },
+            other => other,
+        })?;
+        unpack_once(session, descriptor, diff_id, below, &id).map_err(layout)?;
     }
     session
         .state

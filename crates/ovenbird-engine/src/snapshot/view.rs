@@ -54,41 +54,62 @@ impl Stack {
         *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = Cache::default();
     }
 
+    /// A folder, from the nearest one above it that is known; no recursion, since a layer may nest folders as deep as paths go.
     fn dir(&self, path: &Path) -> io::Result<Option<Arc<Parts>>> {
-        if let Some(known) = self.cache.lock().unwrap_or_else(PoisonError::into_inner).dirs.get(path.as_os_str()) {
-            return Ok(known.clone());
-        }
-        let mut parts = Vec::new();
-        match (path.parent(), path.file_name()) {
-            (Some(parent), Some(name)) => {
-                let Some(parent) = self.dir(parent)? else { return Ok(None) };
-                for (layer, dir) in &parent.0 {
-                    match open_dir_at(dir, name) {
-                        Ok(fd) => {
-                            let opaque = self.overlay && is_opaque(&fd)?;
-                            parts.push((*layer, Arc::new(fd)));
-                            if opaque {
-                                break;
-                            }
-                        }
-                        Err(Errno::NOENT) => {}
-                        // Anything else than a folder hides the folders below it.
-                        Err(Errno::NOTDIR | Errno::LOOP) => break,
-                        Err(error) => return Err(error.into()),
-                    }
-                }
+        let (mut unknown, mut above) = (vec![], None);
+        for ancestor in path.ancestors() {
+            if let Some(known) = self.cache.lock().unwrap_or_else(PoisonError::into_inner).dirs.get(ancestor.as_os_str()) {
+                above.clone_from(known);
+                break;
             }
-            _ => {
-                for (at, layer) in self.layers.iter().enumerate() {
-                    let fd = open_dir_path(&layer.dir)?;
+            unknown.push(ancestor);
+        }
+        for dir in unknown.into_iter().rev() {
+            let parts = match (dir.file_name(), &above) {
+                (None, _) => self.root()?,
+                (Some(name), Some(parent)) => self.child(parent, name)?,
+                // What is below is asked for next, most times.
+                (Some(_), None) => return Ok(self.remember(path, vec![])),
+            };
+            above = self.remember(dir, parts);
+        }
+        Ok(above)
+    }
+
+    fn root(&self) -> io::Result<Vec<(usize, Arc<OwnedFd>)>> {
+        let mut parts = Vec::new();
+        for (at, layer) in self.layers.iter().enumerate() {
+            let fd = open_dir_path(&layer.dir)?;
+            let opaque = self.overlay && is_opaque(&fd)?;
+            parts.push((at, Arc::new(fd)));
+            if opaque {
+                break;
+            }
+        }
+        Ok(parts)
+    }
+
+    fn child(&self, parent: &Parts, name: &OsStr) -> io::Result<Vec<(usize, Arc<OwnedFd>)>> {
+        let mut parts = Vec::new();
+        for (layer, dir) in &parent.0 {
+            match open_dir_at(dir, name) {
+                Ok(fd) => {
                     let opaque = self.overlay && is_opaque(&fd)?;
-                    parts.push((at, Arc::new(fd)));
+                    parts.push((*layer, Arc::new(fd)));
                     if opaque {
                         break;
                     }
                 }
+                Err(Errno::NOENT) => {}
+                // Anything else than a folder hides the folders below it.
+                Err(Errno::NOTDIR | Errno::LOOP) => break,
+                Err(error) => return Err(error.into()),
             }
         }
+        Ok(parts)
+    }
+
+    fn remember(&self, path: &Path, parts: Vec<(usize, Arc<OwnedFd>)>) -> Option<Arc<Parts>> {
         let count = parts.len();
         let found = (count > 0).then(|| Arc::new(Parts(parts)));
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,7 +118,7 @@ impl Stack {
         }
         cache.handles += count;
         cache.dirs.insert(path.as_os_str().to_owned(), found.clone());
-        Ok(found)
+        found
     }
 
     /// Which layer holds the entry: its folder's handle and its `stat`.
@@ -490,6 +511,19 @@ mod tests {
         let part = SubTree::new(Arc::new(tree), "old");
         assert!(part.entry(Path::new("f")).unwrap().is_some() && part.entry(Path::new("")).unwrap().unwrap().is_dir());
         assert_eq!(part.names(Path::new("")).unwrap(), ["f", "out"]);
+    }
+
+    #[test]
+    fn paths_of_any_depth_need_little_stack() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("fs/d/d")).unwrap();
+        let layer = LayerDir { dir: dir.path().join("fs"), owners: Arc::default() };
+        let view = View::new(&Snapshot { layers: vec![layer] });
+        let small = std::thread::Builder::new().stack_size(128 * 1024).spawn(move || {
+            assert!(view.entry(Path::new(&vec!["d"; 20_000].join("/"))).unwrap().is_none());
+            assert!(view.entry(Path::new("d/d")).unwrap().is_some());
+        });
+        small.unwrap().join().unwrap();
     }
 
     #[test]

@@ -13,10 +13,14 @@ mod unpack;
 mod walk;
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
@@ -134,6 +138,29 @@ pub enum LayerError {
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl LayerError {
+    /// What is wrong, told of an archive that is no layer.
+    pub fn of_archive(&self) -> String {
+        match self {
+            Self::Malformed { reason } => reason.clone(),
+            Self::Escape { entry, reason } => format!("the entry {entry:?} leaves the root: {reason}"),
+            other => other.to_string(),
+        }
+    }
+}
+
+/// Removes a file or a folder with everything in it, however deep and whatever its permissions; gone already is fine.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let folder = match rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(folder) => folder,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    walk::remove(folder.as_fd(), &CString::new(name.as_bytes())?)
 }
 
 /// How ids and nodes are put on disk.

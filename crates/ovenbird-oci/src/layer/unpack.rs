@@ -140,8 +140,13 @@ fn parts(name: &[u8], header: &Header, reason: &'static str) -> Result<Vec<Vec<u
     root_parts(name).ok_or_else(|| LayerError::Escape { entry: show(&header.path), reason })
 }
 
+/// A name for a message; a long one without its middle.
 fn show(name: &[u8]) -> String {
-    String::from_utf8_lossy(&name[..name.len().min(300)]).into_owned()
+    let text = |part: &[u8]| String::from_utf8_lossy(part).into_owned();
+    match name.len() {
+        ..=160 => text(name),
+        length => format!("{}...{}", text(&name[..100]), text(&name[length - 50..])),
+    }
 }
 
 fn c(name: &[u8]) -> Result<CString, LayerError> {
@@ -220,8 +225,8 @@ struct Unpacker<'a> {
 
 impl Unpacker<'_> {
     fn error(&self, action: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> LayerError + use<> {
-        let path = self.root.join(OsStr::from_bytes(path));
-        move |source| LayerError::Io { action, path, source: source.into() }
+        let (root, path) = (self.root.to_owned(), path.to_owned());
+        move |source| refused(action, &root, &path, source.into())
     }
 
     fn entry(&mut self, mut header: Header, reader: &mut Reader<impl Read>) -> Result<(), LayerError> {
@@ -265,6 +270,10 @@ impl Unpacker<'_> {
                 self.finish_file(&file, &path, header, None)
             }
             Kind::Symlink => {
+                if header.link.is_empty() || header.link.len() >= MAX_PATH {
+                    let reason = format!("the symlink {:?} has a target of {} bytes", show(&path), header.link.len());
+                    return Err(LayerError::Malformed { reason });
+                }
                 self.replace(&cname, &path)?;
                 rustix::fs::symlinkat(c(&header.link)?, self.cursor.fd(), &cname).map_err(self.error("make", &path))?;
                 self.finish_other(&cname, &path, header, false)
@@ -649,7 +658,19 @@ impl Unpacker<'_> {
     }
 
     fn io(&self, action: &'static str, path: &[u8], source: io::Error) -> LayerError {
-        LayerError::Io { action, path: self.root.join(OsStr::from_bytes(path)), source }
+        refused(action, self.root, path, source)
+    }
+}
+
+/// What the file system refuses: the machine's fault, unless no file system could hold the entry.
+fn refused(action: &'static str, root: &Path, path: &[u8], source: io::Error) -> LayerError {
+    let malformed = |what| LayerError::Malformed { reason: format!("{:?} {what}", show(path)) };
+    match source.kind() {
+        _ if source.raw_os_error() == Some(Errno::NAMETOOLONG.raw_os_error()) => {
+            malformed("has a name or a link target that is longer than file systems take")
+        }
+        io::ErrorKind::FileTooLarge => malformed("is larger than file systems take"),
+        _ => LayerError::Io { action, path: root.join(OsStr::from_bytes(path)), source },
     }
 }
 

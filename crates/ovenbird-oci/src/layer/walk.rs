@@ -141,9 +141,17 @@ pub(super) fn open_lent(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags, more: M
     }
 }
 
+/// Unlinks, also in a folder that its owner may not write to.
+fn unlink(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> rustix::io::Result<()> {
+    match rustix::fs::unlinkat(dir, name, flags) {
+        Err(Errno::ACCESS) if rustix::fs::fchmod(dir, Mode::RWXU).is_ok() => rustix::fs::unlinkat(dir, name, flags),
+        other => other,
+    }
+}
+
 /// Removes a name and everything below it; gone already is fine.
 pub(super) fn remove(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+    match unlink(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(e) => return Err(e.into()),
@@ -152,7 +160,7 @@ pub(super) fn remove(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     let mut walk = Walk::new(fd)?;
     loop {
         while let Some(name) = walk.next_name() {
-            match rustix::fs::unlinkat(walk.dir()?, &name, AtFlags::empty()) {
+            match unlink(walk.dir()?, &name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(Errno::ISDIR | Errno::PERM) => {
                     let (fd, _) = open_lent(walk.dir()?, &name, FOLDER, Mode::RWXU)?;

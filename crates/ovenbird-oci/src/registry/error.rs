@@ -151,6 +151,14 @@ pub enum RegistryError {
         /// What the index has.
         available: Vec<String>,
     },
+    /// What is named is no image: a layer of it is something else.
+    #[error("{reference} is no image that can be used: {source}")]
+    Layer {
+        /// Asked for.
+        reference: String,
+        /// Which layer.
+        source: crate::image::UnsupportedLayer,
+    },
     /// A document that is no manifest and no index that Ovenbird reads.
     #[error(
         "{reference} is {media_type:?}, which is no image manifest or index that can be read; push it again in the OCI or the Docker schema 2 format"
@@ -230,7 +238,7 @@ fn after(delay: Option<&Duration>) -> String {
 }
 
 fn list(items: &[String]) -> String {
-    if items.is_empty() { "none at all".into() } else { items.join(", ") }
+    if items.is_empty() { "nothing at all".into() } else { items.join(", ") }
 }
 
 #[cfg(test)]
@@ -261,6 +269,10 @@ mod tests {
             RegistryError::TooLarge { what: "the manifest".into(), size: 5, limit: 4 },
             RegistryError::NoPlatform { reference: reference(), wanted: "linux/s390x".into(), available: vec![] },
             RegistryError::NoPlatform { reference: reference(), wanted: "a/b".into(), available: vec!["c/d".into(), "e/f".into()] },
+            RegistryError::Layer {
+                reference: reference(),
+                source: crate::image::UnsupportedLayer { digest: crate::Digest::of(b""), media_type: "text/html".into() },
+            },
             RegistryError::Unsupported { reference: reference(), media_type: "text/html".into() },
             RegistryError::Settings { registry: registry(), path: "/ca.pem".into(), reason: "has no usable certificate (empty)".into() },
             RegistryError::Keychain { registry: registry(), source: Box::new(KeychainError::NoPlace) },

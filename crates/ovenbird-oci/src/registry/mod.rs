@@ -127,12 +127,13 @@ impl Client {
         self.inner.head(reference).await
     }
 
-    /// Fetches a blob into the store (nothing to do when it is there), verified while it streams.
+    /// Fetches a blob into the store, verified while it streams. Nothing to do when it is there in the size it should have.
     pub async fn fetch_blob(&self, from: &Reference, blob: &Descriptor, store: &Store, progress: &ProgressFn) -> Result<(), RegistryError> {
         self.inner.fetch_blob(from, blob, store, progress).await
     }
 
-    /// Pulls an image: the manifest of `platform` (or everything in the index when `None`), config and layers.
+    /// Pulls an image: the manifest of `platform` (or everything in the index when `None`), config and layers. Blobs that are there
+    /// already are read; those that are damaged are fetched again.
     ///
     /// Returns the descriptor of what is complete in the store now: of the platform's manifest, or of what the reference names
     /// when `platform` is `None`. An index on the way is stored too. The platform of an image without index is not checked.

@@ -13,7 +13,7 @@ use tokio_util::bytes::Bytes;
 use super::endpoint::Endpoint;
 use super::transport::{Backoff, Call, Payload, failure, next_piece, read_limited};
 use super::{Fetched, Inner, MAX_MANIFEST, ProgressFn, RegistryError, all, blocking};
-use crate::image::media;
+use crate::image::media::{self, is_foreign};
 use crate::store::{Partial, Store, StoreError};
 use crate::{Descriptor, Digest, Index, Manifest, Platform, Reference};
 
@@ -35,11 +35,6 @@ pub(crate) fn is_index(media_type: &str) -> bool {
 
 pub(crate) fn is_manifest(media_type: &str) -> bool {
     matches!(media_type, media::OCI_MANIFEST | media::DOCKER_MANIFEST)
-}
-
-/// Layers that registries do not serve: their licence forbids it.
-pub(crate) fn is_foreign(media_type: &str) -> bool {
-    media_type.contains(".nondistributable.") || media_type.contains(".rootfs.foreign.")
 }
 
 /// A parsed manifest or index.
@@ -86,10 +81,16 @@ pub(crate) async fn pull(
     let mut tasks = JoinSet::new();
     for fetched in &manifests {
         let Document::Manifest(manifest) = parse(fetched, &from.to_string())? else { continue };
+        // Beside images, an index holds attestations; those have layers of their own types.
+        if platform.is_some() {
+            let unknown = manifest.check_layers().err().filter(|layer| !is_foreign(&layer.media_type));
+            unknown.map_or(Ok(()), |source| Err(RegistryError::Layer { reference: from.to_string(), source }))?;
+        }
         for blob in manifest.layers.into_iter().chain([manifest.config]) {
             if seen.insert(blob.digest) {
                 let (inner, from, store, progress) = (Arc::clone(inner), from.clone(), store.clone(), Arc::clone(progress));
                 tasks.spawn(async move {
+                    inner.quarantine(&from, &blob, &store).await?;
                     match inner.fetch_blob(&from, &blob, &store, &progress).await {
                         Err(RegistryError::NotFound { .. }) if is_foreign(&blob.media_type) => Ok(()),
                         result => result,
@@ -112,13 +113,13 @@ async fn choose(inner: &Inner, from: &Reference, root: Fetched, wanted: &Platfor
         for fetched in std::mem::take(&mut level) {
             let Document::Index(index) = parse(&fetched, &from.to_string())? else { return Ok(fetched) };
             let alone = index.manifests.len() == 1;
+            available.extend(index.describe());
             for child in index.manifests {
                 let rank = match &child.platform {
                     Some(platform) => wanted.preference(platform),
                     // Some tools name no platform in an index of one.
                     None => (alone || is_index(&child.media_type)).then_some(u32::MAX),
                 };
-                available.extend(child.platform.as_ref().filter(|p| p.os != "unknown").map(ToString::to_string));
                 match rank {
                     Some(_) if is_index(&child.media_type) => below.push(child),
                     Some(rank) if best.as_ref().is_none_or(|(r, _)| rank < *r) => best = Some((rank, child)),
@@ -134,9 +135,6 @@ async fn choose(inner: &Inner, from: &Reference, root: Fetched, wanted: &Platfor
         }
     }
     let Some((_, child)) = best else {
-        available.dedup();
-        available.truncate(50);
-        let available = available.iter().map(|p| super::printable(p)).collect();
         return Err(RegistryError::NoPlatform { reference: from.to_string(), wanted: wanted.to_string(), available });
     };
     let mut fetched = inner.manifest_into(from, Some(&child), store).await?;
@@ -294,6 +292,19 @@ impl Inner {
         Ok(fetched)
     }
 
+    /// Reads a blob that is here and removes it when it is not what its name says: who pulls wants the image to be whole.
+    async fn quarantine(&self, from: &Reference, blob: &Descriptor, store: &Store) -> Result<(), RegistryError> {
+        if !store.holds(blob) {
+            return Ok(());
+        }
+        let (store, digest) = (store.clone(), blob.digest);
+        blocking(&format!("pull {from}"), move || match store.verify(&digest) {
+            Err(StoreError::Corrupt { .. } | StoreError::Missing { .. }) => Ok(()),
+            other => other,
+        })
+        .await
+    }
+
     /// Fetches a blob; see [`super::Client::fetch_blob`].
     pub(crate) async fn fetch_blob(
         &self,
@@ -304,7 +315,7 @@ impl Inner {
     ) -> Result<(), RegistryError> {
         let action = format!("fetch blob {} of {from}", blob.digest.short());
         let _flight = self.flight(format!("fetch {}", store.blob_path(&blob.digest).display())).await;
-        if store.has(&blob.digest) {
+        if store.holds(blob) {
             progress(&blob.digest, blob.size, blob.size);
             return Ok(());
         }

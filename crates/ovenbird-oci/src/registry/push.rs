@@ -9,10 +9,11 @@ use reqwest::{Method, Response, StatusCode, Url};
 use tokio::task::JoinSet;
 
 use super::endpoint::Endpoint;
-use super::pull::{Document, header, is_foreign, is_index, parse, scope};
+use super::pull::{Document, header, is_index, parse, scope};
 use super::transport::{Backoff, Call, Payload, detail, failure};
 use super::{Fetched, Inner, MAX_MANIFEST, ProgressFn, RegistryError, all, blocking};
-use crate::store::{Store, StoreError};
+use crate::image::media::is_foreign;
+use crate::store::Store;
 use crate::{Descriptor, Digest, Reference};
 
 /// Piece of an upload in pieces, in bytes: most proxies let this much through.
@@ -120,7 +121,8 @@ impl Push {
             return Err(RegistryError::TooLarge { what: format!("manifest {}", target.digest), size: target.size, limit: MAX_MANIFEST });
         }
         let origin = self.origins.get(&target.digest).cloned();
-        let bytes = if let (Some(origin), false) = (&origin, self.store.has(&target.digest)) {
+        // What the store has is taken from there, unless it is damaged.
+        let bytes = if let Some(origin) = &origin {
             self.inner.manifest_into(origin, Some(target), &self.store).await?.bytes
         } else {
             let (store, digest) = (self.store.clone(), target.digest);
@@ -194,26 +196,18 @@ impl Push {
                 Some(started) => session = started,
             }
         }
-        if !self.store.has(&blob.digest) {
-            let Some(origin) = origin else {
-                return Err(RegistryError::store(&action, StoreError::Missing { digest: blob.digest }));
-            };
+        if let Err(damage) = self.store.check(blob) {
+            let Some(origin) = origin else { return Err(RegistryError::store(&action, damage)) };
             self.inner.fetch_blob(origin, blob, &self.store, &self.progress).await?;
         }
-        let path = self.store.blob_path(&blob.digest);
-        let length = tokio::fs::metadata(&path)
-            .await
-            .map_err(|source| RegistryError::store(&action, StoreError::Io { action: "read", path: path.clone(), source }))?
-            .len();
-        if length != blob.size {
-            return Err(RegistryError::Corrupt {
-                what: format!("blob {} in the store", blob.digest),
-                expected: format!("{} bytes", blob.size),
-                actual: format!("{length} bytes"),
-            });
-        }
         let _transfer = self.inner.transfer(&action).await?;
-        self.upload(blob, session, &action).await
+        let uploaded = self.upload(blob, session, &action).await;
+        if let Err(RegistryError::Corrupt { .. } | RegistryError::Protocol { .. } | RegistryError::Interrupted { .. }) = &uploaded {
+            // Not the registry's fault when the bytes here are wrong; they are removed then, so that the next build makes them anew.
+            let (store, digest) = (self.store.clone(), blob.digest);
+            blocking(&action, move || store.verify(&digest)).await?;
+        }
+        uploaded
     }
 
     async fn upload(&self, blob: &Descriptor, mut session: Option<Url>, action: &str) -> Result<(), RegistryError> {

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use ovenbird_dockerfile::ignore::PatternError;
 use ovenbird_engine::input::LocalContext;
-use ovenbird_oci::layer::LayerError;
 
 use crate::error::{Error, Kind};
 use crate::request::{BuildRequest, Source};
@@ -104,10 +103,10 @@ pub enum SourceError {
         format: &'static str,
     },
     /// A bad archive.
-    #[error("the context on standard input cannot be unpacked: {source}")]
+    #[error("the context on standard input cannot be unpacked: {reason}; make the archive again")]
     Archive {
         /// Why.
-        source: LayerError,
+        reason: String,
     },
     /// A kind of source that is not supported.
     #[error("the build context {url:?} is not supported: only folders and standard input are")]

@@ -210,7 +210,7 @@ fn from_stdin(temp: &Path, stdin: &mut dyn Read, inline: &mut Option<String>) ->
     let mut whole = io::Cursor::new(head.clone()).chain(stdin);
     match archive_format(&head) {
         Some("tar" | "gzip" | "zstd") => {
-            layer::unpack(whole, dir.path(), None, Ownership::Recorded, &|_| None).map_err(|source| SourceError::Archive { source })?;
+            layer::extract(whole, dir.path(), Ownership::Recorded).map_err(|error| SourceError::Archive { reason: error.of_archive() })?;
             Ok(Root::Foreign(dir))
         }
         Some(format) => Err(SourceError::Format { format }),
