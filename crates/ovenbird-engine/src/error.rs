@@ -91,6 +91,18 @@ pub enum BuildError {
         /// How to give it.
         hint: String,
     },
+    /// An instruction asks for something that cannot be.
+    #[error("{step}: {reason}")]
+    Instruction {
+        /// Name of the step.
+        step: String,
+        /// First line of the instruction.
+        line: Option<u32>,
+        /// Why.
+        reason: String,
+        /// How to fix it.
+        hint: &'static str,
+    },
     /// A step exited non-zero.
     #[error("{name}: {}", step_reason(*code, *out_of_memory))]
     Step {
@@ -174,7 +186,7 @@ impl BuildError {
     /// Class of this failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Dockerfile { .. } => ErrorKind::Dockerfile,
+            Self::Dockerfile { .. } | Self::Instruction { .. } => ErrorKind::Dockerfile,
             Self::Image { .. } | Self::Registry(_) => ErrorKind::Registry,
             Self::File { source, .. } => match source {
                 FileError::Io { .. } => ErrorKind::Configuration,
@@ -186,7 +198,10 @@ impl BuildError {
             Self::Sandbox { source, .. } => match source {
                 SandboxError::Exec { .. } => ErrorKind::Step,
                 SandboxError::Refused { .. } => ErrorKind::Usage,
-                _ => ErrorKind::Sandbox,
+                SandboxError::Target { .. } | SandboxError::Cwd { .. } => ErrorKind::Dockerfile,
+                // The base image, as it came.
+                SandboxError::Root { .. } => ErrorKind::Registry,
+                SandboxError::Setup { .. } | SandboxError::Impossible { .. } => ErrorKind::Sandbox,
             },
             Self::Layer { source, .. } => match source {
                 LayerError::Io { .. } | LayerError::Store(_) => ErrorKind::Configuration,

@@ -30,6 +30,7 @@ mod syscall;
 
 use std::sync::atomic::AtomicBool;
 
+pub use mounts::lowers_max;
 pub use probe::{Level, LevelStatus, Probe};
 pub use spec::{Limits, Mount, MountSource, Network, Outcome, Root, SandboxError, Step, StepUser, Stream};
 

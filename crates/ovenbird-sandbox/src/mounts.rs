@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::syscall::{self, c_bytes, c_path, check, here};
 
@@ -18,6 +19,20 @@ const VALUE_MAX: usize = 255;
 const SYMLINKS_MAX: usize = 40;
 /// `mount` takes one page of options.
 const OPTIONS_MAX: usize = 4095;
+
+/// `OVL_MAX_STACK` of the kernel.
+const LOWERS_MAX: usize = 500;
+/// As many as fit into one page of options by their short names (`/proc/self/fd/12345:`), with room for what stands beside them.
+const LOWERS_MAX_CLASSIC: usize = (OPTIONS_MAX - 256) / 20;
+
+/// The most lower folders that one overlay of this machine takes. Call it where a step would be run (after [`crate::enter`]).
+pub fn lowers_max() -> usize {
+    static MOST: OnceLock<usize> = OnceLock::new();
+    *MOST.get_or_init(|| {
+        let one_by_one = syscall::fsopen(c"overlay").and_then(|fs| syscall::fsconfig_string(fs.as_fd(), c"lowerdir+", c"/"));
+        if one_by_one.is_ok() { LOWERS_MAX } else { LOWERS_MAX_CLASSIC }
+    })
+}
 
 /// Mounts an overlay at `at`; without `upper` (and its work folder) it is read-only.
 pub(crate) fn overlay(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, at: &Path) -> io::Result<()> {

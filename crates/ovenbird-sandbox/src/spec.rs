@@ -198,6 +198,30 @@ pub enum SandboxError {
         /// Why.
         source: io::Error,
     },
+    /// A mount does not fit what the root has at its target.
+    #[error("cannot mount on {}: {reason}", target.display())]
+    Target {
+        /// As asked for.
+        target: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The working directory cannot be one.
+    #[error("cannot use the working directory {}: {source}", path.display())]
+    Cwd {
+        /// As asked for.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The root file system is not one that a step can run in.
+    #[error("the root file system is malformed: {path}: {source}")]
+    Root {
+        /// What every step needs.
+        path: &'static str,
+        /// Why it cannot be had.
+        source: io::Error,
+    },
     /// No level works here.
     #[error("this machine allows no RUN step: {reason}")]
     Impossible {

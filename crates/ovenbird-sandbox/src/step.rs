@@ -322,7 +322,7 @@ pub(crate) fn start(go: &OwnedFd, errors: &OwnedFd, step: &Step, running: &mut R
         Some(Stage::Exec) => {
             Err(SandboxError::Exec { program: step.args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default(), source })
         }
-        Some(Stage::Cwd) => Err(SandboxError::Setup { what: format!("entering the working directory {}", step.cwd.display()), source }),
+        Some(Stage::Cwd) => Err(SandboxError::Cwd { path: step.cwd.clone(), source }),
         _ => Err(SandboxError::Setup { what: stage.map_or("starting the step", Stage::what).to_owned(), source }),
     }
 }

@@ -9,8 +9,10 @@ use ovenbird_sandbox::{Limits, Mount, MountSource, Network, Root, SandboxError, 
 use crate::cache::Link;
 use crate::error::BuildError;
 use crate::event::{Event, LogStream};
+use crate::ops::account::{AccountError, Accounts};
 use crate::ops::log::{LogText, Tail};
-use crate::ops::{Session, account, image, merged, mount};
+use crate::ops::lowers::LowersError;
+use crate::ops::{Session, image, merged, mount};
 use crate::plan::{ExecOp, NetworkMode, Security};
 use crate::snapshot::{Snapshot, view};
 use crate::state::{SnapshotId, remove_tree};
@@ -37,6 +39,19 @@ impl StepName {
         BuildError::NotGiven { step: self.name.clone(), line: self.line(), what, hint }
     }
 
+    /// The error for something that the instruction asks for and nobody can do.
+    fn impossible(&self, reason: String, hint: &'static str) -> BuildError {
+        BuildError::Instruction { step: self.name.clone(), line: self.line(), reason, hint }
+    }
+
+    /// The folders of a snapshot for an overlay mount, highest first.
+    pub fn lowers(&self, session: &Session, snapshot: &Snapshot) -> Result<Vec<PathBuf>, BuildError> {
+        session.lowers.of(snapshot, ovenbird_sandbox::lowers_max(), session.state).map_err(|error| match error {
+            LowersError::File(source) => BuildError::File { step: self.name.clone(), line: self.line(), source },
+            LowersError::State(source) => source.into(),
+        })
+    }
+
     fn sandbox(&self, source: SandboxError) -> BuildError {
         BuildError::Sandbox { step: self.name.clone(), line: self.line(), source }
     }
@@ -59,6 +74,7 @@ pub fn run(
             reason: "devices cannot be given to a step yet; remove the flag".into(),
         });
     }
+    refuse_nul(step, op)?;
     let base = image::snapshot(session, base)?;
     let work = session.state.work_dir()?;
     let fs_dir = work.subdir("fs")?;
@@ -71,13 +87,18 @@ pub fn run(
         let before = merged::Index::of(&dir).map_err(file_error)?;
         (Root::Dir(dir), Some(before))
     } else {
-        let lowers = base.layers.iter().rev().map(|layer| layer.dir.clone()).collect();
+        let lowers = step.lowers(session, &base)?;
         (Root::Overlay { lowers, upper: fs_dir.clone(), work: scratch.subdir("overlay")? }, None)
     };
 
     let tree = view::View::new(&base);
-    let account = account::lookup(&op.user, &|path| view::read_text(&tree, path))
-        .map_err(|reason| step.sandbox(SandboxError::Setup { what: format!("USER {}", op.user), source: std::io::Error::other(reason) }))?;
+    let account = Accounts::read(&tree).lookup(&op.user).map_err(|reason| {
+        let hint = match reason {
+            AccountError::Unknown { .. } => "add it before this step, for example with RUN adduser or RUN useradd, or give USER a number",
+            AccountError::Range { .. } => "give USER another one",
+        };
+        step.impossible(format!("USER {}: {reason}", op.user), hint)
+    })?;
     let mut mounts = mount::prepare(session, step, &op.mounts, chain)?;
     for (path, content, mode) in &op.inline_files {
         mounts.mounts.push(Mount {
@@ -158,6 +179,21 @@ pub fn run(
         let _ = remove_tree(dir);
     }
     Ok(session.state.commit(work, None, &owners)?)
+}
+
+/// A NUL byte ends every string that a program is started with.
+fn refuse_nul(step: &StepName, op: &ExecOp) -> Result<(), BuildError> {
+    let targets = op.mounts.iter().map(|mount| &mount.target).chain(op.inline_files.iter().map(|file| &file.0));
+    let what = [
+        ("the command", op.args.iter().any(|arg| arg.contains('\0'))),
+        ("the environment", op.env.iter().chain(&op.proxy_env).any(|entry| entry.contains('\0'))),
+        ("the working directory", op.cwd.contains('\0')),
+        ("the target of a mount", { targets }.any(|target| target.contains('\0'))),
+    ];
+    match what.iter().find(|(_, found)| *found) {
+        Some((what, _)) => Err(step.impossible(format!("{what} has a NUL byte, which no program can be given"), "remove the byte")),
+        None => Ok(()),
+    }
 }
 
 /// Intended owners of the merged tree, highest layer first wins.
