@@ -21,6 +21,7 @@ mod place;
 mod prepare;
 pub mod probe;
 mod reap;
+mod remove;
 mod seccomp;
 mod socket;
 pub mod spec;

@@ -167,7 +167,7 @@ impl Stubs {
         let fd = self.open_or_make(root, path, kind, true)?;
         let (at, top) = (syscall::stat(fd.as_fd())?, syscall::stat(root)?);
         if (at.st_dev, at.st_ino) == (top.st_dev, top.st_ino) {
-            return Err(io::Error::other("the mount point is the root itself"));
+            return Err(onto_root());
         }
         let is_folder = at.st_mode & libc::S_IFMT == libc::S_IFDIR;
         if is_folder != (kind == Kind::Folder) {
@@ -303,6 +303,11 @@ impl Stubs {
             }
         }
     }
+}
+
+/// The refusal of a mount that would hide everything.
+pub(crate) fn onto_root() -> io::Error {
+    io::Error::other("the mount point is the root itself")
 }
 
 pub(crate) fn set_times(fd: BorrowedFd<'_>, to: &libc::stat) -> io::Result<()> {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use crate::failure::{self, Context};
 use crate::mounts::{self, Kind, Stubs};
+use crate::remove::remove;
 use crate::syscall::{self, c_bytes, c_path, check, here};
 use crate::{Level, Mount, MountSource, Network, Root, SandboxError, Step, network};
 
@@ -80,7 +81,7 @@ impl Scratch<'_> {
         if let Ok(entries) = fs::read_dir(self.0) {
             for entry in entries.flatten() {
                 // What cannot go now is found by the engine's own clean-up of the scratch folder.
-                let _ = fs::remove_dir_all(entry.path());
+                let _ = remove(&entry.path());
             }
         }
     }

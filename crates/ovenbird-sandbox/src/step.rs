@@ -118,7 +118,7 @@ fn helper(
     scratch.clear();
     if let Root::Overlay { work, .. } = &step.root {
         // `volatile` leaves a mark there that forbids the next mount.
-        let _ = std::fs::remove_dir_all(work);
+        let _ = crate::remove::remove(work);
     }
     result
 }
