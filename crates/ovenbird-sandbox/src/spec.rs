@@ -138,8 +138,9 @@ pub struct Step {
     pub stdin: Vec<u8>,
     /// Private scratch folder of this step (exists, empty, same file system as the root).
     pub scratch: PathBuf,
-    /// Intended owners of the merged lower layers (single-id level): merged path, relative → (uid, gid).
-    pub lower_owners: Vec<(PathBuf, u32, u32)>,
+    /// Intended owners of the merged lower layers (single-id level), as in [`Outcome::owners`]: merged path, relative → (uid, gid,
+    /// device node).
+    pub lower_owners: Vec<(PathBuf, u32, u32, Option<(u32, u32, u32)>)>,
 }
 
 /// Which stream.

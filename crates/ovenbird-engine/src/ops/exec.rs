@@ -1,7 +1,7 @@
 //! `RUN`: one sandboxed step above a snapshot.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ovenbird_oci::layer::{Owner, Owners};
 use ovenbird_sandbox::{Limits, Mount, MountSource, Network, Root, SandboxError, Step, Stream};
@@ -10,12 +10,18 @@ use crate::cache::Link;
 use crate::error::BuildError;
 use crate::event::{Event, LogStream};
 use crate::ops::account::{AccountError, Accounts};
+use crate::ops::file::FileError;
 use crate::ops::log::{LogText, Tail};
 use crate::ops::lowers::LowersError;
 use crate::ops::{Session, image, merged, mount};
 use crate::plan::{ExecOp, NetworkMode, Security};
+use crate::snapshot::tree::{Kind, Tree};
 use crate::snapshot::{Snapshot, view};
 use crate::state::{SnapshotId, remove_tree};
+
+/// Bits of `st_mode`.
+const S_IFCHR: u32 = 0o020_000;
+const S_IFBLK: u32 = 0o060_000;
 
 /// How a step is called in events and errors.
 #[derive(Debug, Clone)]
@@ -80,18 +86,23 @@ pub fn run(
     let fs_dir = work.subdir("fs")?;
     let scratch = session.state.work_dir()?;
     let in_place = !session.overlay;
+    let tree = view::View::new(&base);
+    let owners = lower_owners(&base, &tree).map_err(|error| BuildError::File {
+        step: step.name.clone(),
+        line: step.line(),
+        source: FileError::io("read", "the files of the base")(error),
+    })?;
     let (root, before) = if in_place {
         let dir = scratch.subdir("root")?;
         let file_error = |source| BuildError::File { step: step.name.clone(), line: step.line(), source };
         merged::materialize(&base, &dir, session.state.ownership()).map_err(file_error)?;
         let before = merged::Index::of(&dir).map_err(file_error)?;
-        (Root::Dir(dir), Some(before))
+        (Root::Dir(dir), Some(before.owned(owners.clone())))
     } else {
         let lowers = step.lowers(session, &base)?;
         (Root::Overlay { lowers, upper: fs_dir.clone(), work: scratch.subdir("overlay")? }, None)
     };
 
-    let tree = view::View::new(&base);
     let account = Accounts::read(&tree).lookup(&op.user).map_err(|reason| {
         let hint = match reason {
             AccountError::Unknown { .. } => "add it before this step, for example with RUN adduser or RUN useradd, or give USER a number",
@@ -132,7 +143,7 @@ pub fn run(
         insecure: op.security == Security::Insecure,
         stdin: vec![],
         scratch: scratch.subdir("sandbox")?,
-        lower_owners: lower_owners(&base),
+        lower_owners: owners.into_iter().map(|(path, Owner { uid, gid, node })| (PathBuf::from(path), uid, gid, node)).collect(),
     };
 
     let mut streams = [LogText::new(&mounts.masked), LogText::new(&mounts.masked)];
@@ -196,13 +207,20 @@ fn refuse_nul(step: &StepName, op: &ExecOp) -> Result<(), BuildError> {
     }
 }
 
-/// Intended owners of the merged tree, highest layer first wins.
-fn lower_owners(base: &Snapshot) -> Vec<(PathBuf, u32, u32)> {
-    let mut merged = std::collections::BTreeMap::new();
-    for layer in &base.layers {
-        for (path, owner) in layer.owners.iter() {
-            merged.insert(path, (owner.uid, owner.gid));
+/// Intended owners of the merged tree where the disk does not hold them.
+fn lower_owners(base: &Snapshot, tree: &dyn Tree) -> std::io::Result<Owners> {
+    let mut owners = Owners::new();
+    for path in base.layers.iter().flat_map(|layer| layer.owners.keys()) {
+        // A higher layer may have something else there.
+        let Some(entry) = tree.entry(Path::new(path))? else { continue };
+        let node = match entry.kind {
+            Kind::Char(major, minor) => Some((S_IFCHR | entry.mode, major, minor)),
+            Kind::Block(major, minor) => Some((S_IFBLK | entry.mode, major, minor)),
+            _ => None,
+        };
+        if (entry.uid, entry.gid, node) != (0, 0, None) {
+            owners.insert(path.clone(), Owner { uid: entry.uid, gid: entry.gid, node });
         }
     }
-    merged.into_iter().map(|(path, (uid, gid))| (PathBuf::from(path), uid, gid)).collect()
+    Ok(owners)
 }

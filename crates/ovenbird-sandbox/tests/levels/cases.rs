@@ -428,6 +428,30 @@ pub(crate) fn all() -> Vec<Case> {
             },
         },
         Case {
+            name: "owners_of_hard_links",
+            levels: SINGLE,
+            script: "cd /low; echo more >> a; rm c; echo new > c; mkdir d; chmod 600 node; mknod fresh c 1 3; chmod 640 fresh",
+            set_up: |place, step| {
+                fs::create_dir(place.path("lower/low")).unwrap();
+                for (name, other) in [("a", "b"), ("c", "e")] {
+                    fs::write(place.path("lower/low").join(name), "").unwrap();
+                    fs::hard_link(place.path("lower/low").join(name), place.path("lower/low").join(other)).unwrap();
+                }
+                fs::write(place.path("lower/low/node"), "").unwrap();
+                step.lower_owners = ["a", "b", "c", "e"].map(|name| (Path::new("low").join(name), 40, 41, None)).to_vec();
+                step.lower_owners.push(("low/node".into(), 0, 0, Some((libc::S_IFCHR | 0o644, 1, 5))));
+            },
+            check: |ran| {
+                ran.says("");
+                let want = [
+                    ("low/a".into(), 40, 41, None),
+                    ("low/fresh".into(), 0, 0, Some((libc::S_IFCHR | 0o640, 1, 3))),
+                    ("low/node".into(), 0, 0, Some((libc::S_IFCHR | 0o600, 1, 5))),
+                ];
+                assert_eq!(ran.outcome().owners, want);
+            },
+        },
+        Case {
             name: "shm_size_refused",
             levels: CHROOT,
             script: "true",
@@ -757,7 +781,7 @@ pub(crate) fn all() -> Vec<Case> {
                     fs::write(place.path("lower/low").join(name), name).unwrap();
                 }
                 symlink("nowhere", place.path("lower/link")).unwrap();
-                step.lower_owners = ["f", "g", "k", "untouched"].map(|name| (Path::new("low").join(name), 40, 41)).to_vec();
+                step.lower_owners = ["f", "g", "k", "untouched"].map(|name| (Path::new("low").join(name), 40, 41, None)).to_vec();
             },
             check: |ran| {
                 ran.says("");
@@ -794,7 +818,7 @@ pub(crate) fn all() -> Vec<Case> {
                 fs::write(place.path("lower/etc/passwd"), "root:x:0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n").unwrap();
                 fs::write(place.path("lower/etc/group"), "root:x:0:\napp:x:1000:\n").unwrap();
                 fs::write(place.path("lower/etc/shadow"), "root:x:\n").unwrap();
-                step.lower_owners = vec![("etc/shadow".into(), 0, 42)];
+                step.lower_owners = vec![("etc/shadow".into(), 0, 42, None)];
             },
             check: |ran| {
                 ran.says("1000\nrefused\n1000\n0\n0:42\n1000:1000\n1000:1000\n");
@@ -830,7 +854,7 @@ pub(crate) fn all() -> Vec<Case> {
                 for name in ["inside", "low/f", "low/g", "low/inside"] {
                     fs::write(place.path("lower").join(name), name).unwrap();
                 }
-                step.lower_owners = vec![("low/f".into(), 40, 41), ("/low/g".into(), 50, 51)];
+                step.lower_owners = vec![("low/f".into(), 40, 41, None), ("/low/g".into(), 50, 51, None)];
             },
             check: |ran| {
                 ran.says(
