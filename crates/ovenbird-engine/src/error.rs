@@ -107,6 +107,18 @@ pub enum BuildError {
         /// How to give it.
         hint: String,
     },
+    /// An instruction asks for something that cannot be.
+    #[error("{step}: {reason}")]
+    Instruction {
+        /// Name of the step.
+        step: String,
+        /// First line of the instruction.
+        line: Option<u32>,
+        /// Why.
+        reason: String,
+        /// How to fix it.
+        hint: &'static str,
+    },
     /// A step exited non-zero.
     #[error("{name}: {}", step_reason(*code, *out_of_memory))]
     Step {
@@ -197,7 +209,7 @@ impl BuildError {
     /// Class of this failure.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Dockerfile { .. } => ErrorKind::Dockerfile,
+            Self::Dockerfile { .. } | Self::Instruction { .. } => ErrorKind::Dockerfile,
             // The registry is not to blame for what is wrong in the state folder.
             Self::Image { source, .. } if !matches!(source, Some(RegistryError::Store { .. })) => ErrorKind::Registry,
             Self::Registry(source) if !matches!(source, RegistryError::Store { .. }) => ErrorKind::Registry,
@@ -211,7 +223,10 @@ impl BuildError {
             Self::Sandbox { source, .. } => match source {
                 SandboxError::Exec { .. } => ErrorKind::Step,
                 SandboxError::Refused { .. } => ErrorKind::Usage,
-                _ => ErrorKind::Sandbox,
+                SandboxError::Target { .. } | SandboxError::Cwd { .. } => ErrorKind::Dockerfile,
+                // The base image, as it came.
+                SandboxError::Root { .. } => ErrorKind::Registry,
+                SandboxError::Setup { .. } | SandboxError::Impossible { .. } => ErrorKind::Sandbox,
             },
             Self::Layer { source, .. } => match source {
                 LayerError::Io { .. } | LayerError::Store(_) => ErrorKind::Configuration,

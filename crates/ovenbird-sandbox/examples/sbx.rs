@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         lower_owners.extend(list.lines().filter_map(|line| {
             let mut parts = line.splitn(3, ' ');
             let (uid, gid) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-            Some((PathBuf::from(parts.next()?), uid, gid))
+            Some((PathBuf::from(parts.next()?), uid, gid, None))
         }));
     }
     let mut code = 0;

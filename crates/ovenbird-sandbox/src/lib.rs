@@ -21,6 +21,7 @@ mod place;
 mod prepare;
 pub mod probe;
 mod reap;
+mod remove;
 mod seccomp;
 mod socket;
 pub mod spec;
@@ -30,6 +31,7 @@ mod syscall;
 
 use std::sync::atomic::AtomicBool;
 
+pub use mounts::lowers_max;
 pub use probe::{Level, LevelStatus, Probe};
 pub use spec::{Limits, Mount, MountSource, Network, Outcome, Root, SandboxError, Step, StepUser, Stream};
 

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::syscall::{self, c_bytes, c_path, check, here};
 
@@ -18,6 +19,20 @@ const VALUE_MAX: usize = 255;
 const SYMLINKS_MAX: usize = 40;
 /// `mount` takes one page of options.
 const OPTIONS_MAX: usize = 4095;
+
+/// `OVL_MAX_STACK` of the kernel.
+const LOWERS_MAX: usize = 500;
+/// As many as fit into one page of options by their short names (`/proc/self/fd/12345:`), with room for what stands beside them.
+const LOWERS_MAX_CLASSIC: usize = (OPTIONS_MAX - 256) / 20;
+
+/// The most lower folders that one overlay of this machine takes. Call it where a step would be run (after [`crate::enter`]).
+pub fn lowers_max() -> usize {
+    static MOST: OnceLock<usize> = OnceLock::new();
+    *MOST.get_or_init(|| {
+        let one_by_one = syscall::fsopen(c"overlay").and_then(|fs| syscall::fsconfig_string(fs.as_fd(), c"lowerdir+", c"/"));
+        if one_by_one.is_ok() { LOWERS_MAX } else { LOWERS_MAX_CLASSIC }
+    })
+}
 
 /// Mounts an overlay at `at`; without `upper` (and its work folder) it is read-only.
 pub(crate) fn overlay(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, at: &Path) -> io::Result<()> {
@@ -152,7 +167,7 @@ impl Stubs {
         let fd = self.open_or_make(root, path, kind, true)?;
         let (at, top) = (syscall::stat(fd.as_fd())?, syscall::stat(root)?);
         if (at.st_dev, at.st_ino) == (top.st_dev, top.st_ino) {
-            return Err(io::Error::other("the mount point is the root itself"));
+            return Err(onto_root());
         }
         let is_folder = at.st_mode & libc::S_IFMT == libc::S_IFDIR;
         if is_folder != (kind == Kind::Folder) {
@@ -288,6 +303,11 @@ impl Stubs {
             }
         }
     }
+}
+
+/// The refusal of a mount that would hide everything.
+pub(crate) fn onto_root() -> io::Error {
+    io::Error::other("the mount point is the root itself")
 }
 
 pub(crate) fn set_times(fd: BorrowedFd<'_>, to: &libc::stat) -> io::Result<()> {

@@ -411,10 +411,10 @@ impl Recorder {
         self.made(&made, owner).map(|()| Answer::Value(0))
     }
 
-    /// Who owns what the caller makes, when that is not root.
+    /// Who owns what the caller makes, when that must be noted.
     fn maker(&mut self, place: &Place, call: &libc::seccomp_notif) -> Option<(u32, u32)> {
         let credentials = self.credentials(place, call.pid as i32);
-        Some((credentials.user.effective, credentials.group.effective)).filter(|owner| *owner != (0, 0))
+        Some((credentials.user.effective, credentials.group.effective)).filter(|owner| *owner != (0, 0) || self.owners.wants_all())
     }
 
     fn create(&mut self, place: &mut Place, call: &libc::seccomp_notif, dir: i32, path: u64, flags: c_int, mode: u32) -> Answered {

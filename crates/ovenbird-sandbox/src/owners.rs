@@ -17,6 +17,9 @@ use crate::syscall::{c_path, check};
 /// Device node as (`st_mode`, major, minor).
 pub(crate) type Device = (u32, u32, u32);
 
+/// uid, gid, and the device that an empty file stands for.
+type Owner = (u32, u32, Option<Device>);
+
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Inode {
     device: (u32, u32),
@@ -36,7 +39,10 @@ struct Entry {
 pub(crate) struct Owners {
     recorded: HashMap<Inode, Entry>,
     /// Lower layers never change while a step runs, so the inode alone identifies a file; copying up keeps it.
-    lower: HashMap<Inode, (u32, u32)>,
+    lower: HashMap<Inode, Owner>,
+    /// Lower files with several names: copying one up breaks the link and gives it a new number, so only its name is left.
+    /// For that to be told from a new file of that name, the recorder notes every file that the step makes.
+    linked: HashMap<PathBuf, Owner>,
     /// Something differs, or did, from what the disk says.
     differs: bool,
 }
@@ -48,6 +54,8 @@ pub(crate) const MASK: u32 = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
 pub(crate) struct Seen {
     pub(crate) inode: Inode,
     born: (i64, u32),
+    /// A file with other names.
+    linked: bool,
 }
 
 /// `statx` without following; `path` may be empty for the descriptor itself.
@@ -66,7 +74,8 @@ impl From<&libc::statx> for Seen {
     /// Needs what is in [`MASK`].
     fn from(stat: &libc::statx) -> Seen {
         let inode = Inode { device: (stat.stx_dev_major, stat.stx_dev_minor), number: stat.stx_ino };
-        Seen { inode, born: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec) }
+        let folder = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFDIR;
+        Seen { inode, born: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec), linked: stat.stx_nlink > 1 && !folder }
     }
 }
 
@@ -77,11 +86,16 @@ impl Owners {
     }
 
     /// The intended owner, and the device node that an empty file stands for, when anything is known of the file.
-    pub(crate) fn known(&self, seen: &Seen) -> Option<(u32, u32, Option<Device>)> {
+    pub(crate) fn known(&self, seen: &Seen) -> Option<Owner> {
         match self.recorded.get(&seen.inode) {
             Some(entry) if entry.born == seen.born => Some((entry.uid, entry.gid, entry.node)),
-            _ => self.lower.get(&seen.inode).map(|(uid, gid)| (*uid, *gid, None)),
+            _ => self.lower.get(&seen.inode).copied(),
         }
+    }
+
+    /// Files that the step makes must be [`set`](Self::set), even those of root.
+    pub(crate) fn wants_all(&self) -> bool {
+        !self.linked.is_empty()
     }
 
     /// Every file is what the disk says.
@@ -90,20 +104,23 @@ impl Owners {
     }
 
     pub(crate) fn set(&mut self, seen: &Seen, uid: u32, gid: u32, node: Option<Device>) {
-        let node = node.or_else(|| self.recorded.get(&seen.inode).filter(|old| old.born == seen.born).and_then(|old| old.node));
+        let node = node.or_else(|| self.known(seen).and_then(|known| known.2));
         self.differs |= (uid, gid) != (0, 0) || node.is_some();
         self.recorded.insert(seen.inode, Entry { uid, gid, node, born: seen.born });
     }
 }
 
 /// The known owners of lower files by their inodes in the merged mount. Paths that are gone are skipped.
-pub(crate) fn lower(merged: BorrowedFd<'_>, known: &[(PathBuf, u32, u32)]) -> Owners {
+pub(crate) fn lower(merged: BorrowedFd<'_>, known: &[(PathBuf, u32, u32, Option<Device>)]) -> Owners {
     let mut owners = Owners::default();
-    for (path, uid, gid) in known {
+    for (path, uid, gid, node) in known {
         let relative = path.strip_prefix("/").unwrap_or(path);
         if let Ok(seen) = c_path(relative).and_then(|path| look(merged, &path)) {
-            owners.lower.insert(seen.inode, (*uid, *gid));
-            owners.differs |= (*uid, *gid) != (0, 0);
+            owners.lower.insert(seen.inode, (*uid, *gid, *node));
+            owners.differs |= (*uid, *gid, *node) != (0, 0, None);
+            if seen.linked {
+                owners.linked.insert(relative.to_owned(), (*uid, *gid, *node));
+            }
         }
     }
     owners
@@ -130,17 +147,18 @@ pub(crate) fn table(
                 folders.push(path.clone());
             }
             let seen = look(merged, &c_path(&path)?)?;
-            let found = recorded.recorded.get(&seen.inode).filter(|entry| entry.born == seen.born);
-            let (uid, gid, node) = match found {
-                Some(entry) => (entry.uid, entry.gid, entry.node),
-                None => {
-                    let (uid, gid) = match recorded.lower.get(&seen.inode) {
-                        Some(owner) => *owner,
-                        None if fallback != (0, 0) && !copied_up(&entry.path()) => fallback,
-                        None => (0, 0),
-                    };
-                    (uid, gid, None)
-                }
+            let (uid, gid, node) = match recorded.known(&seen) {
+                Some(known) => known,
+                None => match recorded.linked.get(&path).filter(|_| !kind.is_dir()) {
+                    Some(owner) => *owner,
+                    None if fallback != (0, 0) && !copied_up(&entry.path()) => (fallback.0, fallback.1, None),
+                    None => (0, 0, None),
+                },
+            };
+            // The step may have changed the bits of the empty file since.
+            let node = match node {
+                Some((mode, major, minor)) => Some((mode & libc::S_IFMT | entry.metadata()?.mode() & 0o7777, major, minor)),
+                None => None,
             };
             if (uid, gid) != (0, 0) || node.is_some() {
                 out.push((path, uid, gid, node));
@@ -161,6 +179,7 @@ fn copied_up(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -169,10 +188,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let open = || crate::mounts::open_path(folder.path()).unwrap();
         let path = |name: &str| folder.path().join(name);
-        for name in ["kept", "moved", "gone", "device", "root", "low"] {
+        for name in ["kept", "moved", "gone", "device", "root", "low", "linked", "replaced"] {
             fs::write(path(name), name).unwrap();
         }
-        let mut owners = lower(open().as_fd(), &[("/low".into(), 7, 8), ("absent".into(), 1, 1)]);
+        fs::hard_link(path("linked"), path("linked-too")).unwrap();
+        fs::hard_link(path("replaced"), path("replaced-too")).unwrap();
+        let mut owners = lower(
+            open().as_fd(),
+            &[("/low".into(), 7, 8, None), ("absent".into(), 1, 1, None), ("linked".into(), 9, 9, None), ("replaced".into(), 9, 9, None)],
+        );
         let dir = open();
         let seen = |name: &std::ffi::CStr| look(dir.as_fd(), name).unwrap();
         owners.set(&seen(c"kept"), 1, 2, None);
@@ -187,10 +211,20 @@ mod tests {
         for index in 0..50 {
             fs::write(path(&format!("new-{index}")), "may get the number of the removed file").unwrap();
         }
+        assert!(owners.wants_all());
+        // What copying up does to a file with several names, and what a step does that makes a new one.
+        for name in ["linked", "replaced"] {
+            fs::remove_file(path(name)).unwrap();
+            fs::remove_file(path(&format!("{name}-too"))).unwrap();
+            fs::write(path(name), "").unwrap();
+        }
+        owners.set(&seen(c"replaced"), 0, 0, None);
+        fs::set_permissions(path("device"), fs::Permissions::from_mode(0o640)).unwrap();
         let table = table(dir.as_fd(), folder.path(), &owners, (0, 0)).unwrap();
         let want: Vec<(PathBuf, u32, u32, Option<Device>)> = vec![
-            ("device".into(), 0, 0, Some((libc::S_IFBLK, 7, 0))),
+            ("device".into(), 0, 0, Some((libc::S_IFBLK | 0o640, 7, 0))),
             ("kept".into(), 1, 2, None),
+            ("linked".into(), 9, 9, None),
             ("low".into(), 7, 8, None),
             ("there".into(), 3, 4, None),
         ];

@@ -11,8 +11,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use crate::failure::Context;
+use crate::failure::{self, Context};
 use crate::mounts::{self, Kind, Stubs};
+use crate::remove::remove;
 use crate::syscall::{self, c_bytes, c_path, check, here};
 use crate::{Level, Mount, MountSource, Network, Root, SandboxError, Step, network};
 
@@ -80,7 +81,7 @@ impl Scratch<'_> {
         if let Ok(entries) = fs::read_dir(self.0) {
             for entry in entries.flatten() {
                 // What cannot go now is found by the engine's own clean-up of the scratch folder.
-                let _ = fs::remove_dir_all(entry.path());
+                let _ = remove(&entry.path());
             }
         }
     }
@@ -143,22 +144,31 @@ pub(crate) fn fill(level: Level, step: &Step, rooted: &mut Rooted) -> Result<Fil
     let scratch = Scratch(&step.scratch);
     let (root, stubs) = (rooted.root.as_fd(), &mut rooted.stubs);
     let mut sockets = Vec::new();
-    let proc_target = stubs.target(root, Path::new("/proc"), Kind::Folder).context(|| "making the mount point /proc".to_owned())?;
+    let proc_target = target(root, "/proc", Kind::Folder, stubs)?;
     let proc_fallback = syscall::clone_tree(here(), c"/proc", true).context(|| "cloning /proc".to_owned())?;
-    dev(level, step, root, stubs).context(|| "mounting /dev".to_owned())?;
-    sys(step, root, stubs).context(|| "mounting /sys".to_owned())?;
+    let dev_target = target(root, "/dev", Kind::Folder, stubs)?;
+    dev(level, step, dev_target.as_fd()).context(|| "mounting /dev".to_owned())?;
+    let sys_target = target(root, "/sys", Kind::Folder, stubs)?;
+    sys(step, root, sys_target.as_fd()).context(|| "mounting /sys".to_owned())?;
     let private = scratch.private();
     mount_at(&mounts::filesystem(c"tmpfs", &[(c"mode", c"0700")], 0).context(|| "making a tmpfs".to_owned())?, &private)
         .context(|| "mounting a tmpfs".to_owned())?;
     for (index, (path, content)) in network::files(step, None).into_iter().enumerate() {
         let file = private.join(format!("etc-{index}"));
         write_file(&file, &content, 0o644, 0, 0).context(|| format!("writing {path}"))?;
-        attach_file(&file, false, root, Path::new(path), stubs).context(|| format!("mounting {path}"))?;
+        let tree = file_tree(&file, false).context(|| format!("mounting {path}"))?;
+        let target = target(root, path, Kind::File, stubs)?;
+        syscall::attach(tree.as_fd(), target.as_fd()).context(|| format!("mounting {path}"))?;
     }
     for (index, mount) in step.mounts.iter().enumerate() {
-        user_mount(&scratch, index, mount, root, stubs, &mut sockets).context(|| format!("mounting {}", mount.target.display()))?;
+        let mounting = || format!("mounting {}", mount.target.display());
+        let tree = tree(&scratch, index, mount, &mut sockets).context(mounting)?;
+        let folder = syscall::stat(tree.as_fd()).context(mounting)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        let kind = if folder { Kind::Folder } else { Kind::File };
+        let target = stubs.target(root, &mount.target, kind).map_err(|error| failure::target(&mount.target, error))?;
+        syscall::attach(tree.as_fd(), target.as_fd()).context(mounting)?;
     }
-    stubs.keep_folder(root, &step.cwd).context(|| format!("making the working directory {}", step.cwd.display()))?;
+    stubs.keep_folder(root, &step.cwd).map_err(|error| failure::cwd(&step.cwd, error))?;
     Ok(Filled { proc_target, proc_fallback, sockets })
 }
 
@@ -185,14 +195,16 @@ fn own(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
     }
 }
 
-fn attach_file(file: &Path, read_only: bool, root: BorrowedFd<'_>, target: &Path, stubs: &mut Stubs) -> io::Result<()> {
-    let mount = mounts::bind(mounts::open_path(file)?.as_fd(), read_only)?;
-    let target = stubs.target(root, target, Kind::File)?;
-    syscall::attach(mount.as_fd(), target.as_fd())
+fn file_tree(file: &Path, read_only: bool) -> io::Result<OwnedFd> {
+    mounts::bind(mounts::open_path(file)?.as_fd(), read_only)
 }
 
-fn dev(level: Level, step: &Step, root: BorrowedFd<'_>, stubs: &mut Stubs) -> io::Result<()> {
-    let target = stubs.target(root, Path::new("/dev"), Kind::Folder)?;
+/// A mount point that every step has.
+fn target(root: BorrowedFd<'_>, path: &'static str, kind: Kind, stubs: &mut Stubs) -> Result<OwnedFd, SandboxError> {
+    stubs.target(root, Path::new(path), kind).map_err(|error| failure::needed(path, "making the mount point", error))
+}
+
+fn dev(level: Level, step: &Step, target: BorrowedFd<'_>) -> io::Result<()> {
     let tmpfs = mounts::filesystem(c"tmpfs", &[(c"mode", c"0755"), (c"size", c"65536k")], syscall::ATTR_NOSUID)?;
     let dev = tmpfs.as_fd();
     for name in [c"pts", c"shm", c"mqueue"] {
@@ -220,7 +232,7 @@ fn dev(level: Level, step: &Step, root: BorrowedFd<'_>, stubs: &mut Stubs) -> io
             binds.push(name);
         }
     }
-    syscall::attach(dev, target.as_fd())?;
+    syscall::attach(dev, target)?;
     for name in binds {
         match mounts::open_path(&Path::new("/dev").join(name)) {
             Ok(source) => {
@@ -243,13 +255,12 @@ fn dev(level: Level, step: &Step, root: BorrowedFd<'_>, stubs: &mut Stubs) -> io
     syscall::attach(mqueue.as_fd(), syscall::openat(dev, c"mqueue", libc::O_PATH, 0)?.as_fd())
 }
 
-fn sys(step: &Step, root: BorrowedFd<'_>, stubs: &mut Stubs) -> io::Result<()> {
-    let target = stubs.target(root, Path::new("/sys"), Kind::Folder)?;
+fn sys(step: &Step, root: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     let read_only = if step.insecure { 0 } else { syscall::ATTR_RDONLY };
     let attributes = read_only | syscall::ATTR_NOSUID | syscall::ATTR_NODEV | syscall::ATTR_NOEXEC;
     match mounts::filesystem(c"sysfs", &[], attributes) {
         Ok(sysfs) => {
-            syscall::attach(sysfs.as_fd(), target.as_fd())?;
+            syscall::attach(sysfs.as_fd(), target)?;
             // Only the unified hierarchy is offered; a machine without it shows an empty folder.
             if let (Ok(cgroup), Ok(at)) =
                 (mounts::filesystem(c"cgroup2", &[], attributes), mounts::open_in(sysfs.as_fd(), Path::new("fs/cgroup"), libc::O_PATH))
@@ -263,7 +274,7 @@ fn sys(step: &Step, root: BorrowedFd<'_>, stubs: &mut Stubs) -> io::Result<()> {
             if read_only != 0 {
                 syscall::add_attributes(tree.as_fd(), read_only, true)?;
             }
-            syscall::attach(tree.as_fd(), target.as_fd())?;
+            syscall::attach(tree.as_fd(), target)?;
         }
     }
     if !step.insecure {
@@ -278,17 +289,11 @@ fn sys(step: &Step, root: BorrowedFd<'_>, stubs: &mut Stubs) -> io::Result<()> {
     Ok(())
 }
 
-fn user_mount(
-    scratch: &Scratch<'_>,
-    index: usize,
-    mount: &Mount,
-    root: BorrowedFd<'_>,
-    stubs: &mut Stubs,
-    sockets: &mut Sockets,
-) -> io::Result<()> {
-    let tree = match &mount.source {
-        MountSource::Bind(path) => mounts::bind(mounts::open_path(path)?.as_fd(), mount.read_only)?,
-        MountSource::Layers { lowers, subpath } => layers(scratch, index, lowers, subpath, mount.read_only)?,
+/// What is to be mounted, detached.
+fn tree(scratch: &Scratch<'_>, index: usize, mount: &Mount, sockets: &mut Sockets) -> io::Result<OwnedFd> {
+    match &mount.source {
+        MountSource::Bind(path) => mounts::bind(mounts::open_path(path)?.as_fd(), mount.read_only),
+        MountSource::Layers { lowers, subpath } => layers(scratch, index, lowers, subpath, mount.read_only),
         MountSource::Tmpfs { size } => {
             let size = size.map(|bytes| c_bytes(bytes.to_string().as_bytes())).transpose()?;
             let mut options = vec![(c"mode", c"1777")];
@@ -296,27 +301,23 @@ fn user_mount(
                 options.push((c"size", size));
             }
             let read_only = if mount.read_only { syscall::ATTR_RDONLY } else { 0 };
-            mounts::filesystem(c"tmpfs", &options, read_only | syscall::ATTR_NOSUID | syscall::ATTR_NODEV)?
+            mounts::filesystem(c"tmpfs", &options, read_only | syscall::ATTR_NOSUID | syscall::ATTR_NODEV)
         }
         MountSource::Secret { content, mode, uid, gid } => {
             let file = scratch.private().join(format!("secret-{index}"));
             // The single id is root inside and may read everything; the owner cannot be shown.
             write_file(&file, content, *mode, *uid, *gid)?;
-            return attach_file(&file, mount.read_only, root, &mount.target, stubs);
+            file_tree(&file, mount.read_only)
         }
         MountSource::Socket { path, mode, uid, gid } => {
             let file = scratch.private().join(format!("socket-{index}"));
             let listener = crate::socket::listen(scratch.private().as_path(), &format!("socket-{index}"))?;
             own(&file, *uid, *gid)?;
             fs::set_permissions(&file, fs::Permissions::from_mode(mode & 0o7777))?;
-            attach_file(&file, mount.read_only, root, &mount.target, stubs)?;
             sockets.push((listener, path.clone()));
-            return Ok(());
+            file_tree(&file, mount.read_only)
         }
-    };
-    let folder = syscall::stat(tree.as_fd())?.st_mode & libc::S_IFMT == libc::S_IFDIR;
-    let target = stubs.target(root, &mount.target, if folder { Kind::Folder } else { Kind::File })?;
-    syscall::attach(tree.as_fd(), target.as_fd())
+    }
 }
 
 /// Merged layers; writes go to a throw-away folder in the scratch.

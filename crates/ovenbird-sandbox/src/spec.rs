@@ -138,8 +138,9 @@ pub struct Step {
     pub stdin: Vec<u8>,
     /// Private scratch folder of this step (exists, empty, same file system as the root).
     pub scratch: PathBuf,
-    /// Intended owners of the merged lower layers (single-id level): merged path, relative → (uid, gid).
-    pub lower_owners: Vec<(PathBuf, u32, u32)>,
+    /// Intended owners of the merged lower layers (single-id level), as in [`Outcome::owners`]: merged path, relative → (uid, gid,
+    /// device node).
+    pub lower_owners: Vec<(PathBuf, u32, u32, Option<(u32, u32, u32)>)>,
 }
 
 /// Which stream.
@@ -196,6 +197,30 @@ pub enum SandboxError {
         /// `args[0]`.
         program: String,
         /// Why.
+        source: io::Error,
+    },
+    /// A mount does not fit what the root has at its target.
+    #[error("cannot mount on {}: {reason}", target.display())]
+    Target {
+        /// As asked for.
+        target: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The working directory cannot be one.
+    #[error("cannot use the working directory {}: {source}", path.display())]
+    Cwd {
+        /// As asked for.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The root file system is not one that a step can run in.
+    #[error("the root file system is malformed: {path}: {source}")]
+    Root {
+        /// What every step needs.
+        path: &'static str,
+        /// Why it cannot be had.
         source: io::Error,
     },
     /// No level works here.

@@ -26,6 +26,17 @@ use crate::{Level, Outcome, Root, SandboxError, Step, Stream, caps, limits, moun
 
 type Table = Vec<(PathBuf, u32, u32, Option<(u32, u32, u32)>)>;
 
+/// The engine's side of one step.
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    level: Level,
+    step: &'a Step,
+    cgroup: &'a Cgroup,
+    resources: &'a [(u32, libc::rlimit64)],
+    running: &'a Sender<Started>,
+    ended: &'a Receiver<Owners>,
+}
+
 /// First message: the child runs the step's program.
 struct Started {
     running: Running,
@@ -43,7 +54,7 @@ pub(crate) fn run(level: Level, step: &Step, output: &mut dyn FnMut(Stream, &[u8
     std::thread::scope(move |scope| {
         let helper = std::thread::Builder::new()
             .name("ovenbird-step".to_owned())
-            .spawn_scoped(scope, move || helper(level, step, cgroup, resources, &running_tx, &ended_rx))
+            .spawn_scoped(scope, move || helper(Job { level, step, cgroup, resources, running: &running_tx, ended: &ended_rx }))
             .context(|| "starting a thread".to_owned())?;
         let followed = match running_rx.recv() {
             Ok(started) => Some(follow(started, output, cancel)),
@@ -103,39 +114,26 @@ impl Drop for Stop<'_> {
 }
 
 /// The helper thread: from leaving the engine's namespaces to the last clean-up.
-fn helper(
-    level: Level,
-    step: &Step,
-    cgroup: &Cgroup,
-    resources: &[(u32, libc::rlimit64)],
-    running: &Sender<Started>,
-    ended: &Receiver<Owners>,
-) -> Result<Table, SandboxError> {
+fn helper(job: Job<'_>) -> Result<Table, SandboxError> {
+    let step = job.step;
     let scratch = Scratch(&step.scratch);
     scratch.make().context(|| format!("making folders in {}", step.scratch.display()))?;
     let home = std::fs::File::open("/proc/thread-self/ns/mnt").context(|| "opening the engine's mount namespace".to_owned())?;
-    let result = inside(level, step, cgroup, resources, running, ended, home.as_fd());
+    let result = inside(job, home.as_fd());
     scratch.clear();
     if let Root::Overlay { work, .. } = &step.root {
         // `volatile` leaves a mark there that forbids the next mount.
-        let _ = std::fs::remove_dir_all(work);
+        let _ = crate::remove::remove(work);
     }
     result
 }
 
-fn inside(
-    level: Level,
-    step: &Step,
-    cgroup: &Cgroup,
-    resources: &[(u32, libc::rlimit64)],
-    running: &Sender<Started>,
-    ended: &Receiver<Owners>,
-    home: BorrowedFd<'_>,
-) -> Result<Table, SandboxError> {
+fn inside(job: Job<'_>, home: BorrowedFd<'_>) -> Result<Table, SandboxError> {
+    let Job { level, step, .. } = job;
     prepare::leave(step)?;
     let rooted = prepare::root(step);
     let result = rooted.map(|mut rooted| {
-        let result = live(level, step, cgroup, resources, running, ended, &mut rooted);
+        let result = live(job, &mut rooted);
         (rooted, result)
     });
     // The old mount namespace dies here, and every mount of the step with it, but for `clean`.
@@ -165,21 +163,14 @@ fn inside(
 }
 
 /// From the first mount to the end of the step's last process.
-fn live(
-    level: Level,
-    step: &Step,
-    cgroup: &Cgroup,
-    resources: &[(u32, libc::rlimit64)],
-    running: &Sender<Started>,
-    ended: &Receiver<Owners>,
-    rooted: &mut Rooted,
-) -> Result<Owners, SandboxError> {
+fn live(job: Job<'_>, rooted: &mut Rooted) -> Result<Owners, SandboxError> {
+    let Job { level, step, .. } = job;
     let filled = prepare::fill(level, step, rooted)?;
     let lower = if level == Level::SingleId { owners::lower(rooted.clean.as_fd(), &step.lower_owners) } else { Owners::default() };
-    let started = spawn(level, step, cgroup, resources, rooted, filled, lower)?;
+    let started = spawn(job, rooted, filled, lower)?;
     // A caller that went away has dropped (and so killed) the step already.
-    let _ = running.send(started);
-    Ok(ended.recv().unwrap_or_default())
+    let _ = job.running.send(started);
+    Ok(job.ended.recv().unwrap_or_default())
 }
 
 /// A NULL-terminated array of C strings.
@@ -194,10 +185,30 @@ impl Pointers {
     }
 }
 
-pub(crate) fn pointers<'a>(values: impl Iterator<Item = &'a OsStr>) -> io::Result<Pointers> {
+fn pointers<'a>(values: impl Iterator<Item = &'a OsStr>) -> io::Result<Pointers> {
     let strings: Vec<CString> = values.map(|value| c_bytes(value.as_bytes())).collect::<io::Result<_>>()?;
     let pointers = strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect();
     Ok(Pointers { _strings: strings, pointers })
+}
+
+/// What the child becomes, in the form that the kernel takes.
+pub(crate) struct Program {
+    pub(crate) path: CString,
+    pub(crate) argv: Pointers,
+    pub(crate) envp: Pointers,
+    pub(crate) cwd: CString,
+}
+
+impl Program {
+    pub(crate) fn new(root: BorrowedFd<'_>, step: &Step) -> Result<Program, SandboxError> {
+        let path = prepare::find_program(root, step).context(|| "looking for the program".to_owned())?;
+        Ok(Program {
+            path: path.ok_or_else(|| missing_program(step))?,
+            argv: pointers(step.args.iter().map(|arg| &**arg)).context(|| "an argument with a NUL byte".to_owned())?,
+            envp: pointers(step.env.iter().map(|entry| &**entry)).context(|| "an environment variable with a NUL byte".to_owned())?,
+            cwd: c_path(&step.cwd).context(|| "a working directory with a NUL byte".to_owned())?,
+        })
+    }
 }
 
 /// Standard input: a file in memory, or `/dev/null`.
@@ -215,20 +226,9 @@ pub(crate) fn stdin(content: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-fn spawn(
-    level: Level,
-    step: &Step,
-    cgroup: &Cgroup,
-    resources: &[(u32, libc::rlimit64)],
-    rooted: &Rooted,
-    filled: Filled,
-    lower: Owners,
-) -> Result<Started, SandboxError> {
-    let program = prepare::find_program(rooted.root.as_fd(), step).context(|| "looking for the program".to_owned())?;
-    let program = program.ok_or_else(|| missing_program(step))?;
-    let argv = pointers(step.args.iter().map(|arg| &**arg)).context(|| "an argument with a NUL byte".to_owned())?;
-    let envp = pointers(step.env.iter().map(|entry| &**entry)).context(|| "an environment variable with a NUL byte".to_owned())?;
-    let cwd = c_path(&step.cwd).context(|| "a working directory with a NUL byte".to_owned())?;
+fn spawn(job: Job<'_>, rooted: &Rooted, filled: Filled, lower: Owners) -> Result<Started, SandboxError> {
+    let Job { level, step, cgroup, resources, .. } = job;
+    let program = Program::new(rooted.root.as_fd(), step)?;
     let streams = Streams::new(&step.stdin).context(|| "making pipes".to_owned())?;
     let recorder = (level == Level::SingleId).then(UnixStream::pair).transpose().context(|| "making a socket pair".to_owned())?;
     let available = caps::permitted().context(|| "capget".to_owned())?;
@@ -237,10 +237,10 @@ fn spawn(
     keep.extend(recorder.as_ref().map(|(_, theirs)| theirs.as_raw_fd()));
     keep.sort_unstable();
     let child = Child {
-        program: &program,
-        argv: argv.as_ptr(),
-        envp: envp.as_ptr(),
-        cwd: &cwd,
+        program: &program.path,
+        argv: program.argv.as_ptr(),
+        envp: program.envp.as_ptr(),
+        cwd: &program.cwd,
         stdio: [streams.stdin.as_raw_fd(), streams.stdout.1.as_raw_fd(), streams.stderr.1.as_raw_fd()],
         errors: streams.errors.1.as_raw_fd(),
         go: streams.go.0.as_raw_fd(),
@@ -322,12 +322,12 @@ pub(crate) fn start(go: &OwnedFd, errors: &OwnedFd, step: &Step, running: &mut R
         Some(Stage::Exec) => {
             Err(SandboxError::Exec { program: step.args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default(), source })
         }
-        Some(Stage::Cwd) => Err(SandboxError::Setup { what: format!("entering the working directory {}", step.cwd.display()), source }),
+        Some(Stage::Cwd) => Err(SandboxError::Cwd { path: step.cwd.clone(), source }),
         _ => Err(SandboxError::Setup { what: stage.map_or("starting the step", Stage::what).to_owned(), source }),
     }
 }
 
-pub(crate) fn missing_program(step: &Step) -> SandboxError {
+fn missing_program(step: &Step) -> SandboxError {
     let program = step.args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default();
     SandboxError::Exec { program, source: io::Error::new(io::ErrorKind::NotFound, "executable file not found in $PATH of the step") }
 }

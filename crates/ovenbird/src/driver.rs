@@ -85,10 +85,7 @@ fn check(request: &BuildRequest) -> Result<(), Error> {
     if request.outputs.iter().filter(|o| o.uses_stdout()).count() > 1 {
         return Err(Error::new(Kind::Usage, "several outputs go to standard output").hint("give all but one of them a file with dest=FILE"));
     }
-    if request.limits.cpus.is_some_and(|cpus| !cpus.is_finite() || cpus <= 0.0) {
-        return Err(Error::new(Kind::Usage, "--cpus must be above zero"));
-    }
-    Ok(())
+    request.limits.check().and_then(|()| request.check_hostname()).map_err(|wrong| Error::from_chain(Kind::Usage, &wrong))
 }
 
 impl<B: Builder> Driver for LocalDriver<B> {

@@ -185,6 +185,9 @@ impl std::error::Error for Error {}
 
 impl From<SandboxError> for Error {
     fn from(error: SandboxError) -> Self {
+        if let SandboxError::Refused { .. } = error {
+            return Self::from_chain(Kind::Usage, &error);
+        }
         Self::from_chain(Kind::Sandbox, &error).hint("`ovenbird doctor` shows what each isolation level is missing on this machine")
     }
 }

@@ -1,9 +1,17 @@
-//! `USER`: names and ids to what a step runs as, looked up in the image's own files.
+//! Users and groups of an image, looked up in its own files: who a step runs as (`USER`), and whom a name of `--chown` means.
 
 use ovenbird_sandbox::StepUser;
 
-/// Reads small files of the image by absolute path.
-pub type ReadFile<'a> = dyn Fn(&str) -> Option<String> + 'a;
+use crate::snapshot::tree::Tree;
+use crate::snapshot::view::read_text;
+
+/// Where users are listed.
+pub const PASSWD: &str = "/etc/passwd";
+/// Where groups are listed.
+pub const GROUP: &str = "/etc/group";
+
+/// Docker's bounds; the kernel takes the largest number for "leave it as it is".
+const ID_MAX: u32 = i32::MAX as u32;
 
 /// A user that a step can run as.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -14,55 +22,114 @@ pub struct Account {
     pub home: String,
 }
 
-/// Looks up `user[:group]`; empty is root. Source: `USER` in the Dockerfile reference, runc's user lookup.
-pub fn lookup(spec: &str, read: &ReadFile) -> Result<Account, String> {
-    let (user, group) = match spec.split_once(':') {
-        Some((user, group)) => (user, Some(group).filter(|g| !g.is_empty())),
-        None => (spec, None),
-    };
-    let user = if user.is_empty() { "0" } else { user };
-    let passwd = read("/etc/passwd").unwrap_or_default();
-    let groups = read("/etc/group").unwrap_or_default();
-    let entry = rows(&passwd, 7).find(|row| row[0] == user).or_else(|| {
-        let id: u32 = user.parse().ok()?;
-        rows(&passwd, 7).find(|row| row[2].parse() == Ok(id))
-    });
-    let uid = match (&entry, user.parse::<u32>()) {
-        (Some(row), _) => row[2].parse().map_err(|_| format!("/etc/passwd has no valid id for {user:?}"))?,
-        (None, Ok(id)) => id,
-        (None, Err(_)) => return Err(format!("unable to find user {user}: no matching entries in /etc/passwd of the image")),
-    };
-    let (gid, extra) = match group {
-        Some(group) => (group_id(group, &groups)?, vec![]),
-        None => {
-            let gid = entry.as_ref().and_then(|row| row[3].parse().ok()).unwrap_or(0);
-            let extra = entry.as_ref().map_or(vec![], |row| {
-                rows(&groups, 4)
-                    .filter(|g| g[3].split(',').any(|member| member == row[0]))
-                    .filter_map(|g| g[2].parse().ok())
-                    .filter(|id| *id != gid)
-                    .collect()
-            });
-            (gid, extra)
-        }
-    };
-    let home = entry
-        .map(|row| row[5].to_owned())
-        .filter(|home| !home.is_empty())
-        .unwrap_or_else(|| if uid == 0 { "/root".into() } else { "/".into() });
-    Ok(Account { user: StepUser { uid, gid, groups: extra }, home })
+/// Why there is no such account.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AccountError {
+    /// A name without an entry.
+    #[error("unable to find {what} {name}: no matching entries in {file} of the image")]
+    Unknown {
+        /// `user` or `group`.
+        what: &'static str,
+        /// As written.
+        name: String,
+        /// The list.
+        file: &'static str,
+    },
+    /// An id that no process can have.
+    #[error("the {what} id {id} of {name:?} is out of range: ids go from 0 to {ID_MAX}")]
+    Range {
+        /// `user` or `group`.
+        what: &'static str,
+        /// As written.
+        name: String,
+        /// Its number.
+        id: u32,
+    },
 }
 
-fn group_id(group: &str, groups: &str) -> Result<u32, String> {
-    match (rows(groups, 4).find(|row| row[0] == group), group.parse()) {
-        (Some(row), _) => row[2].parse().map_err(|_| format!("/etc/group has no valid id for {group:?}")),
-        (None, Ok(id)) => Ok(id),
-        (None, Err(_)) => Err(format!("unable to find group {group}: no matching entries in /etc/group of the image")),
+/// An entry of `/etc/passwd`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// User id.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// Home folder; may be empty.
+    pub home: &'a str,
+}
+
+/// The two lists of an image; a missing one is empty.
+#[derive(Debug, Clone, Default)]
+pub struct Accounts {
+    passwd: String,
+    group: String,
+}
+
+impl Accounts {
+    /// Of a root file system.
+    pub fn read(tree: &dyn Tree) -> Self {
+        Self { passwd: read_text(tree, PASSWD).unwrap_or_default(), group: read_text(tree, GROUP).unwrap_or_default() }
+    }
+
+    fn users(&self) -> impl Iterator<Item = User<'_>> {
+        rows(&self.passwd).filter_map(|row| {
+            let [name, _, uid, gid, ref rest @ ..] = row[..] else { return None };
+            Some(User { name, uid: uid.parse().ok()?, gid: gid.parse().ok()?, home: rest.get(1).copied().unwrap_or_default() })
+        })
+    }
+
+    /// (name, id, members).
+    fn groups(&self) -> impl Iterator<Item = (&str, u32, &str)> {
+        rows(&self.group).filter_map(|row| {
+            let [name, _, gid, ref rest @ ..] = row[..] else { return None };
+            Some((name, gid.parse().ok()?, rest.first().copied().unwrap_or_default()))
+        })
+    }
+
+    /// The first entry of that name.
+    pub fn user(&self, name: &str) -> Option<User<'_>> {
+        self.users().find(|user| user.name == name)
+    }
+
+    /// Id of the first group of that name.
+    pub fn group(&self, name: &str) -> Option<u32> {
+        self.groups().find(|group| group.0 == name).map(|group| group.1)
+    }
+
+    /// Looks up `user[:group]`; empty is root. Source: `USER` in the Dockerfile reference, runc's user lookup.
+    pub fn lookup(&self, spec: &str) -> Result<Account, AccountError> {
+        let (name, group) = spec.split_once(':').unwrap_or((spec, ""));
+        let name = if name.is_empty() { "0" } else { name };
+        let number: Option<u32> = name.parse().ok();
+        let entry = self.user(name).or_else(|| self.users().find(|user| Some(user.uid) == number));
+        let unknown = |what, name: &str, file| AccountError::Unknown { what, name: name.to_owned(), file };
+        let uid = entry.as_ref().map(|user| user.uid).or(number).ok_or_else(|| unknown("user", name, PASSWD))?;
+        let (gid, groups) = match (group, &entry) {
+            ("", None) => (0, vec![]),
+            ("", Some(user)) => {
+                let is_member = |members: &str| members.split(',').any(|member| member == user.name);
+                (user.gid, self.groups().filter(|group| is_member(group.2) && group.1 != user.gid).map(|group| group.1).collect())
+            }
+            (group, _) => (self.group(group).or_else(|| group.parse().ok()).ok_or_else(|| unknown("group", group, GROUP))?, vec![]),
+        };
+        for (what, id) in [("user", uid), ("group", gid)].into_iter().chain(groups.iter().map(|id| ("group", *id))) {
+            if id > ID_MAX {
+                return Err(AccountError::Range { what, name: spec.to_owned(), id });
+            }
+        }
+        let home = match entry.map(|user| user.home).filter(|home| !home.is_empty()) {
+            Some(home) => home,
+            None if uid == 0 => "/root",
+            None => "/",
+        };
+        Ok(Account { user: StepUser { uid, gid, groups }, home: home.to_owned() })
     }
 }
 
-fn rows(text: &str, fields: usize) -> impl Iterator<Item = Vec<&str>> {
-    text.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(move |row| row.len() >= fields)
+fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
+    text.lines().map(|line| line.split(':').collect())
 }
 
 #[cfg(test)]
@@ -71,13 +138,10 @@ mod tests {
 
     #[test]
     fn users_and_groups() {
-        let read = |path: &str| {
-            Some(match path {
-                "/etc/passwd" => "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n".to_owned(),
-                _ => "root:x:0:\napp:x:1001:\nwheel:x:10:app,root\nbin:x:1:\n".to_owned(),
-            })
+        let accounts = Accounts {
+            passwd: "root:x:0:0:root:/root:/bin/sh\nbroken\napp:x:1000:1001::/home/app:/bin/sh\nevil:x:4294967295:0:::\n".to_owned(),
+            group: "root:x:0:\napp:x:1001:\nwheel:x:10:app,root\nbin:x:1:\n".to_owned(),
         };
-        let none = |_: &str| None;
         let rows: &[(&str, Result<(u32, u32, &[u32], &str), &str>)] = &[
             ("", Ok((0, 0, &[10], "/root"))),
             ("root", Ok((0, 0, &[10], "/root"))),
@@ -89,9 +153,12 @@ mod tests {
             ("4242:4243", Ok((4242, 4243, &[], "/"))),
             ("nobody", Err("unable to find user nobody")),
             ("app:nogroup", Err("unable to find group nogroup")),
+            ("4294967295", Err("out of range")),
+            ("0:2147483648", Err("out of range")),
+            ("evil", Err("out of range")),
         ];
         for (spec, expect) in rows {
-            match (lookup(spec, &read), expect) {
+            match (accounts.lookup(spec), expect) {
                 (Ok(got), Ok((uid, gid, extra, home))) => {
                     assert_eq!(
                         (got.user.uid, got.user.gid, &got.user.groups[..], got.home.as_str()),
@@ -99,10 +166,10 @@ mod tests {
                         "{spec}"
                     );
                 }
-                (Err(got), Err(expect)) => assert!(got.contains(expect), "{spec}: {got}"),
+                (Err(got), Err(expect)) => assert!(got.to_string().contains(expect), "{spec}: {got}"),
                 (got, _) => panic!("{spec}: {got:?}"),
             }
         }
-        assert_eq!(lookup("", &none).unwrap().home, "/root");
+        assert_eq!(Accounts::default().lookup("").unwrap().home, "/root");
     }
 }

@@ -1,7 +1,7 @@
 //! `RUN`: one sandboxed step above a snapshot.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ovenbird_oci::layer::{Owner, Owners};
 use ovenbird_sandbox::{Limits, Mount, MountSource, Network, Root, SandboxError, Step, Stream};
@@ -9,11 +9,19 @@ use ovenbird_sandbox::{Limits, Mount, MountSource, Network, Root, SandboxError, 
 use crate::cache::Link;
 use crate::error::BuildError;
 use crate::event::{Event, LogStream};
+use crate::ops::account::{AccountError, Accounts};
+use crate::ops::file::FileError;
 use crate::ops::log::{LogText, Tail};
-use crate::ops::{Session, account, image, merged, mount};
+use crate::ops::lowers::LowersError;
+use crate::ops::{Session, image, merged, mount};
 use crate::plan::{ExecOp, NetworkMode, Security};
+use crate::snapshot::tree::{Kind, Tree};
 use crate::snapshot::{Snapshot, view};
 use crate::state::{SnapshotId, remove_tree};
+
+/// Bits of `st_mode`.
+const S_IFCHR: u32 = 0o020_000;
+const S_IFBLK: u32 = 0o060_000;
 
 /// How a step is called in events and errors.
 #[derive(Debug, Clone)]
@@ -35,6 +43,19 @@ impl StepName {
     /// The error for something the request should have given.
     pub fn not_given(&self, what: String, hint: String) -> BuildError {
         BuildError::NotGiven { step: self.name.clone(), line: self.line(), what, hint }
+    }
+
+    /// The error for something that the instruction asks for and nobody can do.
+    fn impossible(&self, reason: String, hint: &'static str) -> BuildError {
+        BuildError::Instruction { step: self.name.clone(), line: self.line(), reason, hint }
+    }
+
+    /// The folders of a snapshot for an overlay mount, highest first.
+    pub fn lowers(&self, session: &Session, snapshot: &Snapshot) -> Result<Vec<PathBuf>, BuildError> {
+        session.lowers.of(snapshot, ovenbird_sandbox::lowers_max(), session.state).map_err(|error| match error {
+            LowersError::File(source) => BuildError::File { step: self.name.clone(), line: self.line(), source },
+            LowersError::State(source) => source.into(),
+        })
     }
 
     fn sandbox(&self, source: SandboxError) -> BuildError {
@@ -59,25 +80,36 @@ pub fn run(
             reason: "devices cannot be given to a step yet; remove the flag".into(),
         });
     }
+    refuse_nul(step, op)?;
     let base = image::snapshot(session, base)?;
     let work = session.state.work_dir()?;
     let fs_dir = work.subdir("fs")?;
     let scratch = session.state.work_dir()?;
     let in_place = !session.overlay;
+    let tree = view::View::new(&base);
+    let owners = lower_owners(&base, &tree).map_err(|error| BuildError::File {
+        step: step.name.clone(),
+        line: step.line(),
+        source: FileError::io("read", "the files of the base")(error),
+    })?;
     let (root, before) = if in_place {
         let dir = scratch.subdir("root")?;
         let file_error = |source| BuildError::File { step: step.name.clone(), line: step.line(), source };
         merged::materialize(&base, &dir, session.state.ownership()).map_err(file_error)?;
         let before = merged::Index::of(&dir).map_err(file_error)?;
-        (Root::Dir(dir), Some(before))
+        (Root::Dir(dir), Some(before.owned(owners.clone())))
     } else {
-        let lowers = base.layers.iter().rev().map(|layer| layer.dir.clone()).collect();
+        let lowers = step.lowers(session, &base)?;
         (Root::Overlay { lowers, upper: fs_dir.clone(), work: scratch.subdir("overlay")? }, None)
     };
 
-    let tree = view::View::new(&base);
-    let account = account::lookup(&op.user, &|path| view::read_text(&tree, path))
-        .map_err(|reason| step.sandbox(SandboxError::Setup { what: format!("USER {}", op.user), source: std::io::Error::other(reason) }))?;
+    let account = Accounts::read(&tree).lookup(&op.user).map_err(|reason| {
+        let hint = match reason {
+            AccountError::Unknown { .. } => "add it before this step, for example with RUN adduser or RUN useradd, or give USER a number",
+            AccountError::Range { .. } => "give USER another one",
+        };
+        step.impossible(format!("USER {}: {reason}", op.user), hint)
+    })?;
     let mut mounts = mount::prepare(session, step, &op.mounts, chain)?;
     for (path, content, mode) in &op.inline_files {
         mounts.mounts.push(Mount {
@@ -111,7 +143,7 @@ pub fn run(
         insecure: op.security == Security::Insecure,
         stdin: vec![],
         scratch: scratch.subdir("sandbox")?,
-        lower_owners: lower_owners(&base),
+        lower_owners: owners.into_iter().map(|(path, Owner { uid, gid, node })| (PathBuf::from(path), uid, gid, node)).collect(),
     };
 
     let mut streams = [LogText::new(&mounts.masked), LogText::new(&mounts.masked)];
@@ -160,13 +192,35 @@ pub fn run(
     Ok(session.state.commit(work, None, &owners)?)
 }
 
-/// Intended owners of the merged tree, highest layer first wins.
-fn lower_owners(base: &Snapshot) -> Vec<(PathBuf, u32, u32)> {
-    let mut merged = std::collections::BTreeMap::new();
-    for layer in &base.layers {
-        for (path, owner) in layer.owners.iter() {
-            merged.insert(path, (owner.uid, owner.gid));
+/// A NUL byte ends every string that a program is started with.
+fn refuse_nul(step: &StepName, op: &ExecOp) -> Result<(), BuildError> {
+    let targets = op.mounts.iter().map(|mount| &mount.target).chain(op.inline_files.iter().map(|file| &file.0));
+    let what = [
+        ("the command", op.args.iter().any(|arg| arg.contains('\0'))),
+        ("the environment", op.env.iter().chain(&op.proxy_env).any(|entry| entry.contains('\0'))),
+        ("the working directory", op.cwd.contains('\0')),
+        ("the target of a mount", { targets }.any(|target| target.contains('\0'))),
+    ];
+    match what.iter().find(|(_, found)| *found) {
+        Some((what, _)) => Err(step.impossible(format!("{what} has a NUL byte, which no program can be given"), "remove the byte")),
+        None => Ok(()),
+    }
+}
+
+/// Intended owners of the merged tree where the disk does not hold them.
+fn lower_owners(base: &Snapshot, tree: &dyn Tree) -> std::io::Result<Owners> {
+    let mut owners = Owners::new();
+    for path in base.layers.iter().flat_map(|layer| layer.owners.keys()) {
+        // A higher layer may have something else there.
+        let Some(entry) = tree.entry(Path::new(path))? else { continue };
+        let node = match entry.kind {
+            Kind::Char(major, minor) => Some((S_IFCHR | entry.mode, major, minor)),
+            Kind::Block(major, minor) => Some((S_IFBLK | entry.mode, major, minor)),
+            _ => None,
+        };
+        if (entry.uid, entry.gid, node) != (0, 0, None) {
+            owners.insert(path.clone(), Owner { uid: entry.uid, gid: entry.gid, node });
         }
     }
-    merged.into_iter().map(|(path, (uid, gid))| (PathBuf::from(path), uid, gid)).collect()
+    Ok(owners)
 }

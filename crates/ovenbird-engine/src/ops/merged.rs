@@ -82,6 +82,8 @@ struct Stamp {
 #[derive(Debug, Clone, Default)]
 pub struct Index {
     entries: BTreeMap<PathBuf, Stamp>,
+    /// Owners that the disk does not hold.
+    owners: Owners,
 }
 
 impl Index {
@@ -95,7 +97,13 @@ impl Index {
                 entries.insert(visit.path, stamp);
             }
         }
-        Ok(Self { entries })
+        Ok(Self { entries, owners: Owners::new() })
+    }
+
+    /// With the intended owners that the disk does not hold.
+    #[must_use]
+    pub fn owned(self, owners: Owners) -> Self {
+        Self { owners, ..self }
     }
 }
 
@@ -151,14 +159,14 @@ impl Tree for Owned {
 }
 
 /// Writes what changed in `dir` since `before` into the existing empty folder `out`, in overlayfs form. `owners` are the intended owners
-/// that a step's recorder saw for paths of `dir`: such a path counts as changed. Returns the owners that the disk does not hold.
+/// of paths of `dir` after the step: a path whose owner was another one before counts as changed. Returns the owners that the disk does not hold.
 pub fn diff(before: &Index, dir: &Path, out: &Path, owners: Owners) -> Result<Owners, FileError> {
     let ownership = if owners.is_empty() { Ownership::Real } else { Ownership::Recorded };
     let tree = Owned { tree: plain(dir), owners };
     let after = Index::of(dir)?;
     let mut changed: BTreeSet<PathBuf> = BTreeSet::new();
     for (path, stamp) in &after.entries {
-        let same = before.entries.get(path) == Some(stamp) && !tree.owners.contains_key(path.as_os_str());
+        let same = before.entries.get(path) == Some(stamp) && before.owners.get(path.as_os_str()) == tree.owners.get(path.as_os_str());
         if !same && !path.as_os_str().is_empty() {
             changed.insert(path.clone());
         }
@@ -310,4 +318,32 @@ fn tar_header(
     }
     header.set_cksum();
     (header, pax)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use ovenbird_oci::layer::Owner;
+
+    use super::*;
+
+    #[test]
+    fn an_owner_that_stays_is_no_change() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("dir");
+        fs::create_dir(&dir).unwrap();
+        for name in ["kept", "given", "written"] {
+            fs::write(dir.join(name), "").unwrap();
+        }
+        let owner = |id| Owner { uid: id, gid: id, node: None };
+        let owners = |rows: &[(&str, u32)]| rows.iter().map(|(name, id)| ((*name).into(), owner(*id))).collect::<Owners>();
+        let before = Index::of(&dir).unwrap().owned(owners(&[("kept", 5), ("given", 5), ("written", 5)]));
+        fs::write(dir.join("written"), "more").unwrap();
+        let out = root.path().join("out");
+        fs::create_dir(&out).unwrap();
+        let changed = diff(&before, &dir, &out, owners(&[("kept", 5), ("given", 6), ("written", 5)])).unwrap();
+        assert_eq!(changed, owners(&[("given", 6), ("written", 5)]));
+        assert!(!out.join("kept").exists() && out.join("given").exists() && out.join("written").exists());
+    }
 }

@@ -7,6 +7,7 @@ pub mod exec;
 pub mod file;
 pub mod image;
 pub mod log;
+pub mod lowers;
 pub mod merged;
 pub mod mount;
 pub mod remote;
@@ -76,6 +77,8 @@ pub struct Session<'a> {
     pub slots: Slots,
     /// One unpacking per base layer at a time.
     pub(crate) unpacking: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
+    /// What was merged for high stacks of layers.
+    pub(crate) lowers: lowers::Lowers,
 }
 
 impl<'a> Session<'a> {
@@ -105,6 +108,7 @@ impl<'a> Session<'a> {
             stop,
             slots: Slots::new(input.parallelism.max(1)),
             unpacking: Mutex::default(),
+            lowers: lowers::Lowers::default(),
         }
     }
 

@@ -50,7 +50,7 @@ pub fn prepare(
                     Some(vertex) => image::snapshot(session, &chain(*vertex, source)?)?,
                     None => Snapshot::default(),
                 };
-                let source = all.layers(session, &snapshot, source)?;
+                let source = all.layers(session, step, &snapshot, source)?;
                 all.push(&mount.target, source, !writable);
             }
             ExecMountKind::Cache { id, from, source, sharing, read_only, mode, uid, gid } => {
@@ -157,17 +157,16 @@ impl Mounts {
     }
 
     /// Files of a snapshot: an overlay where that works, else a copy.
-    fn layers(&mut self, session: &Session, snapshot: &Snapshot, source: &str) -> Result<MountSource, BuildError> {
+    fn layers(&mut self, session: &Session, step: &StepName, snapshot: &Snapshot, source: &str) -> Result<MountSource, BuildError> {
         let subpath = PathBuf::from(source.trim_start_matches('/'));
         if session.overlay && !snapshot.layers.is_empty() {
-            let lowers = snapshot.layers.iter().rev().map(|layer| layer.dir.clone()).collect();
-            return Ok(MountSource::Layers { lowers, subpath });
+            return Ok(MountSource::Layers { lowers: step.lowers(session, snapshot)?, subpath });
         }
         let work = session.state.work_dir()?;
         let dir = work.subdir("mount")?;
         merged::materialize(snapshot, &dir, session.state.ownership()).map_err(|source| BuildError::File {
-            step: "mount".into(),
-            line: None,
+            step: step.name.clone(),
+            line: step.line(),
             source,
         })?;
         self.folders.push(work);

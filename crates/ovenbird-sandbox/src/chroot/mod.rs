@@ -13,10 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::cgroup::Cgroup;
 use crate::child::Child;
 use crate::failure::Context;
-use crate::prepare::{self, Scratch};
+use crate::prepare::Scratch;
 use crate::reap::{self, Running};
-use crate::step::{self, Streams};
-use crate::syscall::c_path;
+use crate::step::{self, Program, Streams};
 use crate::{Level, Network, Outcome, Root, SandboxError, Step, Stream, limits, mounts, socket};
 
 pub(crate) fn run(step: &Step, output: &mut dyn FnMut(Stream, &[u8]), cancel: &AtomicBool) -> Result<Outcome, SandboxError> {
@@ -63,12 +62,7 @@ struct Started {
 fn start(step: &Step, root: RawFd, cgroup: &Cgroup, resources: &[(u32, libc::rlimit64)]) -> Result<Started, SandboxError> {
     // SAFETY: the caller keeps the root open.
     let root_fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(root) };
-    let program = prepare::find_program(root_fd, step)
-        .context(|| "looking for the program".to_owned())?
-        .ok_or_else(|| step::missing_program(step))?;
-    let argv = step::pointers(step.args.iter().map(|arg| &**arg)).context(|| "an argument with a NUL byte".to_owned())?;
-    let envp = step::pointers(step.env.iter().map(|entry| &**entry)).context(|| "an environment variable with a NUL byte".to_owned())?;
-    let cwd = c_path(&step.cwd).context(|| "a working directory with a NUL byte".to_owned())?;
+    let program = Program::new(root_fd, step)?;
     let streams = Streams::new(&step.stdin).context(|| "making pipes".to_owned())?;
     let report = crate::syscall::pipe().context(|| "making a pipe".to_owned())?;
     let mut keep: Vec<RawFd> = vec![root];
@@ -78,10 +72,10 @@ fn start(step: &Step, root: RawFd, cgroup: &Cgroup, resources: &[(u32, libc::rli
     keep_too.push(report.1.as_raw_fd());
     keep_too.sort_unstable();
     let child = Child {
-        program: &program,
-        argv: argv.as_ptr(),
-        envp: envp.as_ptr(),
-        cwd: &cwd,
+        program: &program.path,
+        argv: program.argv.as_ptr(),
+        envp: program.envp.as_ptr(),
+        cwd: &program.cwd,
         stdio: [streams.stdin.as_raw_fd(), streams.stdout.1.as_raw_fd(), streams.stderr.1.as_raw_fd()],
         errors: streams.errors.1.as_raw_fd(),
         go: streams.go.0.as_raw_fd(),

@@ -317,6 +317,141 @@ pub(crate) fn all() -> Vec<Case> {
             check: |ran| ran.says("65536\n1777\n"),
         },
         Case {
+            name: "folders_removed_by_the_step",
+            levels: CHROOT,
+            script: "rm -rf /etc /proc /dev /cache /home; echo $?",
+            set_up: |place, step| {
+                fs::create_dir_all(place.path("lower/etc")).unwrap();
+                fs::create_dir(place.path("lower/proc")).unwrap();
+                fs::create_dir_all(place.path("lower/home/user")).unwrap();
+                fs::set_permissions(place.path("lower/etc"), fs::Permissions::from_mode(0o751)).unwrap();
+                fs::write(place.path("lower/etc/hosts"), "of the image").unwrap();
+                fs::write(place.path("lower/etc/gone"), "").unwrap();
+                fs::write(place.path("outside/kept"), "").unwrap();
+                fs::create_dir(place.path("lent")).unwrap();
+                fs::write(place.path("lent/removed"), "").unwrap();
+                step.mounts = vec![bind(place.path("outside"), "/home/user/mount", true), bind(place.path("lent"), "/cache", false)];
+            },
+            check: |ran| {
+                ran.says("0\n");
+                let at = |name: &str| ran.changes().join(name);
+                assert_eq!(fs::read_to_string(at("etc/hosts")).unwrap(), "of the image");
+                assert_eq!(fs::metadata(at("etc")).unwrap().mode() & 0o7777, 0o751);
+                assert!(at("proc").is_dir() && at("home/user").is_dir());
+                for name in ["etc/gone", "etc/resolv.conf", "dev", "sys", "cache", "home/user/mount"] {
+                    assert!(!at(name).exists(), "{name}");
+                }
+                assert!(ran.place.path("outside/kept").exists());
+                assert_eq!(fs::read_dir(ran.place.path("lent")).unwrap().count(), 0);
+            },
+        },
+        Case {
+            name: "folders_moved_by_the_step",
+            levels: CHROOT,
+            script: "mv /etc /etc2 && ln -s /tmp /etc && mkdir -p /tmp; echo $?",
+            set_up: |place, _| {
+                fs::create_dir_all(place.path("lower/etc")).unwrap();
+                fs::write(place.path("lower/etc/hosts"), "of the image").unwrap();
+            },
+            check: |ran| {
+                ran.says("0\n");
+                let at = |name: &str| ran.changes().join(name);
+                assert_eq!(fs::read_to_string(at("etc2/hosts")).unwrap(), "of the image");
+                assert_eq!(fs::read_link(at("etc")).unwrap(), Path::new("/tmp"));
+                assert!(!at("etc2/resolv.conf").exists() && fs::read_dir(at("tmp")).unwrap().next().is_none());
+            },
+        },
+        Case {
+            name: "resolv_conf_replaced_by_the_step",
+            levels: CHROOT,
+            script: "ln -sf /run/nothing /etc/resolv.conf; rm /etc/hosts && mkdir -p /etc/hosts/d; echo $?",
+            set_up: |place, _| {
+                fs::create_dir_all(place.path("lower/etc")).unwrap();
+                fs::write(place.path("lower/etc/resolv.conf"), "of the image").unwrap();
+            },
+            check: |ran| {
+                ran.says("0\n");
+                assert_eq!(fs::read_to_string(ran.changes().join("etc/resolv.conf")).unwrap(), "of the image");
+                assert!(!ran.changes().join("etc/hosts").exists());
+            },
+        },
+        Case {
+            name: "etc_removed_and_replaced",
+            levels: CHROOT,
+            script: "rm -r /etc && ln -s /tmp /etc && mkdir /tmp",
+            set_up: |place, _| {
+                fs::create_dir_all(place.path("lower/etc")).unwrap();
+                fs::write(place.path("lower/etc/hosts"), "of the image").unwrap();
+            },
+            check: |ran| {
+                ran.says("");
+                assert_eq!(fs::read_link(ran.changes().join("etc")).unwrap(), Path::new("/tmp"));
+                assert!(fs::read_dir(ran.changes().join("tmp")).unwrap().next().is_none());
+            },
+        },
+        Case {
+            name: "folder_on_a_file",
+            levels: ALL,
+            script: "true",
+            set_up: |place, step| step.mounts = vec![bind(place.path("outside"), "/bin/busybox", false)],
+            check: |ran| assert!(ran.error().starts_with("cannot mount on /bin/busybox: there is a file"), "{}", ran.error()),
+        },
+        Case {
+            name: "file_on_a_folder",
+            levels: ALL,
+            script: "true",
+            set_up: |_, step| step.mounts = vec![secret("/bin", 0o400)],
+            check: |ran| assert!(ran.error().starts_with("cannot mount on /bin: there is a folder"), "{}", ran.error()),
+        },
+        Case {
+            name: "mount_below_a_file",
+            levels: ALL,
+            script: "true",
+            set_up: |_, step| step.mounts = vec![secret("/bin/busybox/x", 0o400)],
+            check: |ran| assert!(ran.error().starts_with("cannot mount on /bin/busybox/x"), "{}", ran.error()),
+        },
+        Case {
+            name: "working_directory_below_a_file",
+            levels: ALL,
+            script: "true",
+            set_up: |_, step| step.cwd = "/bin/busybox/x".into(),
+            check: |ran| assert!(ran.error().starts_with("cannot use the working directory /bin/busybox/x"), "{}", ran.error()),
+        },
+        Case {
+            name: "loop_in_the_root",
+            levels: ALL,
+            script: "true",
+            set_up: |place, _| symlink("etc", place.path("lower/etc")).unwrap(),
+            check: |ran| {
+                let want = "the root file system is malformed: /etc/resolv.conf";
+                assert!(ran.error().starts_with(want), "{}", ran.error());
+            },
+        },
+        Case {
+            name: "owners_of_hard_links",
+            levels: SINGLE,
+            script: "cd /low; echo more >> a; rm c; echo new > c; mkdir d; chmod 600 node; mknod fresh c 1 3; chmod 640 fresh",
+            set_up: |place, step| {
+                fs::create_dir(place.path("lower/low")).unwrap();
+                for (name, other) in [("a", "b"), ("c", "e")] {
+                    fs::write(place.path("lower/low").join(name), "").unwrap();
+                    fs::hard_link(place.path("lower/low").join(name), place.path("lower/low").join(other)).unwrap();
+                }
+                fs::write(place.path("lower/low/node"), "").unwrap();
+                step.lower_owners = ["a", "b", "c", "e"].map(|name| (Path::new("low").join(name), 40, 41, None)).to_vec();
+                step.lower_owners.push(("low/node".into(), 0, 0, Some((libc::S_IFCHR | 0o644, 1, 5))));
+            },
+            check: |ran| {
+                ran.says("");
+                let want = [
+                    ("low/a".into(), 40, 41, None),
+                    ("low/fresh".into(), 0, 0, Some((libc::S_IFCHR | 0o640, 1, 3))),
+                    ("low/node".into(), 0, 0, Some((libc::S_IFCHR | 0o600, 1, 5))),
+                ];
+                assert_eq!(ran.outcome().owners, want);
+            },
+        },
+        Case {
             name: "shm_size_refused",
             levels: CHROOT,
             script: "true",
@@ -646,7 +781,7 @@ pub(crate) fn all() -> Vec<Case> {
                     fs::write(place.path("lower/low").join(name), name).unwrap();
                 }
                 symlink("nowhere", place.path("lower/link")).unwrap();
-                step.lower_owners = ["f", "g", "k", "untouched"].map(|name| (Path::new("low").join(name), 40, 41)).to_vec();
+                step.lower_owners = ["f", "g", "k", "untouched"].map(|name| (Path::new("low").join(name), 40, 41, None)).to_vec();
             },
             check: |ran| {
                 ran.says("");
@@ -683,7 +818,7 @@ pub(crate) fn all() -> Vec<Case> {
                 fs::write(place.path("lower/etc/passwd"), "root:x:0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n").unwrap();
                 fs::write(place.path("lower/etc/group"), "root:x:0:\napp:x:1000:\n").unwrap();
                 fs::write(place.path("lower/etc/shadow"), "root:x:\n").unwrap();
-                step.lower_owners = vec![("etc/shadow".into(), 0, 42)];
+                step.lower_owners = vec![("etc/shadow".into(), 0, 42, None)];
             },
             check: |ran| {
                 ran.says("1000\nrefused\n1000\n0\n0:42\n1000:1000\n1000:1000\n");
@@ -719,7 +854,7 @@ pub(crate) fn all() -> Vec<Case> {
                 for name in ["inside", "low/f", "low/g", "low/inside"] {
                     fs::write(place.path("lower").join(name), name).unwrap();
                 }
-                step.lower_owners = vec![("low/f".into(), 40, 41), ("/low/g".into(), 50, 51)];
+                step.lower_owners = vec![("low/f".into(), 40, 41, None), ("/low/g".into(), 50, 51, None)];
             },
             check: |ran| {
                 ran.says(

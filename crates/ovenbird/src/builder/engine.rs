@@ -201,10 +201,10 @@ impl EngineBuilder {
             secrets: secrets(&request.secrets, &self.environment)?,
             ssh: agents(&request.ssh, &self.environment)?,
             limits: StepLimits {
-                memory: request.limits.memory.map(|b| b.0),
+                memory: request.limits.memory.map(|b| b.0).filter(|bytes| *bytes > 0),
                 cpus: request.limits.cpus,
                 ulimits: request.limits.ulimits.iter().map(|u| (u.name.clone(), u.soft, u.hard)).collect(),
-                shm_size: request.limits.shm_size.map(|b| b.0),
+                shm_size: request.limits.shm_size.map(|b| b.0).filter(|bytes| *bytes > 0),
                 dns: request.dns.clone(),
             },
             pull: if request.pull { PullPolicy::Always } else { PullPolicy::Missing },
@@ -331,10 +331,14 @@ pub fn told(error: BuildError, source: Option<&SourceTree>) -> Error {
     if kind == Kind::Sandbox {
         this.hints.push("`ovenbird doctor` shows what each isolation level is missing on this machine".into());
     }
+    if let BuildError::Instruction { hint, .. } = &error {
+        this.hints.push((*hint).into());
+    }
     let line = match &error {
         BuildError::File { line, .. }
         | BuildError::Fetch { line, .. }
         | BuildError::NotGiven { line, .. }
+        | BuildError::Instruction { line, .. }
         | BuildError::Sandbox { line, .. } => *line,
         _ => None,
     };

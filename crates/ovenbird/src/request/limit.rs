@@ -105,9 +105,55 @@ pub struct Limits {
     pub shm_size: Option<ByteSize>,
 }
 
+/// Docker's least memory of a container.
+const MEMORY_MIN: u64 = 6 * 1024 * 1024;
+/// Docker's least share of a CPU.
+const CPUS_MIN: f64 = 0.01;
+/// As many as Linux can be built for.
+const CPUS_MAX: f64 = 8192.0;
+
+impl Limits {
+    /// Refuses values that no machine can have.
+    pub fn check(&self) -> Result<(), ParseValueError> {
+        // Zero is no limit, as in Docker.
+        if self.memory.is_some_and(|memory| (1..MEMORY_MIN).contains(&memory.0)) {
+            return Err(bad("--memory is too small: the least is 6m (6 MiB), and 0 is no limit"));
+        }
+        match self.cpus {
+            Some(cpus) if !(CPUS_MIN..=CPUS_MAX).contains(&cpus) => {
+                Err(bad(format!("--cpus {cpus} is out of range: give a number from {CPUS_MIN} to {CPUS_MAX}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_that_can_be() {
+        let check = |memory: Option<u64>, cpus| Limits { memory: memory.map(ByteSize), cpus, ..Limits::default() }.check();
+        for (memory, cpus, want) in [
+            (None, None, None),
+            (Some(0), Some(0.01), None),
+            (Some(MEMORY_MIN), Some(1.5), None),
+            (Some(MEMORY_MIN - 1), None, Some("6m")),
+            (Some(1), None, Some("6m")),
+            (None, Some(0.0), Some("from 0.01 to 8192")),
+            (None, Some(-1.0), Some("from 0.01 to 8192")),
+            (None, Some(1e9), Some("from 0.01 to 8192")),
+            (None, Some(f64::NAN), Some("from 0.01 to 8192")),
+            (None, Some(f64::INFINITY), Some("from 0.01 to 8192")),
+        ] {
+            let got = check(memory, cpus).map_err(|error| error.to_string());
+            match want {
+                None => assert_eq!(got, Ok(()), "{memory:?} {cpus:?}"),
+                Some(want) => assert!(got.as_ref().is_err_and(|error| error.contains(want)), "{memory:?} {cpus:?}: {got:?}"),
+            }
+        }
+    }
 
     #[test]
     fn sizes() {

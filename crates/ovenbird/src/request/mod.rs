@@ -339,9 +339,54 @@ impl BuildRequest {
     }
 }
 
+/// `HOST_NAME_MAX` of Linux.
+const HOSTNAME_MAX: usize = 64;
+
+impl BuildRequest {
+    /// Refuses a host name that no machine can have; the name also stands in the `/etc/hosts` of every step.
+    pub fn check_hostname(&self) -> Result<(), ParseValueError> {
+        let said =
+            [("--hostname", self.hostname.as_ref()), ("BUILDKIT_SANDBOX_HOSTNAME", self.build_args.get("BUILDKIT_SANDBOX_HOSTNAME"))];
+        for (option, name) in said.into_iter().filter_map(|(option, name)| Some((option, name?))) {
+            let fits = name.len() <= HOSTNAME_MAX && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+            if !fits || name.starts_with(['-', '.']) {
+                return Err(bad(format!(
+                    "{option} {name:?} is not a host name: expected up to {HOSTNAME_MAX} letters, digits, dots, dashes and underscores, a letter or digit first"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn host_names() {
+        for (name, fits) in [
+            ("h", true),
+            ("build-1.example.org", true),
+            ("a_b", true),
+            ("", true),
+            (&"x".repeat(64), true),
+            (&"x".repeat(65), false),
+            ("a/b", false),
+            ("a\0b", false),
+            ("a b", false),
+            ("a\n10.0.0.1 registry", false),
+            ("-x", false),
+            (".", false),
+        ] {
+            let mut request = BuildRequest::new(Source::Path(".".into()));
+            request.hostname = Some(name.into());
+            assert_eq!(request.check_hostname().is_ok(), fits, "{name:?}");
+            let mut request = BuildRequest::new(Source::Path(".".into()));
+            request.build_args.insert("BUILDKIT_SANDBOX_HOSTNAME".into(), name.into());
+            assert_eq!(request.check_hostname().is_ok(), fits, "{name:?}");
+        }
+    }
 
     #[test]
     fn values() {
