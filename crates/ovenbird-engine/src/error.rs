@@ -190,6 +190,8 @@ impl BuildError {
             },
             Self::Layer { source, .. } => match source {
                 LayerError::Io { .. } | LayerError::Store(_) => ErrorKind::Configuration,
+                // What a step made, not what a registry gave.
+                LayerError::Unpackable { .. } => ErrorKind::Source,
                 _ => ErrorKind::Registry,
             },
             Self::Store(_) | Self::State(_) | Self::Archive(_) | Self::Output { .. } | Self::Malformed { .. } => ErrorKind::Configuration,

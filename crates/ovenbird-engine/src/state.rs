@@ -18,10 +18,13 @@
 //! level are of no use at another. Invariant: everything below `snapshots` and `cache` is complete and
 //! immutable; it is made below `tmp` and renamed. A process killed at any moment leaves only `tmp`.
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ovenbird_oci::layer::{Owner, Owners, Ownership, Packed};
@@ -98,6 +101,8 @@ impl SnapshotId {
 #[derive(Debug)]
 pub struct State {
     root: PathBuf,
+    /// Device and inode of `root`.
+    inode: (u64, u64),
     ids: PathBuf,
     store: Store,
     ownership: Ownership,
@@ -141,7 +146,8 @@ impl State {
         fs::create_dir_all(&origins).map_err(io_error("make", &origins))?;
         let build = open_work(&ids.join("tmp"))?;
         let store = Store::open(&root.join("store"))?;
-        Ok(Self { root, ids, store, ownership, lock, build })
+        let meta = root.metadata().map_err(io_error("read", &root))?;
+        Ok(Self { inode: (meta.dev(), meta.ino()), root, ids, store, ownership, lock, build })
     }
 
     /// The blob store.
@@ -157,6 +163,11 @@ impl State {
     /// The state folder itself.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Device and inode of the state folder.
+    pub fn root_inode(&self) -> (u64, u64) {
+        self.inode
     }
 
     /// File with hashes of context files.
@@ -205,7 +216,7 @@ impl State {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Owners::new(),
             Err(source) => return Err(StateError::Io { action: "read", path, source }),
         };
-        Ok(Some(LayerDir { dir, owners: Arc::new(owners) }))
+        Ok(Some(LayerDir::new(dir, owners)))
     }
 
     /// Is the snapshot there?
@@ -379,25 +390,14 @@ fn unique_name() -> String {
         .to_owned()
 }
 
-/// Removes a tree that may hold folders without permissions (overlay's work folder has mode 000).
+/// Removes a tree that may be deep and may hold folders without permissions (overlay's work folder has mode 000).
 pub fn remove_tree(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let mut folders = vec![dir.to_owned()];
-            while let Some(folder) = folders.pop() {
-                let _ = fs::set_permissions(&folder, fs::Permissions::from_mode(0o700));
-                for entry in fs::read_dir(&folder)?.flatten() {
-                    if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                        folders.push(entry.path());
-                    }
-                }
-            }
-            fs::remove_dir_all(dir)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let parent = match File::open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    ovenbird_oci::layer::remove(parent.as_fd(), &CString::new(name.as_bytes())?)
 }
 
 #[cfg(test)]

@@ -93,34 +93,44 @@ fn write_dir(snapshot: &Snapshot, dir: &Path, mtime: Option<i64>) -> Result<(), 
 
 fn set_times(dir: &Path, seconds: i64) -> io::Result<()> {
     let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
+    let mut found = vec![dir.to_owned()];
+    let mut next = 0;
+    while let Some(path) = found.get(next).cloned() {
         if path.symlink_metadata()?.is_dir() {
-            set_times(&path, seconds)?;
+            for entry in fs::read_dir(&path)? {
+                found.push(entry?.path());
+            }
         }
-        utimensat(CWD, &path, &Timestamps { last_access: time, last_modification: time }, AtFlags::SYMLINK_NOFOLLOW)?;
+        next += 1;
+    }
+    // What is in a folder comes behind it: reading the folder does not change its time.
+    for path in &found[1..] {
+        utimensat(CWD, path, &Timestamps { last_access: time, last_modification: time }, AtFlags::SYMLINK_NOFOLLOW)?;
     }
     Ok(())
 }
 
 fn move_into(from: &Path, to: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let place = to.join(entry.file_name());
-        let existing = place.symlink_metadata().ok();
-        match (entry.file_type()?.is_dir(), existing.is_some_and(|meta| meta.is_dir())) {
-            (true, true) => move_into(&entry.path(), &place)?,
-            (true, false) => {
-                let _ = fs::remove_file(&place);
-                fs::rename(entry.path(), place)?;
+    let mut open = vec![(from.to_owned(), to.to_owned())];
+    while let Some((from, to)) = open.pop() {
+        for entry in fs::read_dir(&from)? {
+            let entry = entry?;
+            let place = to.join(entry.file_name());
+            let existing = place.symlink_metadata().ok();
+            match (entry.file_type()?.is_dir(), existing.is_some_and(|meta| meta.is_dir())) {
+                (true, true) => open.push((entry.path(), place)),
+                (true, false) => {
+                    let _ = fs::remove_file(&place);
+                    fs::rename(entry.path(), place)?;
+                }
+                (false, true) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::IsADirectory,
+                        format!("{} is a folder and the image has a file there", place.display()),
+                    ));
+                }
+                (false, false) => fs::rename(entry.path(), place)?,
             }
-            (false, true) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::IsADirectory,
-                    format!("{} is a folder and the image has a file there", place.display()),
-                ));
-            }
-            (false, false) => fs::rename(entry.path(), place)?,
         }
     }
     Ok(())

@@ -161,7 +161,7 @@ pub fn snapshot(session: &Session, chain: &[Link]) -> Result<Snapshot, BuildErro
     for link in chain {
         match link {
             Link::Diff { id, .. } => {
-                let layer = session.state.layer_dir(id)?.ok_or_else(|| BuildError::Malformed {
+                let layer = session.layer_dir(id)?.ok_or_else(|| BuildError::Malformed {
                     digest: id.as_str().to_owned(),
                     reason: "its files were removed while the build ran".into(),
                 })?;
@@ -243,7 +243,7 @@ fn unpack_layer(
     let id = SnapshotId::of_layer(diff_id);
     let lock = session.unpack_lock(diff_id);
     let _one = lock.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(layer) = session.state.layer_dir(&id)? {
+    if let Some(layer) = session.layer_dir(&id)? {
         return Ok(layer);
     }
     match unpack_once(session, descriptor, diff_id, below, &id) {
@@ -263,7 +263,6 @@ fn unpack_layer(
         other => other?,
     }
     session
-        .state
         .layer_dir(&id)?
         .ok_or_else(|| BuildError::Malformed { digest: diff_id.to_string(), reason: "it vanished after unpacking".into() })
 }

@@ -17,6 +17,32 @@ use rustix::io::Errno;
 
 /// Most symbolic links that one path may go through.
 const MAX_LINKS: usize = 255;
+/// Longest path of a file in an image, with its end (PATH_MAX).
+pub(crate) const MAX_PATH: usize = 4096;
+
+/// A path that no program could open. Inside the [`io::Error`] of a walk.
+#[derive(Debug, thiserror::Error)]
+#[error("the path {shown}… ({depth} folders deep) is longer than 4,096 bytes, which no program can open")]
+pub(crate) struct PathTooLong {
+    /// Its beginning.
+    pub(crate) shown: String,
+    pub(crate) depth: usize,
+}
+
+/// Refuses a path that is too long for a layer.
+pub(crate) fn check_length(path: &Path) -> Result<(), PathTooLong> {
+    if path.as_os_str().len() < MAX_PATH {
+        return Ok(());
+    }
+    let shown = format!("/{}", path.display()).chars().take(80).collect();
+    Err(PathTooLong { shown, depth: path.components().count() - 1 })
+}
+
+impl From<PathTooLong> for io::Error {
+    fn from(error: PathTooLong) -> Self {
+        Self::new(io::ErrorKind::InvalidFilename, error)
+    }
+}
 
 /// Type of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -275,6 +301,7 @@ fn follow(tree: &dyn Tree, path: &Path, last: bool) -> io::Result<PathBuf> {
             continue;
         }
         resolved.push(&name);
+        check_length(&resolved)?;
         if queue.is_empty() && !last {
             break;
         }
@@ -367,6 +394,7 @@ pub fn walk_with<'t>(tree: &'t dyn Tree, path: &Path, choose: Chooser<'t>) -> Wa
 
 impl Walk<'_> {
     fn visit(&mut self, path: PathBuf) -> io::Result<()> {
+        check_length(&path)?;
         let Some(entry) = self.tree.entry(&path)? else { return Ok(()) };
         let choice = (self.choose)(&path, &entry);
         let is_dir = entry.is_dir();

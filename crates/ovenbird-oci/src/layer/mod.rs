@@ -25,6 +25,7 @@ use crate::store::{StoreError, remedy};
 pub use pack::pack;
 pub(crate) use unpack::{decompress, root_parts};
 pub use unpack::{extract, unpack};
+pub use walk::remove;
 
 /// Longest path, with its end, that programs can open (PATH_MAX).
 const MAX_PATH: usize = 4096;

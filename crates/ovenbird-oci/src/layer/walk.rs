@@ -141,8 +141,8 @@ pub(super) fn open_lent(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags, more: M
     }
 }
 
-/// Removes a name and everything below it; gone already is fine.
-pub(super) fn remove(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+/// Removes a name and everything below it, however deep; gone already is fine.
+pub fn remove(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {}
@@ -158,11 +158,26 @@ pub(super) fn remove(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
                     let (fd, _) = open_lent(walk.dir()?, &name, FOLDER, Mode::RWXU)?;
                     walk.enter(fd, name, None)?;
                 }
+                // The folder itself can be read, but not written to.
+                Err(Errno::ACCESS) => {
+                    rustix::fs::fchmod(walk.dir()?, Mode::RWXU)?;
+                    let (fd, _) = match rustix::fs::unlinkat(walk.dir()?, &name, AtFlags::empty()) {
+                        Ok(()) | Err(Errno::NOENT) => continue,
+                        Err(_) => open_lent(walk.dir()?, &name, FOLDER, Mode::RWXU)?,
+                    };
+                    walk.enter(fd, name, None)?;
+                }
                 Err(e) => return Err(e.into()),
             }
         }
         match walk.leave()? {
-            Some(name) => rustix::fs::unlinkat(walk.dir()?, &name, AtFlags::REMOVEDIR)?,
+            Some(name) => match rustix::fs::unlinkat(walk.dir()?, &name, AtFlags::REMOVEDIR) {
+                Err(Errno::ACCESS) => {
+                    rustix::fs::fchmod(walk.dir()?, Mode::RWXU)?;
+                    rustix::fs::unlinkat(walk.dir()?, &name, AtFlags::REMOVEDIR)?;
+                }
+                done => done?,
+            },
             None => return Ok(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?),
         }
     }

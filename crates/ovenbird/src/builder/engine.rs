@@ -142,6 +142,9 @@ impl EngineBuilder {
         if platforms.is_empty() {
             platforms.push(Platform::host());
         }
+        if let [_, _, ..] = &platforms[..] {
+            one_platform_only(&request.outputs, &platforms)?;
+        }
         let epoch = request.source_date_epoch()?;
         let mut build_args = request.build_args.clone();
         if let Some(epoch) = epoch {
@@ -234,6 +237,22 @@ impl Builder for EngineBuilder {
     fn export(&self, image: &Image, output: &OutputKind, names: &[Reference], job: &Job) -> Result<(), Error> {
         self.export_target(&image.target, output, names, image.source_date_epoch, job)
     }
+}
+
+/// Refuses outputs that can hold one platform only, before anything is built.
+fn one_platform_only(outputs: &[Output], platforms: &[Platform]) -> Result<(), Error> {
+    let names: Vec<String> = platforms.iter().map(ToString::to_string).collect();
+    for output in outputs {
+        let (what, instead) = match output.kind {
+            OutputKind::DockerTar(_) => ("-o type=docker", "use -o type=oci, which holds several"),
+            OutputKind::Tar(_) => ("-o type=tar", "use -o type=local, which makes a folder for each"),
+            OutputKind::Load => ("--load", "push the image to a registry and pull it there"),
+            _ => continue,
+        };
+        return Err(Error::new(Kind::Usage, format!("{what} takes one platform, and {} are asked for: {}", names.len(), names.join(", ")))
+            .hint(format!("build with one --platform, or {instead}")));
+    }
+    Ok(())
 }
 
 /// One build makes one set of layers: outputs that ask for different ones cannot both be had.

@@ -167,14 +167,14 @@ fn expand(from: &dyn Tree, source: &str, found: &mut Vec<Selected>) -> Result<()
     let parts: Vec<&str> = cleaned.split('/').collect();
     let first = parts.iter().position(|part| has_wildcards(part)).unwrap_or(parts.len());
     let base: PathBuf = parts[..first].iter().collect();
-    let base = resolve(from, &base).map_err(FileError::io("follow", &base))?;
+    let base = resolve(from, &base).map_err(FileError::unreadable("follow", &base))?;
     let mut matches = Vec::new();
     glob(from, &base, &parts[first..], &mut matches)?;
     for path in matches {
         let name = path.file_name().unwrap_or(OsStr::new("")).to_owned();
         let shown = format!("/{}", path.display());
-        let target = resolve(from, &path).map_err(FileError::io("follow", &path))?;
-        let entry = from.entry(&target).map_err(FileError::io("read", &target))?;
+        let target = resolve(from, &path).map_err(FileError::unreadable("follow", &path))?;
+        let entry = from.entry(&target).map_err(FileError::unreadable("read", &target))?;
         let entry = entry.ok_or_else(|| FileError::NotFound { name: shown.clone() })?;
         found.push(Selected { shown, path: target, name, entry, include: None });
     }
@@ -183,24 +183,31 @@ fn expand(from: &dyn Tree, source: &str, found: &mut Vec<Selected>) -> Result<()
 
 /// `*` never matches `/`, so each part of the pattern is about one level.
 fn glob(from: &dyn Tree, base: &Path, parts: &[&str], found: &mut Vec<PathBuf>) -> Result<(), FileError> {
-    let Some((part, rest)) = parts.split_first() else { return Ok(()) };
-    go_match(part, "")?;
-    if !from.entry(base).map_err(FileError::io("read", base))?.is_some_and(|e| e.is_dir()) {
+    if !from.entry(base).map_err(FileError::unreadable("read", base))?.is_some_and(|e| e.is_dir()) {
         return Ok(());
     }
-    for name in from.names(base).map_err(FileError::io("read", base))? {
-        if !go_match(part, &name.to_string_lossy())? {
-            continue;
-        }
-        let path = base.join(&name);
-        let Some(entry) = from.entry(&path).map_err(FileError::io("read", &path))? else { continue };
-        if rest.is_empty() {
-            if is_visible(from, &path, &entry).map_err(FileError::io("read", &path))? {
-                found.push(path);
+    // The last is looked at next: what matches comes in the order of a walk.
+    let mut open = vec![(base.to_owned(), parts)];
+    while let Some((dir, parts)) = open.pop() {
+        let Some((part, rest)) = parts.split_first() else { continue };
+        go_match(part, "")?;
+        let begin = open.len();
+        for name in from.names(&dir).map_err(FileError::unreadable("read", &dir))? {
+            if !go_match(part, &name.to_string_lossy())? {
+                continue;
             }
-        } else if entry.is_dir() {
-            glob(from, &path, rest, found)?;
+            let path = dir.join(&name);
+            tree::check_length(&path).map_err(FileError::unreadable("read", &path))?;
+            let Some(entry) = from.entry(&path).map_err(FileError::unreadable("read", &path))? else { continue };
+            if rest.is_empty() {
+                if is_visible(from, &path, &entry).map_err(FileError::unreadable("read", &path))? {
+                    found.push(path);
+                }
+            } else if entry.is_dir() {
+                open.push((path, rest));
+            }
         }
+        open[begin..].reverse();
     }
     Ok(())
 }
@@ -214,15 +221,15 @@ fn literal(from: &dyn Tree, source: &str) -> Result<Selected, FileError> {
 }
 
 fn lookup(from: &dyn Tree, written: &Path, shown: String) -> Result<Selected, FileError> {
-    let path = resolve(from, written).map_err(FileError::io("follow", written))?;
-    let Some(entry) = from.entry(&path).map_err(FileError::io("read", &path))? else {
+    let path = resolve(from, written).map_err(FileError::unreadable("follow", written))?;
+    let Some(entry) = from.entry(&path).map_err(FileError::unreadable("read", &path))? else {
         return Err(FileError::NotFound { name: shown });
     };
-    let hidden_link = match from.entry(written).map_err(FileError::io("read", written))? {
+    let hidden_link = match from.entry(written).map_err(FileError::unreadable("read", written))? {
         Some(link) if link.kind == Kind::Symlink => ignore_choice(from, written, &link) != Choice::Take,
         _ => false,
     };
-    if hidden_link || !is_visible(from, &path, &entry).map_err(FileError::io("read", &path))? {
+    if hidden_link || !is_visible(from, &path, &entry).map_err(FileError::unreadable("read", &path))? {
         return Err(FileError::Ignored { name: shown });
     }
     let name = written.file_name().unwrap_or(OsStr::new("")).to_owned();
@@ -245,9 +252,9 @@ fn with_parents(from: &dyn Tree, source: &str, found: &mut Vec<Selected>) -> Res
             let plain = clean(unescape(&pattern));
             let path = selected.path.join(&plain);
             let shown = format!("/{}", path.display());
-            match from.entry(&path).map_err(FileError::io("read", &path))? {
+            match from.entry(&path).map_err(FileError::unreadable("read", &path))? {
                 None => return Err(FileError::NotFound { name: shown }),
-                Some(entry) if !is_visible(from, &path, &entry).map_err(FileError::io("read", &path))? => {
+                Some(entry) if !is_visible(from, &path, &entry).map_err(FileError::unreadable("read", &path))? => {
                     return Err(FileError::Ignored { name: shown });
                 }
                 Some(_) => {}

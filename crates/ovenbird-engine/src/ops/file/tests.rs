@@ -18,9 +18,10 @@ use super::*;
 use crate::ops::content;
 use crate::ops::merged;
 use crate::snapshot::LayerDir;
+use crate::snapshot::folder::Folder;
 use crate::snapshot::stat_cache::{FileStatCache, NoStatCache};
 use crate::snapshot::tree::{Entry, walk};
-use crate::snapshot::view::{Folder, View};
+use crate::snapshot::view::View;
 
 const OLD: i64 = 1_000_000_000;
 
@@ -198,7 +199,7 @@ fn parse(line: &str) -> (Vec<FileAction>, String) {
 }
 
 fn snapshot(dirs: impl IntoIterator<Item = PathBuf>) -> Snapshot {
-    Snapshot { layers: dirs.into_iter().map(|dir| LayerDir { dir, owners: Arc::new(Owners::new()) }).collect() }
+    Snapshot { layers: dirs.into_iter().map(|dir| LayerDir::new(dir, Owners::new())).collect() }
 }
 
 fn run_with(base: &str, context: &str, line: &str, ownership: Ownership) -> Ran {
