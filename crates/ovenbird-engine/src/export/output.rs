@@ -4,13 +4,15 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use ovenbird_oci::layer::Ownership;
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+use ovenbird_oci::layer::Owners;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, utimensat};
+use rustix::io::Errno;
 
 use ovenbird_oci::{Descriptor, Digest, Index, Manifest, Reference, archive};
 
 use crate::cache::Link;
 use crate::error::BuildError;
+use crate::event::Event;
 use crate::ops::{Session, image, merged};
 use crate::snapshot::Snapshot;
 
@@ -62,7 +64,20 @@ pub fn export(session: &Session, target: &Descriptor, form: &Export, names: &[Re
                 };
                 fs::create_dir_all(&dir).map_err(BuildError::output(&dir))?;
                 let snapshot = snapshot_of(session, digest)?;
-                write_dir(&snapshot, &dir, session.input.source_date_epoch)?;
+                let skipped = write_dir(&snapshot, &dir, session.input.source_date_epoch)?;
+                if let [first, ..] = &skipped[..] {
+                    session.sink.emit(Event::Warning {
+                        code: "skipped-devices".into(),
+                        message: format!(
+                            "{} device(s) of the image are not in {}, for only root can make them: {}{}; type=tar keeps them",
+                            skipped.len(),
+                            dir.display(),
+                            first.display(),
+                            if skipped.len() > 1 { ", …" } else { "" }
+                        ),
+                        line: None,
+                    });
+                }
             }
             Ok(())
         }
@@ -81,14 +96,38 @@ pub fn export(session: &Session, target: &Descriptor, form: &Export, names: &[Re
 }
 
 /// Writes the files into a folder that may hold others: they are made aside and moved in, so that each file appears whole.
-/// They belong to the caller, as with every tool that copies files out.
-fn write_dir(snapshot: &Snapshot, dir: &Path, mtime: Option<i64>) -> Result<(), BuildError> {
+/// They belong to the caller, as with buildx. Returns the devices that could not be made.
+fn write_dir(snapshot: &Snapshot, dir: &Path, mtime: Option<i64>) -> Result<Vec<PathBuf>, BuildError> {
     let aside = tempfile::Builder::new().prefix(".ovenbird-").tempdir_in(dir).map_err(BuildError::output(dir))?;
-    merged::materialize(snapshot, aside.path(), Ownership::Recorded).map_err(file_error)?;
+    let recorded = merged::copy_out(snapshot, aside.path()).map_err(file_error)?;
+    let skipped = make_devices(aside.path(), &recorded).map_err(BuildError::output(dir))?;
     if let Some(seconds) = mtime {
         set_times(aside.path(), seconds).map_err(BuildError::output(dir))?;
     }
-    move_into(aside.path(), dir).map_err(BuildError::output(dir))
+    move_into(aside.path(), dir).map_err(BuildError::output(dir))?;
+    Ok(skipped)
+}
+
+/// Puts real devices where empty files stand for them; where that is not allowed, nothing.
+fn make_devices(dir: &Path, recorded: &Owners) -> io::Result<Vec<PathBuf>> {
+    let mut skipped = vec![];
+    for (path, owner) in recorded {
+        let Some((mode, major, minor)) = owner.node else { continue };
+        let place = dir.join(path);
+        let stat = rustix::fs::lstat(&place)?;
+        fs::remove_file(&place)?;
+        let bits = Mode::from_raw_mode(mode & 0o7777);
+        match rustix::fs::mknodat(CWD, &place, FileType::from_raw_mode(mode), bits, rustix::fs::makedev(major, minor)) {
+            Ok(()) => {
+                rustix::fs::chmodat(CWD, &place, bits, AtFlags::empty())?;
+                let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ };
+                utimensat(CWD, &place, &Timestamps { last_access: time, last_modification: time }, AtFlags::SYMLINK_NOFOLLOW)?;
+            }
+            Err(Errno::PERM | Errno::ACCESS | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => skipped.push(Path::new("/").join(path)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(skipped)
 }
 
 fn set_times(dir: &Path, seconds: i64) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! Base images: names to manifests, manifests to diff folders. Layers are fetched and unpacked only
 //! when something reads them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::PoisonError;
 
 use ovenbird_oci::image::media;
@@ -272,8 +272,7 @@ fn unpack_once(session: &Session, descriptor: &Descriptor, diff_id: &Digest, bel
     let dir = work.subdir("fs")?;
     let blob = session.state.store().open_blob(&descriptor.digest)?;
     let lower_view = view::View::new(below);
-    let lower =
-        |path: &Path| -> Option<PathBuf> { crate::snapshot::tree::Tree::entry(&lower_view, path).ok().flatten().map(|entry| entry.disk) };
+    let lower = |path: &Path| lower_view.on_disk(path).ok().flatten();
     let label = format!("unpacking {}", descriptor.digest.short());
     let event = |current, done| Event::Progress {
         id: format!("unpacking {}", descriptor.digest),

@@ -32,12 +32,21 @@ pub fn materialize_subtree(snapshot: &Snapshot, path: &Path, dest: &Path, owners
 
 /// Copies what the ignore file leaves of a folder of `from` into the existing empty folder `dest`, with owners, modes and times.
 pub fn copy_tree(from: &dyn Tree, path: &Path, dest: &Path, ownership: Ownership) -> Result<(), FileError> {
+    copy_recorded(from, path, dest, ownership).map(drop)
+}
+
+/// [`materialize`] for the caller: everything belongs to him. Returns what the files could not be given; devices are empty files.
+pub fn copy_out(snapshot: &Snapshot, dest: &Path) -> Result<Owners, FileError> {
+    copy_recorded(&View::new(snapshot), Path::new(""), dest, Ownership::Recorded)
+}
+
+fn copy_recorded(from: &dyn Tree, path: &Path, dest: &Path, ownership: Ownership) -> Result<Owners, FileError> {
     if !from.entry(path).map_err(FileError::io("read", path))?.is_some_and(|entry| entry.is_dir()) {
-        return Ok(());
+        return Ok(Owners::new());
     }
     let mut target = Dest::with_links(&Snapshot::default(), dest, ownership, false)?;
     write_visits(&mut target, from, walk(from, path))?;
-    target.finish().map(drop)
+    target.finish()
 }
 
 fn keep(entry: &Entry) -> Meta {

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ovenbird_oci::layer::Lower;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -188,6 +189,14 @@ impl View {
             }
         }
         Ok(None)
+    }
+
+    /// Where an entry really is, and what the layer's table says of it.
+    pub(crate) fn on_disk(&self, path: &Path) -> io::Result<Option<Lower>> {
+        Ok(self.find(path)?.map(|(layer, _)| {
+            let LayerDir { dir, owners, .. } = &self.layers[layer];
+            Lower { path: dir.join(path), owner: owners.get(path.as_os_str()).copied() }
+        }))
     }
 
     /// Opens a layer's part of a folder.

@@ -616,7 +616,7 @@ fn archives() {
         ("", &[("a", b'0', "1"), ("b", b'1', "a")], "ADD a.tar /", "a=1@640#11:12 b=1@640#11:12"),
         ("a=0", &[("b", b'1', "a")], "ADD a.tar /", "a=0 b=0"),
         ("", &[("l", b'2', "/etc/passwd")], "ADD a.tar /", "l->/etc/passwd#11:12"),
-        ("", &[(".wh.f", b'0', "1")], "ADD a.tar /x", "x/ x/.wh.f=1@640#11:12"),
+        ("", &[(".wh.f", b'0', "1")], "ADD a.tar /x", "error: cannot put \"/x/.wh.f\" in an image"),
         ("", &[("p", b'6', "")], "ADD a.tar /", "p|@640#11:12"),
         // Over what the base has.
         ("f=0 d/o=0", &[("f", b'0', "1")], "ADD a.tar /", "f=1@640#11:12"),
