@@ -212,8 +212,11 @@ fn a_flipped_byte_in_a_layer_blob_is_not_exported() {
 #[test]
 fn errors_have_a_kind_and_name_the_cause() {
     let bench = Bench::new(&[("x", "1"), ("hidden", "2")]);
+    std::os::unix::fs::symlink("/no/where", bench.context.path().join("out")).unwrap();
     let rows: &[(&str, ErrorKind, &str)] = &[
         ("FROM scratch\nCOPY missing /\n", ErrorKind::Source, "missing"),
+        ("FROM scratch\nCOPY hiden /\n", ErrorKind::Source, "did you mean \"/hidden\"?"),
+        ("FROM scratch\nCOPY out /\n", ErrorKind::Source, "\"/out\" is a symbolic link to \"/no/where\""),
         ("FROM scratch\nCPOY x /\n", ErrorKind::Dockerfile, "error"),
         ("", ErrorKind::Dockerfile, "error"),
         ("FROM scratch\nRUN true\n", ErrorKind::Sandbox, "doctor"),
@@ -247,7 +250,7 @@ fn hidden_files_are_not_copied() {
     bench.write("drop.log", "changed");
     assert_eq!(bench.build("FROM scratch\nCOPY . /\n").unwrap().ran, 0, "an ignored file is no input");
     let error = bench.build("FROM scratch\nCOPY drop.log /\n").unwrap_err();
-    assert!(error.to_string().contains("dockerignore"), "{error}");
+    assert!(error.to_string().contains("dockerignore (pattern \"*.log\")"), "{error}");
     assert_eq!(bench.config(&built).0.layers.len(), 1);
 }
 

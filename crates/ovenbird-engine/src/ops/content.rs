@@ -62,10 +62,10 @@ pub fn digest(from: &dyn Tree, copy: &CopyAction, cache: &dyn StatCache) -> Resu
 pub fn digest_path(from: &dyn Tree, path: &Path, cache: &dyn StatCache) -> Result<Digest, FileError> {
     let target = resolve(from, path).map_err(FileError::unreadable("follow", path))?;
     let Some(entry) = from.entry(&target).map_err(FileError::unreadable("read", path))? else {
-        return Err(FileError::NotFound { name: super::file::absolute(path) });
+        return Err(super::file::select::missing(from, path, super::file::absolute(path)));
     };
     if !tree::is_visible(from, &target, &entry).map_err(FileError::unreadable("read", path))? {
-        return Err(FileError::Ignored { name: super::file::absolute(path) });
+        return Err(super::file::select::ignored(from, &target, super::file::absolute(path)));
     }
     let mut items = Vec::new();
     collect(tree::walk(from, &target), &target, &mut items)?;

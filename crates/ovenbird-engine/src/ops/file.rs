@@ -35,16 +35,20 @@ use transfer::Meta;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// A source does not exist.
-    #[error("{name:?}: not found")]
+    #[error("{name:?}: not found{}", why.as_ref().map_or_else(String::new, ToString::to_string))]
     NotFound {
         /// As the Dockerfile names it, absolute.
         name: String,
+        /// What is known of the reason.
+        why: Option<Missing>,
     },
     /// A source exists, but is hidden.
-    #[error("{name:?}: not found: it is there, but excluded by .dockerignore; remove the pattern, or add `!{}`", name.trim_start_matches('/'))]
+    #[error("{name:?}: not found: it is there, but excluded by .dockerignore (pattern {pattern:?}); remove the pattern, or add `!{}`", name.trim_start_matches('/'))]
     Ignored {
         /// As the Dockerfile names it, absolute.
         name: String,
+        /// The pattern that matches.
+        pattern: String,
     },
     /// Wildcards match nothing.
     #[error("no source files were specified: nothing matches {}", names.join(", "))]
@@ -129,6 +133,25 @@ pub enum FileError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+}
+
+/// Why a source does not exist.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Missing {
+    /// Another name is nearly the same.
+    #[error("; did you mean {near:?}?")]
+    Near {
+        /// Absolute.
+        near: String,
+    },
+    /// A link leads nowhere.
+    #[error(": {link:?} is a symbolic link to {target:?}, and links do not leave the place that is copied from; copy the file itself")]
+    Link {
+        /// The link, absolute.
+        link: String,
+        /// As the link says.
+        target: String,
     },
 }
 

@@ -133,8 +133,8 @@ impl Tree for Folder {
         Ok(names)
     }
 
-    fn is_ignored(&self, path: &Path) -> bool {
-        !self.ignore.is_empty() && self.ignore.is_ignored(&path.to_string_lossy())
+    fn ignored_by(&self, path: &Path) -> Option<&str> {
+        if self.ignore.is_empty() { None } else { self.ignore.ignored_by(&path.to_string_lossy()) }
     }
 
     fn can_prune(&self, dir: &Path) -> bool {

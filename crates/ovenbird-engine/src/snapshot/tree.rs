@@ -228,9 +228,9 @@ pub trait Tree: Send + Sync {
     fn entry(&self, path: &Path) -> io::Result<Option<Entry>>;
     /// Names in a folder, sorted by bytes.
     fn names(&self, dir: &Path) -> io::Result<Vec<OsString>>;
-    /// Is this path hidden by an ignore file? (Local contexts only.)
-    fn is_ignored(&self, _path: &Path) -> bool {
-        false
+    /// The pattern of an ignore file that hides this path. (Local contexts only.)
+    fn ignored_by(&self, _path: &Path) -> Option<&str> {
+        None
     }
     /// May a walk skip everything below this folder? (Local contexts only.)
     fn can_prune(&self, _dir: &Path) -> bool {
@@ -341,7 +341,7 @@ pub enum Choice {
 
 /// What the tree's ignore file says about an entry.
 pub fn ignore_choice(tree: &dyn Tree, path: &Path, entry: &Entry) -> Choice {
-    if path.as_os_str().is_empty() || !tree.is_ignored(path) {
+    if path.as_os_str().is_empty() || tree.ignored_by(path).is_none() {
         Choice::Take
     } else if entry.is_dir() && !tree.can_prune(path) {
         Choice::Descend

@@ -318,8 +318,8 @@ impl Tree for SubTree {
         self.inner.names(&self.at(dir))
     }
 
-    fn is_ignored(&self, path: &Path) -> bool {
-        self.inner.is_ignored(&self.at(path))
+    fn ignored_by(&self, path: &Path) -> Option<&str> {
+        self.inner.ignored_by(&self.at(path))
     }
 
     fn can_prune(&self, dir: &Path) -> bool {
