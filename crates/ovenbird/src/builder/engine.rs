@@ -434,4 +434,14 @@ mod tests {
         assert_eq!(of(&["type=image,compression=gzip", "type=oci,compression=zstd"]), Err(Kind::Usage));
         assert_eq!(of(&[]), Ok(None));
     }
+
+    #[test]
+    fn outputs_for_one_platform_are_refused_early() {
+        let platforms: Vec<Platform> = ["linux/amd64", "linux/arm64"].iter().map(|p| p.parse().unwrap()).collect();
+        let told = |kind| one_platform_only(&[Output::new(kind)], &platforms);
+        for kind in [OutputKind::DockerTar(Dest::Stdout), OutputKind::Tar(Dest::Stdout), OutputKind::Load] {
+            assert_eq!(told(kind).unwrap_err().kind, Kind::Usage);
+        }
+        assert!(told(OutputKind::OciTar(Dest::Stdout)).is_ok() && told(OutputKind::Local("x".into())).is_ok());
+    }
 }
