@@ -26,6 +26,7 @@ pub struct Patterns {
 
 #[derive(Debug, Clone)]
 struct Rule {
+    written: String,
     /// Written with `!`: takes paths back in.
     negated: bool,
     matcher: Matcher,
@@ -73,7 +74,7 @@ impl Patterns {
             let cleaned = clean(pattern);
             let cleaned = if cleaned.len() > 1 { cleaned.trim_start_matches('/') } else { &cleaned };
             let matcher = Matcher::compile(cleaned).map_err(|reason| PatternError { pattern: written.to_owned(), reason })?;
-            rules.push(Rule { negated, matcher });
+            rules.push(Rule { written: pattern.to_owned(), negated, matcher });
         }
         Ok(Self { rules })
     }
@@ -85,6 +86,11 @@ impl Patterns {
 
     /// Is this path (relative, `/`-separated) left out? Parents are considered.
     pub fn is_ignored(&self, path: &str) -> bool {
+        self.ignored_by(path).is_some()
+    }
+
+    /// The pattern that leaves this path out.
+    pub fn ignored_by(&self, path: &str) -> Option<&str> {
         let cleaned;
         let path = if is_clean(path) {
             path
@@ -94,13 +100,13 @@ impl Patterns {
         };
         // The root of the context cannot be left out.
         if path == "." {
-            return false;
+            return None;
         }
-        let mut ignored = false;
+        let mut ignored = None;
         for rule in &self.rules {
             // A rule that would not change the outcome need not be tried.
-            if rule.negated == ignored && rule.matcher.matches_or_parent(path) {
-                ignored = !rule.negated;
+            if rule.negated == ignored.is_some() && rule.matcher.matches_or_parent(path) {
+                ignored = (!rule.negated).then_some(rule.written.as_str());
             }
         }
         ignored

@@ -19,8 +19,8 @@ use crate::input::{BuildInput, BuildOutput, Cancel};
 use crate::ops::{LazyRuntime, Session, image, progress_events};
 use crate::plan::{Op, Plan};
 use crate::prune::{self, DiskUsage, PruneOptions, PruneReport};
+use crate::snapshot::folder::Folder;
 use crate::snapshot::tree::Tree;
-use crate::snapshot::view::Folder;
 use crate::solve;
 use crate::state::State;
 use crate::trace::{self, Trace};
@@ -66,6 +66,7 @@ impl Engine {
         if parsed.diagnostics.iter().any(|d| d.severity == Severity::Error) {
             return Err(dockerfile_error(input, parsed.diagnostics));
         }
+        self.check_contexts(input)?;
         self.describe_isolation(&**sink);
         let session = self.session(input, sink, cancel);
         let mut seen = std::collections::HashSet::new();
@@ -187,10 +188,15 @@ impl Engine {
     }
 
     fn session<'a>(&'a self, input: &'a BuildInput, sink: &Arc<dyn EventSink>, cancel: &Cancel) -> Session<'a> {
+        let (device, inode) = self.state.root_inode();
         let contexts = input
             .contexts
             .iter()
-            .map(|(name, context)| (name.clone(), Arc::new(Folder::new(&context.dir, context.ignore.clone())) as Arc<dyn Tree>))
+            .map(|(name, context)| {
+                // A copy that reads what it writes would never end.
+                let folder = Folder::new(&context.dir, context.ignore.clone()).without(device, inode);
+                (name.clone(), Arc::new(folder) as Arc<dyn Tree>)
+            })
             .collect();
         Session::new(
             &self.state,
@@ -203,6 +209,23 @@ impl Engine {
             sink.clone(),
             cancel.follow(),
         )
+    }
+
+    /// The state folder changes while a build runs: it is part of no context, and cannot be one itself.
+    fn check_contexts(&self, input: &BuildInput) -> Result<(), BuildError> {
+        use std::os::unix::fs::MetadataExt;
+        for (name, context) in &input.contexts {
+            if context.dir.metadata().is_ok_and(|meta| (meta.dev(), meta.ino()) == self.state.root_inode()) {
+                return Err(BuildError::Refused {
+                    option: format!("the build context {name:?}"),
+                    reason: format!(
+                        "{} is the folder where Ovenbird keeps its state; build another folder, or give another --root",
+                        context.dir.display()
+                    ),
+                });
+            }
+        }
+        Ok(())
     }
 
     fn describe_isolation(&self, sink: &dyn EventSink) {

@@ -230,6 +230,8 @@ impl BuildError {
             },
             Self::Layer { source, .. } => match source {
                 LayerError::Io { .. } | LayerError::Store(_) => ErrorKind::Configuration,
+                // What a step made, not what a registry gave.
+                LayerError::Unpackable { .. } => ErrorKind::Source,
                 _ => ErrorKind::Registry,
             },
             Self::Image { .. }

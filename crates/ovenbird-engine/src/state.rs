@@ -21,8 +21,8 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use ovenbird_oci::layer::remove_tree;
@@ -102,6 +102,8 @@ impl SnapshotId {
 #[derive(Debug)]
 pub struct State {
     root: PathBuf,
+    /// Device and inode of `root`.
+    inode: (u64, u64),
     ids: PathBuf,
     store: Store,
     ownership: Ownership,
@@ -145,7 +147,8 @@ impl State {
         fs::create_dir_all(&origins).map_err(io_error("make", &origins))?;
         let build = open_work(&ids.join("tmp"))?;
         let store = Store::open(&root.join("store"))?;
-        Ok(Self { root, ids, store, ownership, lock, build })
+        let meta = root.metadata().map_err(io_error("read", &root))?;
+        Ok(Self { inode: (meta.dev(), meta.ino()), root, ids, store, ownership, lock, build })
     }
 
     /// The blob store.
@@ -161,6 +164,11 @@ impl State {
     /// The state folder itself.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Device and inode of the state folder.
+    pub fn root_inode(&self) -> (u64, u64) {
+        self.inode
     }
 
     /// File with hashes of context files.
@@ -209,7 +217,7 @@ impl State {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Owners::new(),
             Err(source) => return Err(StateError::Io { action: "read", path, source }),
         };
-        Ok(Some(LayerDir { dir, owners: Arc::new(owners) }))
+        Ok(Some(LayerDir::new(dir, owners)))
     }
 
     /// Is the snapshot there?

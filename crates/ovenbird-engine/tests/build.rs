@@ -2,6 +2,7 @@
 //! Steps that need a sandbox are covered by the literate cases; these need nothing from the machine.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -316,8 +317,11 @@ fn layouts_are_sources_whatever_is_wrong_with_them() {
 #[test]
 fn errors_have_a_kind_and_name_the_cause() {
     let bench = Bench::new(&[("x", "1"), ("hidden", "2")]);
+    std::os::unix::fs::symlink("/no/where", bench.context.path().join("out")).unwrap();
     let rows: &[(&str, ErrorKind, &str)] = &[
         ("FROM scratch\nCOPY missing /\n", ErrorKind::Source, "missing"),
+        ("FROM scratch\nCOPY hiden /\n", ErrorKind::Source, "did you mean \"/hidden\"?"),
+        ("FROM scratch\nCOPY out /\n", ErrorKind::Source, "\"/out\" is a symbolic link to \"/no/where\""),
         ("FROM scratch\nCPOY x /\n", ErrorKind::Dockerfile, "error"),
         ("", ErrorKind::Dockerfile, "error"),
         ("FROM scratch\nRUN true\n", ErrorKind::Sandbox, "doctor"),
@@ -351,6 +355,149 @@ fn hidden_files_are_not_copied() {
     bench.write("drop.log", "changed");
     assert_eq!(bench.build("FROM scratch\nCOPY . /\n").unwrap().ran, 0, "an ignored file is no input");
     let error = bench.build("FROM scratch\nCOPY drop.log /\n").unwrap_err();
-    assert!(error.to_string().contains("dockerignore"), "{error}");
+    assert!(error.to_string().contains("dockerignore (pattern \"*.log\")"), "{error}");
     assert_eq!(bench.config(&built).0.layers.len(), 1);
+}
+
+/// The names in the only layer of an image, sorted.
+fn names_in(bench: &Bench, output: &BuildOutput) -> Vec<String> {
+    let digest = bench.config(output).0.layers[0].digest;
+    let blob = std::fs::File::open(bench.root.path().join("store/blobs/sha256").join(digest.hex())).unwrap();
+    let mut archive = tar::Archive::new(flate2::read::MultiGzDecoder::new(blob));
+    let mut names: Vec<String> = archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_state_folder_is_part_of_no_context() {
+    let mut bench = Bench::new(&[("x", "1"), ("d/y", "2")]);
+    bench.root = tempfile::tempdir_in(bench.context.path().join("d")).unwrap();
+    let inside = bench.root.path().file_name().unwrap().to_str().unwrap().to_owned();
+    let built = bench.build("FROM scratch\nCOPY . /\n").unwrap();
+    assert_eq!(names_in(&bench, &built), ["d/", "d/y", "x"]);
+    let error = bench.build(&format!("FROM scratch\nCOPY d/{inside}/version /\n")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Source, "{error}");
+    bench.context = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(bench.root.path(), bench.context.path().join("c")).unwrap();
+    let context = LocalContext { dir: bench.context.path().join("c"), ignore: Patterns::default() };
+    let input = BuildInput {
+        dockerfile: "FROM scratch\nCOPY . /\n".into(),
+        contexts: BTreeMap::from([("context".into(), context)]),
+        options: vec![bench.options.clone()],
+        ..BuildInput::default()
+    };
+    let error = bench.engine().build(&input, &(bench.events.clone() as Arc<dyn EventSink>), &Cancel::default()).unwrap_err();
+    assert!(error.kind() == ErrorKind::Usage && error.to_string().contains("--root"), "{error}");
+}
+
+/// Folders `d` in one another, made without a path that is too long.
+fn make_deep(dir: &Path, depth: usize, file_at: usize) {
+    use rustix::fs::{Mode, OFlags};
+    let open =
+        |at: &std::os::fd::OwnedFd, name: &str| rustix::fs::openat(at, name, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let mut at = rustix::fs::open(dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    for level in 0..depth {
+        if level == file_at {
+            rustix::fs::openat(&at, "f", OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o644)).unwrap();
+        }
+        rustix::fs::mkdirat(&at, "d", Mode::from_raw_mode(0o755)).unwrap();
+        at = open(&at, "d");
+    }
+}
+
+fn remove_deep(dir: &Path) {
+    use std::os::fd::AsFd;
+    let parent = std::fs::File::open(dir).unwrap();
+    ovenbird_oci::layer::remove(parent.as_fd(), c"d").unwrap();
+}
+
+#[test]
+fn deep_folders_are_copied_or_refused() {
+    let bench = Bench::new(&[]);
+    make_deep(bench.context.path(), 1200, 1100);
+    let built = bench.build("FROM scratch AS a\nCOPY . /\nFROM scratch\nCOPY --from=a . /\n").unwrap();
+    assert_eq!(names_in(&bench, &built).len(), 1201);
+    remove_deep(bench.context.path());
+    make_deep(bench.context.path(), 5000, 4999);
+    for dockerfile in ["FROM scratch\nCOPY . /\n", "FROM scratch\nCOPY d /x/\n", "FROM scratch\nCOPY d*/d /x/\n"] {
+        let error = bench.build(dockerfile).unwrap_err();
+        let text = error.to_string();
+        assert!(error.kind() == ErrorKind::Source && text.contains("4,096") && text.len() < 400, "{dockerfile} {text}");
+    }
+    remove_deep(bench.context.path());
+    let long = "d/".repeat(5000);
+    for dockerfile in [format!("FROM scratch\nWORKDIR /{long}\n"), format!("FROM scratch\nCOPY {long}x /\n")] {
+        let error = bench.build(&dockerfile).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Source, "{:.300}", error.to_string());
+    }
+    let left = std::fs::read_dir(bench.root.path().join("recorded/tmp")).unwrap().flatten().filter(|e| e.path().is_dir());
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn a_long_chain_of_copies_needs_no_descriptor_for_each_layer() {
+    let bench = Bench::new(&[("x", "1"), ("d/y", "2")]);
+    let mut dockerfile = String::from("FROM scratch\n");
+    for n in 0..260 {
+        writeln!(dockerfile, "COPY x /app/f{n}").unwrap();
+    }
+    dockerfile += "COPY d /app/\n";
+    let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let low = rustix::process::Rlimit { current: Some(200), ..limits };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, low).unwrap();
+    let built = bench.build(&dockerfile);
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limits).unwrap();
+    assert_eq!(built.unwrap().ran, 261);
+}
+
+#[test]
+fn what_cannot_be_read_or_packed_is_a_matter_of_the_source() {
+    let bench = Bench::new(&[("x", "1"), (".wh.y", "2"), ("d/.wh.z/f", "3")]);
+    for dockerfile in
+        ["FROM scratch\nCOPY . /\n", "FROM scratch\nCOPY x /.wh.x\n", "FROM scratch\nCOPY d /d\n", "FROM scratch\nWORKDIR /.wh.w\n"]
+    {
+        let error = bench.build(dockerfile).unwrap_err();
+        assert!(error.kind() == ErrorKind::Source && error.to_string().contains("removed files"), "{dockerfile} {error}");
+    }
+    let error = ovenbird_engine::BuildError::File {
+        step: "COPY".into(),
+        line: None,
+        source: ovenbird_engine::ops::file::FileError::Io {
+            action: "write",
+            path: "x".into(),
+            source: std::io::Error::from_raw_os_error(28),
+        },
+    };
+    assert_eq!(error.kind(), ErrorKind::Configuration, "a full disk");
+}
+
+#[test]
+fn a_folder_gets_real_devices_or_a_warning() {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+    let bench = Bench::new(&[]);
+    let mut archive = tar::Builder::new(vec![]);
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Char);
+    header.set_mode(0o640);
+    header.set_uid(7);
+    header.set_gid(8);
+    header.set_size(0);
+    header.set_device_major(1).unwrap();
+    header.set_device_minor(3).unwrap();
+    archive.append_data(&mut header, "d/null", std::io::empty()).unwrap();
+    std::fs::write(bench.context.path().join("a.tar"), archive.into_inner().unwrap()).unwrap();
+    let built = bench.build("FROM scratch\nADD a.tar /\n").unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let form = ovenbird_engine::Export::RootfsDir(out.path().into());
+    let sink = bench.events.clone() as Arc<dyn EventSink>;
+    bench.engine().export(&built.target, &form, &[], None, &sink, &Cancel::default()).unwrap();
+    let warned = bench.events.0.lock().unwrap().iter().any(|e| matches!(e, Event::Warning { message, .. } if message.contains("/d/null")));
+    match out.path().join("d/null").symlink_metadata() {
+        Ok(meta) => {
+            assert!(!warned && meta.file_type().is_char_device() && meta.rdev() == rustix::fs::makedev(1, 3));
+            assert_eq!((meta.permissions().mode() & 0o7777, meta.uid()), (0o640, rustix::process::geteuid().as_raw()));
+        }
+        Err(_) => assert!(warned),
+    }
 }

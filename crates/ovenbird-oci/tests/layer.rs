@@ -12,14 +12,14 @@ use std::process::Command;
 
 use ovenbird_oci::Digest;
 use ovenbird_oci::layer::tar::{Header, Kind, Reader, encode, padding};
-use ovenbird_oci::layer::{Compression, LayerError, Owner, Owners, Ownership, PackOptions, Packed, extract, pack, unpack};
+use ovenbird_oci::layer::{Compression, LayerError, Lower, Owner, Owners, Ownership, PackOptions, Packed, extract, pack, unpack};
 use ovenbird_oci::store::Store;
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
 const NONE: PackOptions = PackOptions { compression: Compression::None, mtime: None, threads: 1 };
 
-fn no_lower(_: &Path) -> Option<PathBuf> {
+fn no_lower(_: &Path) -> Option<Lower> {
     None
 }
 
@@ -504,7 +504,8 @@ fn the_layers_below_count() {
     fs::write(below.join("usr/lib/a.so"), "library").unwrap();
     fs::set_permissions(below.join("usr/lib/a.so"), fs::Permissions::from_mode(0o4711)).unwrap();
     symlink("usr/lib", below.join("lib")).unwrap();
-    let lower = |path: &Path| Some(below.join(path)).filter(|p| p.symlink_metadata().is_ok());
+    let with = |path: &Path, owner| Some(Lower { path: below.join(path), owner }).filter(|l| l.path.symlink_metadata().is_ok());
+    let lower = |path: &Path| with(path, None);
     let tar = Tar::default().file("lib/b.so").link("usr/lib/c.so", "lib/a.so").end();
     unpack(&tar[..], &dir, None, Ownership::Real, &lower).unwrap();
     let got = describe(&dir);
@@ -512,6 +513,12 @@ fn the_layers_below_count() {
     assert!(got["usr"].starts_with("Directory 1711 ") && got["usr"].ends_with(" user.note=[107, 101, 112, 116]"), "{}", got["usr"]);
     assert_eq!(got["usr/lib/c.so"], describe(&below)["usr/lib/a.so"], "a link to a lower file is a copy");
     assert_eq!(fs::metadata(below.join("usr/lib/a.so")).unwrap().nlink(), 1);
+    // Where the disk holds one id, what the layers below recorded counts.
+    let owner = Owner { uid: 5, gid: 6, node: None };
+    let lower = |path: &Path| with(path, Some(owner));
+    let owners = unpack(&tar[..], &place.folder("recorded"), None, Ownership::Recorded, &lower).unwrap();
+    let paths = ["usr", "usr/lib", "usr/lib/c.so"];
+    assert_eq!(owners, paths.iter().map(|path| ((*path).into(), owner)).collect());
 }
 
 #[test]

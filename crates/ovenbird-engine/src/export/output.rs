@@ -5,14 +5,16 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use ovenbird_oci::archive::ArchiveError;
-use ovenbird_oci::layer::Ownership;
+use ovenbird_oci::layer::Owners;
 use ovenbird_oci::store::StoreError;
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, utimensat};
+use rustix::io::Errno;
 
 use ovenbird_oci::{Descriptor, Digest, Index, Manifest, Reference, archive};
 
 use crate::cache::Link;
 use crate::error::BuildError;
+use crate::event::Event;
 use crate::ops::{Session, image, merged};
 use crate::snapshot::Snapshot;
 
@@ -79,7 +81,20 @@ fn write(session: &Session, target: &Descriptor, form: &Export, names: &[Referen
                 };
                 fs::create_dir_all(&dir).map_err(BuildError::output(&dir))?;
                 let snapshot = snapshot_of(session, digest)?;
-                write_dir(&snapshot, &dir, session.input.source_date_epoch)?;
+                let skipped = write_dir(&snapshot, &dir, session.input.source_date_epoch)?;
+                if let [first, ..] = &skipped[..] {
+                    session.sink.emit(Event::Warning {
+                        code: "skipped-devices".into(),
+                        message: format!(
+                            "{} device(s) of the image are not in {}, for only root can make them: {}{}; type=tar keeps them",
+                            skipped.len(),
+                            dir.display(),
+                            first.display(),
+                            if skipped.len() > 1 { ", …" } else { "" }
+                        ),
+                        line: None,
+                    });
+                }
             }
             Ok(())
         }
@@ -98,46 +113,80 @@ fn write(session: &Session, target: &Descriptor, form: &Export, names: &[Referen
 }
 
 /// Writes the files into a folder that may hold others: they are made aside and moved in, so that each file appears whole.
-/// They belong to the caller, as with every tool that copies files out.
-fn write_dir(snapshot: &Snapshot, dir: &Path, mtime: Option<i64>) -> Result<(), BuildError> {
+/// They belong to the caller, as with buildx. Returns the devices that could not be made.
+fn write_dir(snapshot: &Snapshot, dir: &Path, mtime: Option<i64>) -> Result<Vec<PathBuf>, BuildError> {
     let aside = tempfile::Builder::new().prefix(".ovenbird-").tempdir_in(dir).map_err(BuildError::output(dir))?;
-    merged::materialize(snapshot, aside.path(), Ownership::Recorded).map_err(file_error)?;
+    let recorded = merged::copy_out(snapshot, aside.path()).map_err(file_error)?;
+    let skipped = make_devices(aside.path(), &recorded).map_err(BuildError::output(dir))?;
     if let Some(seconds) = mtime {
         set_times(aside.path(), seconds).map_err(BuildError::output(dir))?;
     }
-    move_into(aside.path(), dir).map_err(BuildError::output(dir))
+    move_into(aside.path(), dir).map_err(BuildError::output(dir))?;
+    Ok(skipped)
+}
+
+/// Puts real devices where empty files stand for them; where that is not allowed, nothing.
+fn make_devices(dir: &Path, recorded: &Owners) -> io::Result<Vec<PathBuf>> {
+    let mut skipped = vec![];
+    for (path, owner) in recorded {
+        let Some((mode, major, minor)) = owner.node else { continue };
+        let place = dir.join(path);
+        let stat = rustix::fs::lstat(&place)?;
+        fs::remove_file(&place)?;
+        let bits = Mode::from_raw_mode(mode & 0o7777);
+        match rustix::fs::mknodat(CWD, &place, FileType::from_raw_mode(mode), bits, rustix::fs::makedev(major, minor)) {
+            Ok(()) => {
+                rustix::fs::chmodat(CWD, &place, bits, AtFlags::empty())?;
+                let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ };
+                utimensat(CWD, &place, &Timestamps { last_access: time, last_modification: time }, AtFlags::SYMLINK_NOFOLLOW)?;
+            }
+            Err(Errno::PERM | Errno::ACCESS | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => skipped.push(Path::new("/").join(path)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(skipped)
 }
 
 fn set_times(dir: &Path, seconds: i64) -> io::Result<()> {
     let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
+    let mut found = vec![dir.to_owned()];
+    let mut next = 0;
+    while let Some(path) = found.get(next).cloned() {
         if path.symlink_metadata()?.is_dir() {
-            set_times(&path, seconds)?;
+            for entry in fs::read_dir(&path)? {
+                found.push(entry?.path());
+            }
         }
-        utimensat(CWD, &path, &Timestamps { last_access: time, last_modification: time }, AtFlags::SYMLINK_NOFOLLOW)?;
+        next += 1;
+    }
+    // What is in a folder comes behind it: reading the folder does not change its time.
+    for path in &found[1..] {
+        utimensat(CWD, path, &Timestamps { last_access: time, last_modification: time }, AtFlags::SYMLINK_NOFOLLOW)?;
     }
     Ok(())
 }
 
 fn move_into(from: &Path, to: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let place = to.join(entry.file_name());
-        let existing = place.symlink_metadata().ok();
-        match (entry.file_type()?.is_dir(), existing.is_some_and(|meta| meta.is_dir())) {
-            (true, true) => move_into(&entry.path(), &place)?,
-            (true, false) => {
-                let _ = fs::remove_file(&place);
-                fs::rename(entry.path(), place)?;
+    let mut open = vec![(from.to_owned(), to.to_owned())];
+    while let Some((from, to)) = open.pop() {
+        for entry in fs::read_dir(&from)? {
+            let entry = entry?;
+            let place = to.join(entry.file_name());
+            let existing = place.symlink_metadata().ok();
+            match (entry.file_type()?.is_dir(), existing.is_some_and(|meta| meta.is_dir())) {
+                (true, true) => open.push((entry.path(), place)),
+                (true, false) => {
+                    let _ = fs::remove_file(&place);
+                    fs::rename(entry.path(), place)?;
+                }
+                (false, true) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::IsADirectory,
+                        format!("{} is a folder and the image has a file there", place.display()),
+                    ));
+                }
+                (false, false) => fs::rename(entry.path(), place)?,
             }
-            (false, true) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::IsADirectory,
-                    format!("{} is a folder and the image has a file there", place.display()),
-                ));
-            }
-            (false, false) => fs::rename(entry.path(), place)?,
         }
     }
     Ok(())

@@ -60,12 +60,12 @@ pub fn digest(from: &dyn Tree, copy: &CopyAction, cache: &dyn StatCache) -> Resu
 /// Everything at and below a path (links in it are followed inside the root) that the ignore file leaves. A path that does not exist
 /// is [`FileError::NotFound`].
 pub fn digest_path(from: &dyn Tree, path: &Path, cache: &dyn StatCache) -> Result<Digest, FileError> {
-    let target = resolve(from, path).map_err(FileError::io("follow", path))?;
-    let Some(entry) = from.entry(&target).map_err(FileError::io("read", path))? else {
-        return Err(FileError::NotFound { name: super::file::absolute(path) });
+    let target = resolve(from, path).map_err(FileError::unreadable("follow", path))?;
+    let Some(entry) = from.entry(&target).map_err(FileError::unreadable("read", path))? else {
+        return Err(super::file::select::missing(from, path, super::file::absolute(path)));
     };
-    if !tree::is_visible(from, &target, &entry).map_err(FileError::io("read", path))? {
-        return Err(FileError::Ignored { name: super::file::absolute(path) });
+    if !tree::is_visible(from, &target, &entry).map_err(FileError::unreadable("read", path))? {
+        return Err(super::file::select::ignored(from, &target, super::file::absolute(path)));
     }
     let mut items = Vec::new();
     collect(tree::walk(from, &target), &target, &mut items)?;
@@ -80,7 +80,7 @@ enum Item {
 fn collect(walk: Walk, root: &Path, items: &mut Vec<Item>) -> Result<usize, FileError> {
     let mut found = 0;
     for visit in walk {
-        let visit = visit.map_err(FileError::io("read", root))?;
+        let visit = visit.map_err(FileError::unreadable("read", root))?;
         if visit.entry.kind == Kind::Socket {
             continue;
         }
@@ -153,22 +153,22 @@ struct Read {
 
 fn read(from: &dyn Tree, visit: &Visit, cache: &dyn StatCache) -> Result<Read, FileError> {
     let disk = &visit.entry.disk;
-    let Some(location) = from.locate(&visit.path).map_err(FileError::io("read", disk))? else {
+    let Some(location) = from.locate(&visit.path).map_err(FileError::unreadable("read", disk))? else {
         // An empty root has no place on disk; anything else was removed meanwhile.
         return Ok(Read { content: Vec::new(), xattrs: Vec::new() });
     };
     let content = match visit.entry.kind {
-        Kind::Symlink => location.read_link().map_err(FileError::io("read", disk))?.into_os_string().into_encoded_bytes(),
+        Kind::Symlink => location.read_link().map_err(FileError::unreadable("read", disk))?.into_os_string().into_encoded_bytes(),
         Kind::File => {
-            let stat = location.stat().map_err(FileError::io("read", disk))?;
+            let stat = location.stat().map_err(FileError::unreadable("read", disk))?;
             let meta = Entry::from_stat(&stat, disk.clone());
             let ctime = (stat.st_ctime, stat.st_ctime_nsec as u32);
             let digest = if let Some(digest) = cache.get(disk, &meta, ctime) {
                 digest
             } else {
-                let file = location.open().map_err(FileError::io("read", disk))?;
-                let (digest, read) = digest_of(&file, meta.size).map_err(FileError::io("read", disk))?;
-                let after = rustix::fs::fstat(&file).map_err(FileError::io("read", disk))?;
+                let file = location.open().map_err(FileError::unreadable("read", disk))?;
+                let (digest, read) = digest_of(&file, meta.size).map_err(FileError::unreadable("read", disk))?;
+                let after = rustix::fs::fstat(&file).map_err(FileError::unreadable("read", disk))?;
                 if read == meta.size && (after.st_ctime, after.st_ctime_nsec as u32) == ctime && after.st_ino == stat.st_ino {
                     cache.put(disk, &meta, ctime, digest);
                 }
@@ -178,7 +178,7 @@ fn read(from: &dyn Tree, visit: &Visit, cache: &dyn StatCache) -> Result<Read, F
         }
         _ => Vec::new(),
     };
-    let xattrs = location.xattrs().map_err(FileError::io("read the attributes of", disk))?;
+    let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", disk))?;
     Ok(Read { content, xattrs })
 }
 

@@ -27,7 +27,7 @@ use crate::plan::{CopyAction, FileAction, FileOp, VertexId};
 use crate::snapshot::Snapshot;
 use crate::snapshot::tree::{self, Kind, Tree, clean};
 
-pub(crate) use dest::{Dest, Inode, inode_in_layer};
+pub(crate) use dest::{Dest, Inode, Trail, inode_in_layer};
 use select::Selected;
 use transfer::Meta;
 
@@ -35,16 +35,20 @@ use transfer::Meta;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// A source does not exist.
-    #[error("{name:?}: not found")]
+    #[error("{name:?}: not found{}", why.as_ref().map_or_else(String::new, ToString::to_string))]
     NotFound {
         /// As the Dockerfile names it, absolute.
         name: String,
+        /// What is known of the reason.
+        why: Option<Missing>,
     },
     /// A source exists, but is hidden.
-    #[error("{name:?}: not found: it is there, but excluded by .dockerignore; remove the pattern, or add `!{}`", name.trim_start_matches('/'))]
+    #[error("{name:?}: not found: it is there, but excluded by .dockerignore (pattern {pattern:?}); remove the pattern, or add `!{}`", name.trim_start_matches('/'))]
     Ignored {
         /// As the Dockerfile names it, absolute.
         name: String,
+        /// The pattern that matches.
+        pattern: String,
     },
     /// Wildcards match nothing.
     #[error("no source files were specified: nothing matches {}", names.join(", "))]
@@ -91,6 +95,17 @@ pub enum FileError {
         /// Absolute.
         path: String,
     },
+    /// Too deep, or too long a name.
+    #[error("{0}; shorten it, or leave it out")]
+    TooLong(String),
+    /// A name that means something else in a layer.
+    #[error(
+        "cannot put {path:?} in an image: names that begin with .wh. mark removed files in layers; rename it, or leave it out (.dockerignore, --exclude)"
+    )]
+    Reserved {
+        /// In the image, absolute.
+        path: String,
+    },
     /// An archive is damaged or hostile.
     #[error("cannot unpack {name:?}: {reason}")]
     Archive {
@@ -98,6 +113,16 @@ pub enum FileError {
         name: String,
         /// Why.
         reason: String,
+    },
+    /// A source cannot be read.
+    #[error("cannot {action} {}: {source}; make it readable for the user who builds, or leave it out (.dockerignore)", path.display())]
+    Unreadable {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// The machine refused.
     #[error("cannot {action} {}: {source}", path.display())]
@@ -111,11 +136,49 @@ pub enum FileError {
     },
 }
 
+/// Why a source does not exist.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Missing {
+    /// Another name is nearly the same.
+    #[error("; did you mean {near:?}?")]
+    Near {
+        /// Absolute.
+        near: String,
+    },
+    /// A link leads nowhere.
+    #[error(": {link:?} is a symbolic link to {target:?}, and links do not leave the place that is copied from; copy the file itself")]
+    Link {
+        /// The link, absolute.
+        link: String,
+        /// As the link says.
+        target: String,
+    },
+}
+
 impl FileError {
+    /// [`FileError::io`] for what a step reads. A full disk or one that is read-only says nothing about the source.
+    pub(crate) fn unreadable<E: Into<io::Error>>(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(E) -> Self {
+        use rustix::io::Errno;
+        move |error| match Self::io(action, path)(error) {
+            Self::Io { action, path, source }
+                if !matches!(
+                    Errno::from_io_error(&source),
+                    Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::ROFS | Errno::NOMEM | Errno::MFILE | Errno::NFILE)
+                ) =>
+            {
+                Self::Unreadable { action, path, source }
+            }
+            other => other,
+        }
+    }
+
     /// For `map_err`: what was tried on what.
     pub(crate) fn io<E: Into<io::Error>>(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(E) -> Self {
         move |error| {
             let (path, source) = (path.as_ref(), error.into());
+            if let Some(long) = source.get_ref().and_then(|inner| inner.downcast_ref::<tree::PathTooLong>()) {
+                return Self::TooLong(long.to_string());
+            }
             if source.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
                 return Self::Links { path: absolute(path) };
             }
@@ -142,7 +205,7 @@ pub fn apply(
     for action in &op.actions {
         match action {
             FileAction::Copy(copy) => {
-                let from = source(copy.from).map_err(FileError::io("read the sources of", &copy.dest))?;
+                let from = source(copy.from).map_err(FileError::unreadable("read the sources of", &copy.dest))?;
                 copy_all(&mut dest, &*from, copy)?;
             }
             FileAction::Inline { name, content, dest: to, chown, chmod } => {
@@ -248,9 +311,9 @@ fn copy_one(
     let mut any = false;
     let walk = selection.walk(from, source);
     dest.write(|dest, queue| {
-        let mut open: Vec<Arc<dest::DirHandle>> = Vec::new();
+        let mut open = Trail::default();
         for visit in walk {
-            let visit = visit.map_err(FileError::io("read", &source.entry.disk))?;
+            let visit = visit.map_err(FileError::unreadable("read", &source.entry.disk))?;
             any |= visit.depth > 0 || !source.filtered();
             let meta = changes.apply(&visit.entry);
             if visit.depth == 0 {
@@ -267,9 +330,8 @@ fn copy_one(
                 }
                 continue;
             }
-            open.truncate(visit.depth);
             let name = visit.path.file_name().unwrap_or(OsStr::new("."));
-            let parent = open[visit.depth - 1].clone();
+            let parent = open.back_to(dest, visit.depth - 1)?;
             if visit.entry.is_dir() {
                 open.push(dest.put_dir(&parent, name, from, &visit, meta)?);
             } else {

@@ -2,7 +2,7 @@
 //! when something reads them.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::PoisonError;
 
 use ovenbird_oci::archive::ArchiveError;
@@ -272,7 +272,7 @@ pub fn snapshot(session: &Session, chain: &[Link]) -> Result<Snapshot, BuildErro
     for link in chain {
         match link {
             Link::Diff { id, .. } => {
-                let layer = session.state.layer_dir(id)?.ok_or_else(|| BuildError::Malformed {
+                let layer = session.layer_dir(id)?.ok_or_else(|| BuildError::Malformed {
                     digest: id.as_str().to_owned(),
                     reason: "its files were removed while the build ran".into(),
                 })?;
@@ -374,7 +374,7 @@ fn unpack_layer(
     let id = SnapshotId::of_layer(diff_id);
     let lock = session.unpack_lock(diff_id);
     let _one = lock.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(layer) = session.state.layer_dir(&id)? {
+    if let Some(layer) = session.layer_dir(&id)? {
         return Ok(layer);
     }
     let name = format!("layer {} of the OCI layout", descriptor.digest);
@@ -394,7 +394,6 @@ fn unpack_layer(
         unpack_once(session, descriptor, diff_id, below, &id).map_err(layout)?;
     }
     session
-        .state
         .layer_dir(&id)?
         .ok_or_else(|| BuildError::Malformed { digest: diff_id.to_string(), reason: "it vanished after unpacking".into() })
 }
@@ -404,8 +403,7 @@ fn unpack_once(session: &Session, descriptor: &Descriptor, diff_id: &Digest, bel
     let dir = work.subdir("fs")?;
     let blob = session.state.store().open_blob(&descriptor.digest)?;
     let lower_view = view::View::new(below);
-    let lower =
-        |path: &Path| -> Option<PathBuf> { crate::snapshot::tree::Tree::entry(&lower_view, path).ok().flatten().map(|entry| entry.disk) };
+    let lower = |path: &Path| lower_view.on_disk(path).ok().flatten();
     let label = format!("unpacking {}", descriptor.digest.short());
     let event = |current, done| Event::Progress {
         id: format!("unpacking {}", descriptor.digest),

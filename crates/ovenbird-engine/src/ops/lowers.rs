@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use ovenbird_oci::layer::Owners;
 
@@ -64,7 +64,7 @@ impl Lowers {
                     dir
                 }
             };
-            below = Some(LayerDir { dir, owners: Arc::new(Owners::new()) });
+            below = Some(LayerDir::new(dir, Owners::new()));
         }
         Ok(below.map(|layer| layer.dir).unwrap_or_default())
     }
@@ -88,7 +88,7 @@ mod tests {
                 fs::create_dir_all(dir.join("d")).unwrap();
                 fs::write(dir.join(format!("d/{number}")), "").unwrap();
                 fs::write(dir.join("same"), number.to_string()).unwrap();
-                LayerDir { dir, owners: Arc::default() }
+                LayerDir::new(dir, Owners::new())
             })
             .collect();
         let lowers = Lowers::default();

@@ -6,17 +6,17 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_oci::layer::{Owners, Ownership};
 use tar::{EntryType, Header};
 
 use super::file::transfer::Meta;
-use super::file::{Dest, FileError, Inode, inode_in_layer};
+use super::file::{Dest, FileError, Inode, Trail, inode_in_layer};
 use crate::snapshot::Snapshot;
+use crate::snapshot::folder::Folder;
 use crate::snapshot::tree::{Choice, Entry, Kind, Location, Tree, Visit, resolve, walk, walk_with};
-use crate::snapshot::view::{Folder, View};
+use crate::snapshot::view::View;
 
 /// Copies the whole root file system into the existing empty folder `dest`. Everything in it may be modified afterwards.
 pub fn materialize(snapshot: &Snapshot, dest: &Path, ownership: Ownership) -> Result<(), FileError> {
@@ -32,12 +32,21 @@ pub fn materialize_subtree(snapshot: &Snapshot, path: &Path, dest: &Path, owners
 
 /// Copies what the ignore file leaves of a folder of `from` into the existing empty folder `dest`, with owners, modes and times.
 pub fn copy_tree(from: &dyn Tree, path: &Path, dest: &Path, ownership: Ownership) -> Result<(), FileError> {
+    copy_recorded(from, path, dest, ownership).map(drop)
+}
+
+/// [`materialize`] for the caller: everything belongs to him. Returns what the files could not be given; devices are empty files.
+pub fn copy_out(snapshot: &Snapshot, dest: &Path) -> Result<Owners, FileError> {
+    copy_recorded(&View::new(snapshot), Path::new(""), dest, Ownership::Recorded)
+}
+
+fn copy_recorded(from: &dyn Tree, path: &Path, dest: &Path, ownership: Ownership) -> Result<Owners, FileError> {
     if !from.entry(path).map_err(FileError::io("read", path))?.is_some_and(|entry| entry.is_dir()) {
-        return Ok(());
+        return Ok(Owners::new());
     }
     let mut target = Dest::with_links(&Snapshot::default(), dest, ownership, false)?;
     write_visits(&mut target, from, walk(from, path))?;
-    target.finish().map(drop)
+    target.finish()
 }
 
 fn keep(entry: &Entry) -> Meta {
@@ -46,15 +55,14 @@ fn keep(entry: &Entry) -> Meta {
 
 fn write_visits(dest: &mut Dest, from: &dyn Tree, visits: impl Iterator<Item = io::Result<Visit>>) -> Result<(), FileError> {
     dest.write(|dest, queue| {
-        let mut open = Vec::new();
+        let mut open = Trail::default();
         for visit in visits {
             let visit = visit.map_err(FileError::io("read", "the files"))?;
             if visit.depth == 0 {
                 open.push(dest.describe_root(from, &visit, keep(&visit.entry))?);
                 continue;
             }
-            open.truncate(visit.depth);
-            let parent = Arc::clone(&open[visit.depth - 1]);
+            let parent = open.back_to(dest, visit.depth - 1)?;
             let name = visit.path.file_name().unwrap_or(OsStr::new("."));
             if visit.entry.is_dir() {
                 open.push(dest.put_dir(&parent, name, from, &Visit { partial: false, ..visit.clone() }, keep(&visit.entry))?);

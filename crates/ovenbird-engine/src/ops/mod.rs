@@ -24,9 +24,10 @@ use tokio::runtime::Runtime;
 use crate::error::BuildError;
 use crate::event::{Event, EventSink};
 use crate::input::BuildInput;
+use crate::snapshot::LayerDir;
 use crate::snapshot::stat_cache::FileStatCache;
 use crate::snapshot::tree::Tree;
-use crate::state::State;
+use crate::state::{SnapshotId, State};
 
 /// A tokio runtime that is started when something first needs the network.
 #[derive(Debug, Default)]
@@ -79,6 +80,8 @@ pub struct Session<'a> {
     pub(crate) unpacking: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
     /// What was merged for high stacks of layers.
     pub(crate) lowers: lowers::Lowers,
+    /// Layers that were opened, with what is remembered of them: each step reads all layers below it.
+    pub(crate) opened: Mutex<HashMap<SnapshotId, LayerDir>>,
 }
 
 impl<'a> Session<'a> {
@@ -109,6 +112,7 @@ impl<'a> Session<'a> {
             slots: Slots::new(input.parallelism.max(1)),
             unpacking: Mutex::default(),
             lowers: lowers::Lowers::default(),
+            opened: Mutex::default(),
         }
     }
 
@@ -120,6 +124,19 @@ impl<'a> Session<'a> {
     /// A progress function that turns bytes into events.
     pub fn progress(&self, verb: &'static str) -> ProgressFn {
         progress_events(self.sink.clone(), verb)
+    }
+
+    /// Opens a snapshot's diff folder; `None` when it is gone.
+    pub(crate) fn layer_dir(&self, id: &SnapshotId) -> Result<Option<LayerDir>, BuildError> {
+        let opened = || self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(layer) = opened().get(id) {
+            return Ok(Some(layer.clone()));
+        }
+        let layer = self.state.layer_dir(id)?;
+        if let Some(layer) = &layer {
+            opened().insert(id.clone(), layer.clone());
+        }
+        Ok(layer)
     }
 
     fn unpack_lock(&self, layer: &Digest) -> Arc<Mutex<()>> {

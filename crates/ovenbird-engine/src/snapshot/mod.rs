@@ -2,13 +2,16 @@
 //!
 //! Only [`tree::Tree`] and what implements it know overlayfs' whiteout and opaque marks.
 
+mod catalog;
+pub mod folder;
 pub mod stat_cache;
 pub mod tree;
 pub mod view;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use catalog::Catalog;
 use ovenbird_oci::layer::Owners;
 
 /// One diff folder, immutable once made. See [`ovenbird_oci::layer`] for its form.
@@ -18,6 +21,24 @@ pub struct LayerDir {
     pub dir: PathBuf,
     /// Intended owners where the disk cannot hold them.
     pub owners: Arc<Owners>,
+    /// Read at the first look-up; shared by clones.
+    catalog: Arc<OnceLock<Option<Catalog>>>,
+}
+
+impl LayerDir {
+    /// A finished diff folder.
+    pub fn new(dir: impl Into<PathBuf>, owners: Owners) -> Self {
+        Self { dir: dir.into(), owners: Arc::new(owners), catalog: Arc::default() }
+    }
+
+    /// A diff folder that is being written: nothing of it is remembered.
+    pub fn growing(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), owners: Arc::default(), catalog: Arc::new(OnceLock::from(None)) }
+    }
+
+    fn catalog(&self) -> Option<&Catalog> {
+        self.catalog.get_or_init(|| Catalog::read(&self.dir)).as_ref()
+    }
 }
 
 /// A root file system: diff folders, **lowest first**. Empty is an empty root.

@@ -17,6 +17,32 @@ use rustix::io::Errno;
 
 /// Most symbolic links that one path may go through.
 const MAX_LINKS: usize = 255;
+/// Longest path of a file in an image, with its end (PATH_MAX).
+pub(crate) const MAX_PATH: usize = 4096;
+
+/// A path that no program could open. Inside the [`io::Error`] of a walk.
+#[derive(Debug, thiserror::Error)]
+#[error("the path {shown}… ({depth} folders deep) is longer than 4,096 bytes, which no program can open")]
+pub(crate) struct PathTooLong {
+    /// Its beginning.
+    pub(crate) shown: String,
+    pub(crate) depth: usize,
+}
+
+/// Refuses a path that is too long for a layer.
+pub(crate) fn check_length(path: &Path) -> Result<(), PathTooLong> {
+    if path.as_os_str().len() < MAX_PATH {
+        return Ok(());
+    }
+    let shown = format!("/{}", path.display()).chars().take(80).collect();
+    Err(PathTooLong { shown, depth: path.components().count() - 1 })
+}
+
+impl From<PathTooLong> for io::Error {
+    fn from(error: PathTooLong) -> Self {
+        Self::new(io::ErrorKind::InvalidFilename, error)
+    }
+}
 
 /// Type of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -202,9 +228,9 @@ pub trait Tree: Send + Sync {
     fn entry(&self, path: &Path) -> io::Result<Option<Entry>>;
     /// Names in a folder, sorted by bytes.
     fn names(&self, dir: &Path) -> io::Result<Vec<OsString>>;
-    /// Is this path hidden by an ignore file? (Local contexts only.)
-    fn is_ignored(&self, _path: &Path) -> bool {
-        false
+    /// The pattern of an ignore file that hides this path. (Local contexts only.)
+    fn ignored_by(&self, _path: &Path) -> Option<&str> {
+        None
     }
     /// May a walk skip everything below this folder? (Local contexts only.)
     fn can_prune(&self, _dir: &Path) -> bool {
@@ -275,6 +301,7 @@ fn follow(tree: &dyn Tree, path: &Path, last: bool) -> io::Result<PathBuf> {
             continue;
         }
         resolved.push(&name);
+        check_length(&resolved)?;
         if queue.is_empty() && !last {
             break;
         }
@@ -314,7 +341,7 @@ pub enum Choice {
 
 /// What the tree's ignore file says about an entry.
 pub fn ignore_choice(tree: &dyn Tree, path: &Path, entry: &Entry) -> Choice {
-    if path.as_os_str().is_empty() || !tree.is_ignored(path) {
+    if path.as_os_str().is_empty() || tree.ignored_by(path).is_none() {
         Choice::Take
     } else if entry.is_dir() && !tree.can_prune(path) {
         Choice::Descend
@@ -367,6 +394,7 @@ pub fn walk_with<'t>(tree: &'t dyn Tree, path: &Path, choose: Chooser<'t>) -> Wa
 
 impl Walk<'_> {
     fn visit(&mut self, path: PathBuf) -> io::Result<()> {
+        check_length(&path)?;
         let Some(entry) = self.tree.entry(&path)? else { return Ok(()) };
         let choice = (self.choose)(&path, &entry);
         let is_dir = entry.is_dir();

@@ -1,142 +1,189 @@
-//! [`Tree`] over a snapshot ([`View`]), over a plain folder with ignore patterns ([`Folder`]) and
-//! over a part of another tree ([`SubTree`]).
+//! [`Tree`] over a snapshot ([`View`]) and over a part of another tree ([`SubTree`]).
 //!
-//! Folders are opened once, each from its parent's handle, and kept in a bounded cache.
+//! No descriptor stays open for each layer: a stack may be higher than the limit of open files. Layers never
+//! change and belong to nobody else, so a path whose folders were looked at one by one may be used as a whole.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ovenbird_dockerfile::ignore::Patterns;
-use ovenbird_oci::layer::Owners;
-use rustix::fs::{AtFlags, Dir, FileType, Stat};
+use ovenbird_oci::layer::Lower;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::tree::{Entry, Kind, Location, Tree, clean, open, open_dir_at, open_dir_path, resolve};
+use super::catalog::Mark;
+use super::tree::{Entry, Kind, Location, Tree, clean, open, resolve};
 use super::{LayerDir, Snapshot};
 
 /// Mark of a folder that hides everything of the layers below.
 pub(crate) const OPAQUE: &str = "user.overlay.opaque";
 
-/// Open folders a tree keeps; below the usual limit of 1,024 open files with several trees in use.
-const MAX_HANDLES: usize = 128;
-/// Paths a tree remembers, absent ones included.
-const MAX_PATHS: usize = 16 * 1024;
-
-/// A folder as the layers hold it, highest first.
-struct Parts(Vec<(usize, Arc<OwnedFd>)>);
+/// Open folders a view keeps.
+const MAX_HANDLES: usize = 64;
+/// Layers of folders a view remembers, absent folders counted as one.
+const MAX_PARTS: usize = 256 * 1024;
+/// Longest path that a system call takes, with its end (PATH_MAX).
+const MAX_CALL: usize = 4096;
 
 #[derive(Default)]
 struct Cache {
-    dirs: HashMap<OsString, Option<Arc<Parts>>>,
-    handles: usize,
+    /// Layers that hold a folder, highest first; none: it is not there.
+    parts: HashMap<OsString, Arc<[usize]>>,
+    size: usize,
+    handles: HashMap<(usize, OsString), Arc<OwnedFd>>,
 }
 
-/// Folders on top of each other. With one of them and without `overlay`, a plain folder.
-struct Stack {
+/// Is this overlayfs' mark for "nothing here"?
+pub(crate) fn is_whiteout(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+/// Does this folder hide the layers below?
+pub(crate) fn is_opaque(dir: &OwnedFd) -> io::Result<bool> {
+    opaque(|value| rustix::fs::fgetxattr(dir, OPAQUE, value))
+}
+
+fn opaque(get: impl FnOnce(&mut [u8]) -> Result<usize, Errno>) -> io::Result<bool> {
+    let mut value = [0u8; 8];
+    match get(&mut value) {
+        Ok(n) => Ok(&value[..n] == b"y"),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE | Errno::ACCESS) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Folder and name; `None` for the root. Refuses what could leave the tree.
+pub(super) fn split(path: &Path) -> io::Result<Option<(&Path, &OsStr)>> {
+    if path.components().any(|c| !matches!(c, Component::Normal(_))) {
+        return Err(Errno::INVAL.into());
+    }
+    Ok(path.parent().zip(path.file_name()))
+}
+
+/// A snapshot's root file system, read from its diff folders without mounting anything.
+pub struct View {
     /// Highest first.
     layers: Vec<LayerDir>,
-    /// Whiteouts and opaque folders have a meaning.
-    overlay: bool,
     cache: Mutex<Cache>,
 }
 
-impl Stack {
-    fn new(layers: Vec<LayerDir>, overlay: bool) -> Self {
-        Self { layers, overlay, cache: Mutex::default() }
+impl View {
+    /// Of these layers. Nothing is opened yet.
+    pub fn new(snapshot: &Snapshot) -> Self {
+        Self { layers: snapshot.layers.iter().rev().cloned().collect(), cache: Mutex::default() }
     }
 
-    fn forget(&self) {
-        *self.cache.lock().unwrap_or_else(PoisonError::into_inner) = Cache::default();
+    /// Looks at the disk again, after a layer changed.
+    pub(crate) fn forget(&self) {
+        *self.cache() = Cache::default();
     }
 
-    /// A folder, from the nearest one above it that is known; no recursion, since a layer may nest folders as deep as paths go.
-    fn dir(&self, path: &Path) -> io::Result<Option<Arc<Parts>>> {
-        let (mut unknown, mut above) = (vec![], None);
-        for ancestor in path.ancestors() {
-            if let Some(known) = self.cache.lock().unwrap_or_else(PoisonError::into_inner).dirs.get(ancestor.as_os_str()) {
-                above.clone_from(known);
-                break;
-            }
-            unknown.push(ancestor);
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Uses the real path of an entry whose folders are known to be folders. What is longer than a system call takes is gone to in pieces.
+    fn reach<T>(&self, layer: usize, path: &Path, act: impl FnOnce(&Path) -> Result<T, Errno>) -> Result<T, Errno> {
+        let dir = &self.layers[layer].dir;
+        let whole = if path.as_os_str().is_empty() { dir.clone() } else { dir.join(path) };
+        if whole.as_os_str().len() < MAX_CALL {
+            return act(&whole);
         }
-        for dir in unknown.into_iter().rev() {
-            let parts = match (dir.file_name(), &above) {
-                (None, _) => self.root()?,
-                (Some(name), Some(parent)) => self.child(parent, name)?,
-                // What is below is asked for next, most times.
-                (Some(_), None) => return Ok(self.remember(path, vec![])),
-            };
-            above = self.remember(dir, parts);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut at = rustix::fs::open(dir, flags, Mode::empty())?;
+        let mut piece = PathBuf::new();
+        for name in path {
+            if piece.as_os_str().len() + name.len() >= MAX_CALL / 2 {
+                at = rustix::fs::openat(&at, &piece, flags, Mode::empty())?;
+                piece.clear();
+            }
+            piece.push(name);
+        }
+        act(&Path::new("/proc/self/fd").join(at.as_raw_fd().to_string()).join(piece))
+    }
+
+    /// What one layer has at a path.
+    fn mark(&self, layer: usize, path: &Path) -> io::Result<Option<Mark>> {
+        if let Some(catalog) = self.layers[layer].catalog() {
+            return Ok(catalog.get(path));
+        }
+        let found = self.reach(layer, path, |real| {
+            let stat = rustix::fs::lstat(real)?;
+            Ok(match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => Mark::Folder { opaque: opaque(|value| rustix::fs::lgetxattr(real, OPAQUE, value)).unwrap_or(false) },
+                _ if is_whiteout(&stat) => Mark::Whiteout,
+                _ => Mark::Other,
+            })
+        });
+        match found {
+            Ok(mark) => Ok(Some(mark)),
+            Err(Errno::NOENT) if !path.as_os_str().is_empty() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The layers that a folder is made of, highest first; none when there is no such folder.
+    fn parts(&self, path: &Path) -> io::Result<Arc<[usize]>> {
+        let mut missing = Vec::new();
+        let mut above: Arc<[usize]> = (0..self.layers.len()).collect();
+        {
+            let cache = self.cache();
+            for folder in path.ancestors() {
+                if let Some(known) = cache.parts.get(folder.as_os_str()) {
+                    above = known.clone();
+                    break;
+                }
+                missing.push(folder);
+            }
+        }
+        while let Some(folder) = missing.pop() {
+            let mut parts = Vec::new();
+            for layer in above.iter().copied() {
+                match self.mark(layer, folder)? {
+                    None => {}
+                    Some(Mark::Folder { opaque }) => {
+                        parts.push(layer);
+                        if opaque {
+                            break;
+                        }
+                    }
+                    // Anything else than a folder hides the folders below it.
+                    Some(Mark::Whiteout | Mark::Other) => break,
+                }
+            }
+            above = parts.into();
+            let mut cache = self.cache();
+            let size = above.len().max(1);
+            if cache.size + size > MAX_PARTS {
+                *cache = Cache::default();
+            }
+            cache.size += size;
+            cache.parts.insert(folder.as_os_str().to_owned(), above.clone());
         }
         Ok(above)
     }
 
-    fn root(&self) -> io::Result<Vec<(usize, Arc<OwnedFd>)>> {
-        let mut parts = Vec::new();
-        for (at, layer) in self.layers.iter().enumerate() {
-            let fd = open_dir_path(&layer.dir)?;
-            let opaque = self.overlay && is_opaque(&fd)?;
-            parts.push((at, Arc::new(fd)));
-            if opaque {
-                break;
-            }
-        }
-        Ok(parts)
-    }
-
-    fn child(&self, parent: &Parts, name: &OsStr) -> io::Result<Vec<(usize, Arc<OwnedFd>)>> {
-        let mut parts = Vec::new();
-        for (layer, dir) in &parent.0 {
-            match open_dir_at(dir, name) {
-                Ok(fd) => {
-                    let opaque = self.overlay && is_opaque(&fd)?;
-                    parts.push((*layer, Arc::new(fd)));
-                    if opaque {
-                        break;
-                    }
-                }
-                Err(Errno::NOENT) => {}
-                // Anything else than a folder hides the folders below it.
-                Err(Errno::NOTDIR | Errno::LOOP) => break,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(parts)
-    }
-
-    fn remember(&self, path: &Path, parts: Vec<(usize, Arc<OwnedFd>)>) -> Option<Arc<Parts>> {
-        let count = parts.len();
-        let found = (count > 0).then(|| Arc::new(Parts(parts)));
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.handles + count > MAX_HANDLES.max(2 * count) || cache.dirs.len() >= MAX_PATHS {
-            *cache = Cache::default();
-        }
-        cache.handles += count;
-        cache.dirs.insert(path.as_os_str().to_owned(), found.clone());
-        found
-    }
-
-    /// Which layer holds the entry: its folder's handle and its `stat`.
-    fn find(&self, path: &Path) -> io::Result<Option<(usize, Arc<OwnedFd>, Stat)>> {
-        let Some((parent, name)) = split(path)? else {
-            return Ok(match self.dir(path)? {
-                None => None,
-                Some(parts) => {
-                    let (layer, fd) = &parts.0[0];
-                    Some((*layer, fd.clone(), rustix::fs::fstat(fd)?))
-                }
-            });
+    /// Which layer holds the entry, and its `stat`.
+    fn find(&self, path: &Path) -> io::Result<Option<(usize, Stat)>> {
+        let Some((parent, _)) = split(path)? else {
+            return match self.parts(path)?.first() {
+                Some(layer) => Ok(Some((*layer, self.reach(*layer, path, |real| rustix::fs::lstat(real))?))),
+                None => Ok(None),
+            };
         };
-        let Some(parts) = self.dir(parent)? else { return Ok(None) };
-        for (layer, dir) in &parts.0 {
-            match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) if self.overlay && is_whiteout(&stat) => return Ok(None),
-                Ok(stat) => return Ok(Some((*layer, dir.clone(), stat))),
+        for layer in self.parts(parent)?.iter().copied() {
+            match self.layers[layer].catalog().map(|catalog| catalog.get(path)) {
+                Some(None) => continue,
+                Some(Some(Mark::Whiteout)) => return Ok(None),
+                _ => {}
+            }
+            match self.reach(layer, path, |real| rustix::fs::lstat(real)) {
+                Ok(stat) if is_whiteout(&stat) => return Ok(None),
+                Ok(stat) => return Ok(Some((layer, stat))),
                 Err(Errno::NOENT) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -144,8 +191,36 @@ impl Stack {
         Ok(None)
     }
 
+    /// Where an entry really is, and what the layer's table says of it.
+    pub(crate) fn on_disk(&self, path: &Path) -> io::Result<Option<Lower>> {
+        Ok(self.find(path)?.map(|(layer, _)| {
+            let LayerDir { dir, owners, .. } = &self.layers[layer];
+            Lower { path: dir.join(path), owner: owners.get(path.as_os_str()).copied() }
+        }))
+    }
+
+    /// Opens a layer's part of a folder.
+    fn open_part(&self, layer: usize, dir: &Path) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(self.reach(layer, dir, |real| rustix::fs::openat(CWD, real, flags, Mode::empty()))?)
+    }
+}
+
+impl Tree for View {
     fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
-        let Some((layer, _, stat)) = self.find(path)? else { return Ok(None) };
+        if self.layers.is_empty() {
+            return Ok(path.as_os_str().is_empty().then(|| Entry {
+                kind: Kind::Dir,
+                mode: 0o755,
+                uid: 0,
+                gid: 0,
+                size: 0,
+                mtime: (0, 0),
+                disk: PathBuf::new(),
+                inode: (0, 0, 1),
+            }));
+        }
+        let Some((layer, stat)) = self.find(path)? else { return Ok(None) };
         let layer = &self.layers[layer];
         let mut entry = Entry::from_stat(&stat, layer.dir.join(path));
         if let Some(owner) = layer.owners.get(path.as_os_str()) {
@@ -160,153 +235,48 @@ impl Stack {
     }
 
     fn names(&self, dir: &Path) -> io::Result<Vec<OsString>> {
+        if self.layers.is_empty() && dir.as_os_str().is_empty() {
+            return Ok(Vec::new());
+        }
         split(dir)?;
-        let Some(parts) = self.dir(dir)? else {
+        let parts = self.parts(dir)?;
+        if parts.is_empty() {
             return Err(if self.find(dir)?.is_some() { Errno::NOTDIR } else { Errno::NOENT }.into());
-        };
-        if let [(_, fd)] = &parts.0[..]
-            && !self.overlay
-        {
-            let mut names = Vec::new();
-            for item in Dir::read_from(fd)? {
-                let item = item?;
-                push_name(item.file_name().to_bytes(), |name| names.push(name.to_owned()));
-            }
-            names.sort_unstable();
-            return Ok(names);
         }
         let mut names = BTreeMap::new();
-        for (_, fd) in &parts.0 {
-            for item in Dir::read_from(fd)? {
+        for layer in parts.iter().copied() {
+            let fd = self.open_part(layer, dir)?;
+            for item in Dir::read_from(&fd)? {
                 let item = item?;
-                let mut name = None;
-                push_name(item.file_name().to_bytes(), |n| name = Some(n.to_owned()));
-                let Some(name) = name else { continue };
-                if names.contains_key(&name) {
+                let name = OsStr::from_bytes(item.file_name().to_bytes());
+                if name == "." || name == ".." || names.contains_key(name) {
                     continue;
                 }
                 let hidden = matches!(item.file_type(), FileType::CharacterDevice | FileType::Unknown)
-                    && is_whiteout(&rustix::fs::statat(fd, item.file_name(), AtFlags::SYMLINK_NOFOLLOW)?);
-                names.insert(name, hidden);
+                    && is_whiteout(&rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW)?);
+                names.insert(name.to_owned(), hidden);
             }
         }
         Ok(names.into_iter().filter(|(_, hidden)| !hidden).map(|(name, _)| name).collect())
     }
 
     fn locate(&self, path: &Path) -> io::Result<Option<Location>> {
+        let Some((layer, _)) = self.find(path)? else { return Ok(None) };
         let name = path.file_name().unwrap_or(OsStr::new(".")).to_owned();
-        let immutable = self.overlay;
-        Ok(self.find(path)?.map(|(_, dir, _)| Location { dir, name, immutable }))
-    }
-}
-
-fn push_name(name: &[u8], push: impl FnOnce(&OsStr)) {
-    if name != b"." && name != b".." {
-        push(OsStr::from_bytes(name));
-    }
-}
-
-/// Folder and name; `None` for the root. Refuses what could leave the tree.
-fn split(path: &Path) -> io::Result<Option<(&Path, &OsStr)>> {
-    if path.components().any(|c| !matches!(c, Component::Normal(_))) {
-        return Err(Errno::INVAL.into());
-    }
-    Ok(path.parent().zip(path.file_name()))
-}
-
-/// Is this overlayfs' mark for "nothing here"?
-pub(crate) fn is_whiteout(stat: &Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
-}
-
-/// Does this folder hide the layers below?
-pub(crate) fn is_opaque(dir: &OwnedFd) -> io::Result<bool> {
-    let mut value = [0u8; 8];
-    match rustix::fs::fgetxattr(dir, OPAQUE, &mut value) {
-        Ok(n) => Ok(&value[..n] == b"y"),
-        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE | Errno::ACCESS) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// A snapshot's root file system, read from its diff folders without mounting anything.
-pub struct View {
-    stack: Stack,
-}
-
-impl View {
-    /// Of these layers. Nothing is opened yet.
-    pub fn new(snapshot: &Snapshot) -> Self {
-        Self { stack: Stack::new(snapshot.layers.iter().rev().cloned().collect(), true) }
-    }
-
-    /// Looks at the disk again, after a layer changed.
-    pub(crate) fn forget(&self) {
-        self.stack.forget();
-    }
-}
-
-impl Tree for View {
-    fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
-        if self.stack.layers.is_empty() {
-            return Ok(path.as_os_str().is_empty().then(|| Entry {
-                kind: Kind::Dir,
-                mode: 0o755,
-                uid: 0,
-                gid: 0,
-                size: 0,
-                mtime: (0, 0),
-                disk: PathBuf::new(),
-                inode: (0, 0, 1),
-            }));
-        }
-        self.stack.entry(path)
-    }
-
-    fn names(&self, dir: &Path) -> io::Result<Vec<OsString>> {
-        if self.stack.layers.is_empty() && dir.as_os_str().is_empty() {
-            return Ok(Vec::new());
-        }
-        self.stack.names(dir)
-    }
-
-    fn locate(&self, path: &Path) -> io::Result<Option<Location>> {
-        self.stack.locate(path)
-    }
-}
-
-/// A local context: a folder of somebody else, who may change it while it is read. Never leaves the folder; owners are 0:0.
-pub struct Folder {
-    stack: Stack,
-    ignore: Patterns,
-}
-
-impl Folder {
-    /// Of this folder and its ignore file. Nothing is opened yet.
-    pub fn new(dir: impl Into<PathBuf>, ignore: Patterns) -> Self {
-        Self { stack: Stack::new(vec![LayerDir { dir: dir.into(), owners: Arc::new(Owners::new()) }], false), ignore }
-    }
-}
-
-impl Tree for Folder {
-    fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
-        Ok(self.stack.entry(path)?.map(|entry| Entry { uid: 0, gid: 0, ..entry }))
-    }
-
-    fn names(&self, dir: &Path) -> io::Result<Vec<OsString>> {
-        self.stack.names(dir)
-    }
-
-    fn is_ignored(&self, path: &Path) -> bool {
-        !self.ignore.is_empty() && self.ignore.is_ignored(&path.to_string_lossy())
-    }
-
-    fn can_prune(&self, dir: &Path) -> bool {
-        self.ignore.can_prune(&dir.to_string_lossy())
-    }
-
-    fn locate(&self, path: &Path) -> io::Result<Option<Location>> {
-        self.stack.locate(path)
+        let key = (layer, path.parent().unwrap_or(path).as_os_str().to_owned());
+        let known = self.cache().handles.get(&key).cloned();
+        let dir = if let Some(dir) = known {
+            dir
+        } else {
+            let dir = Arc::new(self.open_part(layer, Path::new(&key.1))?);
+            let mut cache = self.cache();
+            if cache.handles.len() >= MAX_HANDLES {
+                cache.handles.clear();
+            }
+            cache.handles.insert(key, dir.clone());
+            dir
+        };
+        Ok(Some(Location { dir, name, immutable: true }))
     }
 }
 
@@ -348,8 +318,8 @@ impl Tree for SubTree {
         self.inner.names(&self.at(dir))
     }
 
-    fn is_ignored(&self, path: &Path) -> bool {
-        self.inner.is_ignored(&self.at(path))
+    fn ignored_by(&self, path: &Path) -> Option<&str> {
+        self.inner.ignored_by(&self.at(path))
     }
 
     fn can_prune(&self, dir: &Path) -> bool {
@@ -366,7 +336,11 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
+    use ovenbird_dockerfile::ignore::Patterns;
+    use ovenbird_oci::layer::Owners;
+
     use super::*;
+    use crate::snapshot::folder::Folder;
     use crate::snapshot::tree::{resolve_parent, walk};
 
     fn layer(dir: &Path, entries: &[&str]) -> LayerDir {
@@ -389,7 +363,7 @@ mod tests {
                 },
             }
         }
-        LayerDir { dir: dir.to_owned(), owners: Arc::new(Owners::new()) }
+        LayerDir::new(dir, Owners::new())
     }
 
     fn show(tree: &dyn Tree) -> Vec<String> {
@@ -511,19 +485,6 @@ mod tests {
         let part = SubTree::new(Arc::new(tree), "old");
         assert!(part.entry(Path::new("f")).unwrap().is_some() && part.entry(Path::new("")).unwrap().unwrap().is_dir());
         assert_eq!(part.names(Path::new("")).unwrap(), ["f", "out"]);
-    }
-
-    #[test]
-    fn paths_of_any_depth_need_little_stack() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(dir.path().join("fs/d/d")).unwrap();
-        let layer = LayerDir { dir: dir.path().join("fs"), owners: Arc::default() };
-        let view = View::new(&Snapshot { layers: vec![layer] });
-        let small = std::thread::Builder::new().stack_size(128 * 1024).spawn(move || {
-            assert!(view.entry(Path::new(&vec!["d"; 20_000].join("/"))).unwrap().is_none());
-            assert!(view.entry(Path::new("d/d")).unwrap().is_some());
-        });
-        small.unwrap().join().unwrap();
     }
 
     #[test]

@@ -27,8 +27,9 @@ use crate::Digest;
 use crate::store::{StoreError, remedy};
 
 pub use pack::pack;
+pub use unpack::{Lower, extract, unpack};
 pub(crate) use unpack::{decompress, root_parts};
-pub use unpack::{extract, unpack};
+pub use walk::remove;
 
 /// Longest path, with its end, that programs can open (PATH_MAX).
 const MAX_PATH: usize = 4096;

@@ -26,6 +26,15 @@ const MAX_SYMLINKS: usize = 40;
 /// Folders of the current path that stay open.
 const OPEN: usize = 64;
 
+/// What the layers below have at a path.
+#[derive(Debug, Clone)]
+pub struct Lower {
+    /// Where it really is.
+    pub path: PathBuf,
+    /// What an [`Owners`] table says of it.
+    pub owner: Option<Owner>,
+}
+
 /// Unpacks a layer blob (compression found by magic) into the empty folder `dir`; verifies `diff_id` when given.
 /// `lower` finds a path in the layers below, for hard links that cross layers, and for folders and symlinks on the way to an
 /// entry that the layer itself does not have.
@@ -36,7 +45,7 @@ pub fn unpack(
     dir: &Path,
     diff_id: Option<&Digest>,
     ownership: Ownership,
-    lower: &dyn Fn(&Path) -> Option<PathBuf>,
+    lower: &dyn Fn(&Path) -> Option<Lower>,
 ) -> Result<Owners, LayerError> {
     apply(blob, dir, diff_id, ownership, lower, true)
 }
@@ -52,7 +61,7 @@ fn apply(
     dir: &Path,
     diff_id: Option<&Digest>,
     ownership: Ownership,
-    lower: &dyn Fn(&Path) -> Option<PathBuf>,
+    lower: &dyn Fn(&Path) -> Option<Lower>,
     layer: bool,
 ) -> Result<Owners, LayerError> {
     let stream = Hashed { inner: decompress(blob).map_err(unreadable)?, hasher: diff_id.map(|_| Hasher::default()) };
@@ -214,7 +223,7 @@ struct Unpacker<'a> {
     root: &'a Path,
     cursor: Cursor,
     ownership: Ownership,
-    lower: &'a dyn Fn(&Path) -> Option<PathBuf>,
+    lower: &'a dyn Fn(&Path) -> Option<Lower>,
     /// A layer with whiteouts, or an ordinary archive?
     layer: bool,
     owners: Owners,
@@ -351,10 +360,10 @@ impl Unpacker<'_> {
     /// A folder on the way that this layer does not have: made like that of the lower layer, or the lower symlink's target.
     fn missing_folder(&mut self, part: &[u8], path: &[u8]) -> Result<Option<Vec<u8>>, LayerError> {
         let lower = (self.lower)(Path::new(OsStr::from_bytes(path)));
-        let lower_stat = lower.as_ref().and_then(|p| rustix::fs::lstat(p).ok());
+        let lower_stat = lower.as_ref().and_then(|l| rustix::fs::lstat(&l.path).ok());
         let lower_kind = lower_stat.as_ref().map(|s| FileType::from_raw_mode(s.st_mode));
         if let (Some(lower), Some(FileType::Symlink)) = (&lower, lower_kind) {
-            let target = rustix::fs::readlink(lower, vec![]).map_err(self.error("read", path))?;
+            let target = rustix::fs::readlink(&lower.path, vec![]).map_err(self.error("read", path))?;
             return Ok(Some(target.into_bytes()));
         }
         let cname = c(part)?;
@@ -528,21 +537,21 @@ impl Unpacker<'_> {
     }
 
     /// A copy of a file of a lower layer, as overlayfs makes when it is linked.
-    fn copy_up(&mut self, lower: &Path, name: &CStr, path: &[u8], nothing: impl Fn() -> LayerError) -> Result<(), LayerError> {
-        let stat = rustix::fs::lstat(lower).map_err(|_| nothing())?;
+    fn copy_up(&mut self, lower: &Lower, name: &CStr, path: &[u8], nothing: impl Fn() -> LayerError) -> Result<(), LayerError> {
+        let stat = rustix::fs::lstat(&lower.path).map_err(|_| nothing())?;
         let header = self.like(lower, &stat, Kind::File);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
-                let mut source = File::open(lower).map_err(|e| self.io("open", path, e))?;
+                let mut source = File::open(&lower.path).map_err(|e| self.io("open", path, e))?;
                 self.replace(name, path)?;
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = rustix::fs::openat(self.cursor.fd(), name, flags, Mode::RUSR | Mode::WUSR).map_err(self.error("make", path))?;
                 let mut file = File::from(fd);
                 io::copy(&mut source, &mut file).map_err(|e| self.io("write", path, e))?;
-                self.finish_file(&file, path, &header, None)
+                self.finish_file(&file, path, &header, lower.owner.and_then(|owner| owner.node))
             }
             FileType::Symlink => {
-                let target = rustix::fs::readlink(lower, vec![]).map_err(|_| nothing())?;
+                let target = rustix::fs::readlink(&lower.path, vec![]).map_err(|_| nothing())?;
                 self.replace(name, path)?;
                 rustix::fs::symlinkat(&target, self.cursor.fd(), name).map_err(self.error("make", path))?;
                 self.finish_other(name, path, &header, false)
@@ -552,13 +561,16 @@ impl Unpacker<'_> {
     }
 
     /// Everything but the content of a file or folder of a lower layer.
-    fn like(&self, lower: &Path, stat: &Stat, kind: Kind) -> Header {
+    fn like(&self, lower: &Lower, stat: &Stat, kind: Kind) -> Header {
         let mut header = Header::new(vec![], kind);
         header.mode = stat.st_mode & 0o7777;
-        // Where the disk holds one id only, it says nothing.
-        if self.ownership == Ownership::Real {
+        if let Some(owner) = lower.owner {
+            (header.uid, header.gid) = (owner.uid.into(), owner.gid.into());
+        } else if self.ownership == Ownership::Real {
+            // Where the disk holds one id only, it says nothing.
             (header.uid, header.gid) = (stat.st_uid.into(), stat.st_gid.into());
         }
+        let lower = &lower.path;
         (header.mtime, header.mtime_nanos) = (stat.st_mtime, stat.st_mtime_nsec as u32);
         let mut buffer = vec![0; 64 * 1024];
         let length = rustix::fs::llistxattr(lower, &mut buffer[..]).unwrap_or(0);

@@ -149,8 +149,8 @@ fn unlink(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> rustix::io::Resul
     }
 }
 
-/// Removes a name and everything below it; gone already is fine.
-pub(super) fn remove(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+/// Removes a name and everything below it, however deep; gone already is fine.
+pub fn remove(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     match unlink(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {}

@@ -149,6 +149,9 @@ impl EngineBuilder {
         if platforms.is_empty() {
             platforms.push(Platform::host());
         }
+        if let [_, _, ..] = &platforms[..] {
+            one_platform_only(&request.outputs, &platforms)?;
+        }
         let epoch = request.source_date_epoch()?;
         let mut build_args = request.build_args.clone();
         if let Some(epoch) = epoch {
@@ -241,6 +244,22 @@ impl Builder for EngineBuilder {
     fn export(&self, image: &Image, output: &OutputKind, names: &[Reference], job: &Job) -> Result<(), Error> {
         self.export_target(&image.target, output, names, image.source_date_epoch, job)
     }
+}
+
+/// Refuses outputs that can hold one platform only, before anything is built.
+fn one_platform_only(outputs: &[Output], platforms: &[Platform]) -> Result<(), Error> {
+    let names: Vec<String> = platforms.iter().map(ToString::to_string).collect();
+    for output in outputs {
+        let (what, instead) = match output.kind {
+            OutputKind::DockerTar(_) => ("-o type=docker", "use -o type=oci, which holds several"),
+            OutputKind::Tar(_) => ("-o type=tar", "use -o type=local, which makes a folder for each"),
+            OutputKind::Load => ("--load", "push the image to a registry and pull it there"),
+            _ => continue,
+        };
+        return Err(Error::new(Kind::Usage, format!("{what} takes one platform, and {} are asked for: {}", names.len(), names.join(", ")))
+            .hint(format!("build with one --platform, or {instead}")));
+    }
+    Ok(())
 }
 
 /// One build makes one set of layers: outputs that ask for different ones cannot both be had.
@@ -425,5 +444,15 @@ mod tests {
         assert_eq!(of(&["type=image", "type=oci,compression=zstd"]), Ok(Some(Compression::Zstd(3))));
         assert_eq!(of(&["type=image,compression=gzip", "type=oci,compression=zstd"]), Err(Kind::Usage));
         assert_eq!(of(&[]), Ok(None));
+    }
+
+    #[test]
+    fn outputs_for_one_platform_are_refused_early() {
+        let platforms: Vec<Platform> = ["linux/amd64", "linux/arm64"].iter().map(|p| p.parse().unwrap()).collect();
+        let told = |kind| one_platform_only(&[Output::new(kind)], &platforms);
+        for kind in [OutputKind::DockerTar(Dest::Stdout), OutputKind::Tar(Dest::Stdout), OutputKind::Load] {
+            assert_eq!(told(kind).unwrap_err().kind, Kind::Usage);
+        }
+        assert!(told(OutputKind::OciTar(Dest::Stdout)).is_ok() && told(OutputKind::Local("x".into())).is_ok());
     }
 }

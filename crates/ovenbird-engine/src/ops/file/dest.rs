@@ -1,9 +1,9 @@
 //! The tree that is being written: a base and a new diff folder above it.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::transfer::{FileJob, Meta, Queue, Sink, copy_files, set_dir_xattrs};
 use super::{FileError, absolute};
-use crate::snapshot::tree::{Entry, Kind, Location, Tree, Visit, open_dir_at, open_dir_path, resolve, resolve_parent};
+use crate::snapshot::tree::{Entry, Kind, Location, Tree, Visit, check_length, open_dir_at, open_dir_path, resolve, resolve_parent};
 use crate::snapshot::view::{OPAQUE, View, is_opaque, is_whiteout};
 use crate::snapshot::{LayerDir, Snapshot};
 
@@ -51,9 +51,45 @@ pub(crate) fn inode_in_layer(visit: &Visit) -> Inode {
 /// A later name of a file that is being copied.
 struct Link {
     first: PathBuf,
-    into: Arc<OwnedFd>,
-    name: OsString,
     path: PathBuf,
+}
+
+/// The folders from where a walk began to where it is. Only the last ones stay open: a tree may be deeper than the limit of open files.
+#[derive(Default)]
+pub(crate) struct Trail(Vec<Step>);
+
+enum Step {
+    Open(Arc<DirHandle>),
+    Closed { path: PathBuf, merged: bool, fresh: bool },
+}
+
+impl Trail {
+    /// Goes down into a folder.
+    pub(crate) fn push(&mut self, handle: Arc<DirHandle>) {
+        self.0.push(Step::Open(handle));
+        if let Some(above) = self.0.len().checked_sub(MAX_HANDLES + 1)
+            && let Step::Open(handle) = &self.0[above]
+        {
+            let DirHandle { path, merged, fresh, .. } = &**handle;
+            self.0[above] = Step::Closed { path: path.clone(), merged: *merged, fresh: *fresh };
+        }
+    }
+
+    /// Goes up to the folder at a depth.
+    pub(crate) fn back_to(&mut self, dest: &Dest, depth: usize) -> Result<Arc<DirHandle>, FileError> {
+        self.0.truncate(depth + 1);
+        match self.0.last_mut() {
+            Some(Step::Open(handle)) => Ok(handle.clone()),
+            Some(step @ Step::Closed { .. }) => {
+                let Step::Closed { path, merged, fresh } = &*step else { return Err(FileError::io("open", "a folder")(Errno::NOENT)) };
+                let fd = Arc::new(dest.open_path(path)?);
+                let handle = Arc::new(DirHandle { path: path.clone(), fd, merged: *merged, fresh: *fresh });
+                *step = Step::Open(handle.clone());
+                Ok(handle)
+            }
+            None => Err(FileError::io("open", "a folder")(Errno::NOENT)),
+        }
+    }
 }
 
 /// A base, and the diff above it that is being written.
@@ -82,7 +118,7 @@ impl Dest {
     pub(crate) fn with_links(base: &Snapshot, out: &Path, ownership: Ownership, links: bool) -> Result<Self, FileError> {
         let root = Arc::new(open_dir_path(out).map_err(FileError::io("open", out))?);
         let mut layers = base.layers.clone();
-        layers.push(LayerDir { dir: out.to_owned(), owners: Arc::new(Owners::new()) });
+        layers.push(LayerDir::growing(out));
         let mut dest = Self {
             base: View::new(base),
             now: View::new(&Snapshot { layers }),
@@ -139,10 +175,19 @@ impl Dest {
             Some(_) => return Err(FileError::NotDirectory { path: absolute(path) }),
             None => {}
         }
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
-        self.make_dirs(parent, (uid, gid))?;
-        let parent = self.dir(parent)?;
-        self.new_dir(&parent, name, Meta { mode: 0o755, uid, gid, mtime: None })?;
+        let mut missing = vec![path];
+        for folder in path.ancestors().skip(1) {
+            match self.kind(folder)? {
+                Some(Kind::Dir) => break,
+                Some(_) => return Err(FileError::NotDirectory { path: absolute(folder) }),
+                None => missing.push(folder),
+            }
+        }
+        for folder in missing.into_iter().rev() {
+            let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else { continue };
+            let parent = self.dir(parent)?;
+            self.new_dir(&parent, name, Meta { mode: 0o755, uid, gid, mtime: None })?;
+        }
         // Only folders that a copy makes while it runs are known to hold nothing else.
         self.handles.clear();
         Ok(())
@@ -150,17 +195,35 @@ impl Dest {
 
     /// Opens an existing folder for writing into it; copies it up from the base when the diff does not have it.
     pub(crate) fn dir(&mut self, path: &Path) -> Result<Arc<DirHandle>, FileError> {
-        if let Some(handle) = self.handles.get(path) {
-            return Ok(handle.clone());
+        let mut missing = Vec::new();
+        let mut above = None;
+        for folder in path.ancestors() {
+            if let Some(handle) = self.handles.get(folder) {
+                above = Some(handle.clone());
+                break;
+            }
+            missing.push(folder);
         }
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            let merged = !is_opaque(&self.root).map_err(FileError::io("read", path))?;
-            return Ok(self.keep(DirHandle { path: PathBuf::new(), fd: self.root.clone(), merged, fresh: false }));
+        let mut handle = match above {
+            Some(handle) => handle,
+            None => {
+                missing.pop();
+                let merged = !is_opaque(&self.root).map_err(FileError::io("read", path))?;
+                self.keep(DirHandle { path: PathBuf::new(), fd: self.root.clone(), merged, fresh: false })
+            }
         };
-        let parent = self.dir(parent)?;
+        while let Some(folder) = missing.pop() {
+            handle = self.dir_in(&handle, folder)?;
+        }
+        Ok(handle)
+    }
+
+    /// [`Dest::dir`] in a folder that is open.
+    fn dir_in(&mut self, parent: &DirHandle, path: &Path) -> Result<Arc<DirHandle>, FileError> {
+        let name = path.file_name().unwrap_or(OsStr::new("."));
         let base = if parent.merged { self.base.entry(path).map_err(FileError::io("read", path))? } else { None };
         let in_base = base.as_ref().is_some_and(Entry::is_dir);
-        let fd = match self.open_written(&parent, name, path) {
+        let fd = match self.open_written(parent, name, path) {
             Ok(fd) => fd,
             Err(Errno::NOENT) if in_base => {
                 let entry = base.ok_or(Errno::NOENT).map_err(FileError::io("read", path))?;
@@ -220,6 +283,7 @@ impl Dest {
     /// Makes a folder where nothing is, or where something was that [`Dest::clear`] removed.
     fn new_dir(&mut self, parent: &DirHandle, name: &OsStr, meta: Meta) -> Result<Arc<DirHandle>, FileError> {
         let path = parent.path.join(name);
+        check_name(&path)?;
         self.clear(parent, name)?;
         rustix::fs::mkdirat(&parent.fd, name, Mode::RWXU).map_err(FileError::io("make", &path))?;
         let fd = open_dir_at(&parent.fd, name).map_err(FileError::io("open", &path))?;
@@ -258,7 +322,8 @@ impl Dest {
             }
             Err(Errno::NOENT) => Ok(()),
             Err(Errno::ISDIR | Errno::PERM) => {
-                remove_dir(&parent.fd, name).map_err(FileError::io("remove", &path))?;
+                let c_name = CString::new(name.as_bytes()).map_err(FileError::io("remove", &path))?;
+                ovenbird_oci::layer::remove(parent.fd.as_fd(), &c_name).map_err(FileError::io("remove", &path))?;
                 self.sink.owners().retain(|key, _| !Path::new(key).starts_with(&path));
                 self.finals.retain(|key, _| !key.starts_with(&path));
                 self.handles.retain(|key, _| !key.starts_with(&path));
@@ -290,8 +355,8 @@ impl Dest {
             }
             Some(_) => return Err(FileError::NotDirectory { path: absolute(&parent.path.join(name)) }),
         };
-        if let Some(location) = from.locate(&visit.path).map_err(FileError::io("read", &visit.entry.disk))? {
-            let xattrs = location.xattrs().map_err(FileError::io("read the attributes of", &visit.entry.disk))?;
+        if let Some(location) = from.locate(&visit.path).map_err(FileError::unreadable("read", &visit.entry.disk))? {
+            let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", &visit.entry.disk))?;
             set_dir_xattrs(&handle.fd, &xattrs).map_err(FileError::io("set the attributes of", &handle.path))?;
         }
         Ok(handle)
@@ -301,9 +366,9 @@ impl Dest {
     pub(crate) fn describe_root(&mut self, from: &dyn Tree, visit: &Visit, meta: Meta) -> Result<Arc<DirHandle>, FileError> {
         let handle = self.dir(Path::new(""))?;
         self.describe_dir(&handle.fd, Path::new(""), meta)?;
-        if let Some(location) = from.locate(&visit.path).map_err(FileError::io("read", &visit.entry.disk))? {
-            let xattrs = location.xattrs().map_err(FileError::io("read the attributes of", &visit.entry.disk))?;
-            set_dir_xattrs(&handle.fd, &xattrs).map_err(FileError::io("set the attributes of", &visit.entry.disk))?;
+        if let Some(location) = from.locate(&visit.path).map_err(FileError::unreadable("read", &visit.entry.disk))? {
+            let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", &visit.entry.disk))?;
+            set_dir_xattrs(&handle.fd, &xattrs).map_err(FileError::unreadable("set the attributes of", &visit.entry.disk))?;
         }
         Ok(handle)
     }
@@ -334,15 +399,18 @@ impl Dest {
         queue: &mut Queue,
     ) -> Result<(), FileError> {
         let path = parent.path.join(name);
-        self.make_room(parent, name, &path)?;
         let entry = &visit.entry;
-        let located = || from.locate(&visit.path).map_err(FileError::io("read", &entry.disk));
-        let location = located()?.ok_or(Errno::NOENT).map_err(FileError::io("read", &entry.disk))?;
+        if entry.kind == Kind::Socket {
+            return Ok(());
+        }
+        self.make_room(parent, name, &path)?;
+        let located = || from.locate(&visit.path).map_err(FileError::unreadable("read", &entry.disk));
+        let location = located()?.ok_or(Errno::NOENT).map_err(FileError::unreadable("read", &entry.disk))?;
         match entry.kind {
             Kind::Dir => return Err(FileError::IsDirectory { path: absolute(&path) }),
-            Kind::Socket => return Ok(()),
+            Kind::Socket => {}
             Kind::Symlink => {
-                let target = location.read_link().map_err(FileError::io("read", &entry.disk))?;
+                let target = location.read_link().map_err(FileError::unreadable("read", &entry.disk))?;
                 self.sink.make_symlink(&parent.fd, name, &path, &target, &meta)?;
             }
             Kind::Char(major, minor) => self.sink.make_node(&parent.fd, name, &path, FileType::CharacterDevice, (major, minor), &meta)?,
@@ -355,7 +423,7 @@ impl Dest {
                     let key = inode_in_layer(visit);
                     if let Some(first) = self.firsts.get(&key) {
                         let first = first.clone();
-                        self.links.push(Link { first, into: parent.fd.clone(), name: name.to_owned(), path });
+                        self.links.push(Link { first, path });
                         return Ok(());
                     }
                     self.firsts.insert(key, path.clone());
@@ -376,6 +444,7 @@ impl Dest {
     }
 
     fn make_room(&mut self, parent: &DirHandle, name: &OsStr, path: &Path) -> Result<(), FileError> {
+        check_name(path)?;
         match self.find(parent, name)? {
             Some(Kind::Dir) => Err(FileError::IsDirectory { path: absolute(path) }),
             _ => self.clear(parent, name),
@@ -401,17 +470,18 @@ impl Dest {
         self.firsts.clear();
         copy_files(&sink, |queue| action(self, queue))?;
         for link in std::mem::take(&mut self.links) {
-            self.link_written(&link.first, &link.into, &link.name, &link.path)?;
+            self.link_written(&link.first, &link.path)?;
         }
         // Later copies must look before they write.
         self.handles.clear();
         Ok(())
     }
 
-    fn link_written(&self, first: &Path, into: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), FileError> {
-        let parent = self.open_path(first.parent().unwrap_or(Path::new("")))?;
-        let source = first.file_name().unwrap_or(OsStr::new("."));
-        rustix::fs::linkat(&parent, source, into, name, AtFlags::empty()).map_err(FileError::io("link", path))?;
+    fn link_written(&self, first: &Path, path: &Path) -> Result<(), FileError> {
+        let open_parent = |of: &Path| self.open_path(of.parent().unwrap_or(Path::new("")));
+        let (from, into) = (open_parent(first)?, open_parent(path)?);
+        let name = |of: &Path| of.file_name().unwrap_or(OsStr::new(".")).to_owned();
+        rustix::fs::linkat(&from, name(first), &into, name(path), AtFlags::empty()).map_err(FileError::io("link", path))?;
         self.sink.copy_record(first, path);
         Ok(())
     }
@@ -466,6 +536,7 @@ impl Dest {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(FileError::IsDirectory { path: absolute(path) });
         };
+        check_name(path)?;
         let parent = self.dir(parent)?;
         self.clear(&parent, name)?;
         Ok((parent, name.to_owned()))
@@ -605,20 +676,11 @@ impl Tree for Below<'_> {
     }
 }
 
-/// Removes a folder with everything in it.
-fn remove_dir(parent: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
-    let dir = open_dir_at(parent, name)?;
-    for item in rustix::fs::Dir::read_from(&dir)? {
-        let item = item?;
-        let child = OsStr::from_bytes(item.file_name().to_bytes());
-        if child == "." || child == ".." {
-            continue;
-        }
-        match rustix::fs::unlinkat(&dir, child, AtFlags::empty()) {
-            Ok(()) => {}
-            Err(Errno::ISDIR | Errno::PERM) => remove_dir(&dir, child)?,
-            Err(error) => return Err(error),
-        }
+/// Can a layer hold it?
+fn check_name(path: &Path) -> Result<(), FileError> {
+    check_length(path).map_err(FileError::io("make", path))?;
+    if path.file_name().is_some_and(|name| name.as_bytes().starts_with(b".wh.")) {
+        return Err(FileError::Reserved { path: absolute(path) });
     }
-    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+    Ok(())
 }

@@ -1,13 +1,15 @@
 //! Which files of a tree a `COPY` means: wildcards, links, `--parents`, `--exclude`, ignore files.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use ovenbird_dockerfile::ignore::{Patterns, go_match};
+use ovenbird_dockerfile::suggest;
 
-use super::FileError;
+use super::{FileError, Missing};
 use crate::plan::CopyAction;
-use crate::snapshot::tree::{self, Choice, Entry, Kind, Tree, Walk, clean, ignore_choice, is_visible, resolve};
+use crate::snapshot::tree::{self, Choice, Entry, Kind, Tree, Walk, clean, ignore_choice, is_visible, resolve, resolve_parent};
 
 /// One source after wildcards and links.
 pub(crate) struct Selected {
@@ -167,15 +169,15 @@ fn expand(from: &dyn Tree, source: &str, found: &mut Vec<Selected>) -> Result<()
     let parts: Vec<&str> = cleaned.split('/').collect();
     let first = parts.iter().position(|part| has_wildcards(part)).unwrap_or(parts.len());
     let base: PathBuf = parts[..first].iter().collect();
-    let base = resolve(from, &base).map_err(FileError::io("follow", &base))?;
+    let base = resolve(from, &base).map_err(FileError::unreadable("follow", &base))?;
     let mut matches = Vec::new();
     glob(from, &base, &parts[first..], &mut matches)?;
     for path in matches {
         let name = path.file_name().unwrap_or(OsStr::new("")).to_owned();
         let shown = format!("/{}", path.display());
-        let target = resolve(from, &path).map_err(FileError::io("follow", &path))?;
-        let entry = from.entry(&target).map_err(FileError::io("read", &target))?;
-        let entry = entry.ok_or_else(|| FileError::NotFound { name: shown.clone() })?;
+        let target = resolve(from, &path).map_err(FileError::unreadable("follow", &path))?;
+        let entry = from.entry(&target).map_err(FileError::unreadable("read", &target))?;
+        let entry = entry.ok_or_else(|| missing(from, &path, shown.clone()))?;
         found.push(Selected { shown, path: target, name, entry, include: None });
     }
     Ok(())
@@ -183,24 +185,31 @@ fn expand(from: &dyn Tree, source: &str, found: &mut Vec<Selected>) -> Result<()
 
 /// `*` never matches `/`, so each part of the pattern is about one level.
 fn glob(from: &dyn Tree, base: &Path, parts: &[&str], found: &mut Vec<PathBuf>) -> Result<(), FileError> {
-    let Some((part, rest)) = parts.split_first() else { return Ok(()) };
-    go_match(part, "")?;
-    if !from.entry(base).map_err(FileError::io("read", base))?.is_some_and(|e| e.is_dir()) {
+    if !from.entry(base).map_err(FileError::unreadable("read", base))?.is_some_and(|e| e.is_dir()) {
         return Ok(());
     }
-    for name in from.names(base).map_err(FileError::io("read", base))? {
-        if !go_match(part, &name.to_string_lossy())? {
-            continue;
-        }
-        let path = base.join(&name);
-        let Some(entry) = from.entry(&path).map_err(FileError::io("read", &path))? else { continue };
-        if rest.is_empty() {
-            if is_visible(from, &path, &entry).map_err(FileError::io("read", &path))? {
-                found.push(path);
+    // The last is looked at next: what matches comes in the order of a walk.
+    let mut open = vec![(base.to_owned(), parts)];
+    while let Some((dir, parts)) = open.pop() {
+        let Some((part, rest)) = parts.split_first() else { continue };
+        go_match(part, "")?;
+        let begin = open.len();
+        for name in from.names(&dir).map_err(FileError::unreadable("read", &dir))? {
+            if !go_match(part, &name.to_string_lossy())? {
+                continue;
             }
-        } else if entry.is_dir() {
-            glob(from, &path, rest, found)?;
+            let path = dir.join(&name);
+            tree::check_length(&path).map_err(FileError::unreadable("read", &path))?;
+            let Some(entry) = from.entry(&path).map_err(FileError::unreadable("read", &path))? else { continue };
+            if rest.is_empty() {
+                if is_visible(from, &path, &entry).map_err(FileError::unreadable("read", &path))? {
+                    found.push(path);
+                }
+            } else if entry.is_dir() {
+                open.push((path, rest));
+            }
         }
+        open[begin..].reverse();
     }
     Ok(())
 }
@@ -213,17 +222,49 @@ fn literal(from: &dyn Tree, source: &str) -> Result<Selected, FileError> {
     }
 }
 
+/// A path that is hidden.
+pub(crate) fn ignored(from: &dyn Tree, path: &Path, name: String) -> FileError {
+    FileError::Ignored { name, pattern: from.ignored_by(path).unwrap_or_default().to_owned() }
+}
+
+/// A path that is not there, and what is known of the reason.
+pub(crate) fn missing(from: &dyn Tree, written: &Path, name: String) -> FileError {
+    FileError::NotFound { name, why: reason(from, written).ok().flatten() }
+}
+
+/// Looks for the first part of the path that is not there.
+fn reason(from: &dyn Tree, written: &Path) -> io::Result<Option<Missing>> {
+    let mut parts: Vec<&Path> = written.ancestors().collect();
+    parts.pop();
+    for part in parts.into_iter().rev() {
+        let path = resolve_parent(from, part)?;
+        let Some(entry) = from.entry(&path)? else {
+            let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Ok(None) };
+            let names: Vec<String> = from.names(folder)?.into_iter().filter_map(|name| name.into_string().ok()).collect();
+            let visible = names.iter().filter(|name| from.ignored_by(&folder.join(name)).is_none());
+            let near = suggest::nearest(&name.to_string_lossy(), visible.map(String::as_str));
+            return Ok(near.map(|near| Missing::Near { near: super::absolute(&folder.join(near)) }));
+        };
+        if entry.kind == Kind::Symlink && from.entry(&resolve(from, part)?)?.is_none() {
+            let Some(location) = from.locate(&path)? else { return Ok(None) };
+            let target = location.read_link()?.display().to_string();
+            return Ok(Some(Missing::Link { link: super::absolute(&path), target }));
+        }
+    }
+    Ok(None)
+}
+
 fn lookup(from: &dyn Tree, written: &Path, shown: String) -> Result<Selected, FileError> {
-    let path = resolve(from, written).map_err(FileError::io("follow", written))?;
-    let Some(entry) = from.entry(&path).map_err(FileError::io("read", &path))? else {
-        return Err(FileError::NotFound { name: shown });
+    let path = resolve(from, written).map_err(FileError::unreadable("follow", written))?;
+    let Some(entry) = from.entry(&path).map_err(FileError::unreadable("read", &path))? else {
+        return Err(missing(from, written, shown));
     };
-    let hidden_link = match from.entry(written).map_err(FileError::io("read", written))? {
+    let hidden_link = match from.entry(written).map_err(FileError::unreadable("read", written))? {
         Some(link) if link.kind == Kind::Symlink => ignore_choice(from, written, &link) != Choice::Take,
         _ => false,
     };
-    if hidden_link || !is_visible(from, &path, &entry).map_err(FileError::io("read", &path))? {
-        return Err(FileError::Ignored { name: shown });
+    if hidden_link || !is_visible(from, &path, &entry).map_err(FileError::unreadable("read", &path))? {
+        return Err(ignored(from, if hidden_link { written } else { &path }, shown));
     }
     let name = written.file_name().unwrap_or(OsStr::new("")).to_owned();
     Ok(Selected { shown, path, name, entry, include: None })
@@ -245,10 +286,10 @@ fn with_parents(from: &dyn Tree, source: &str, found: &mut Vec<Selected>) -> Res
             let plain = clean(unescape(&pattern));
             let path = selected.path.join(&plain);
             let shown = format!("/{}", path.display());
-            match from.entry(&path).map_err(FileError::io("read", &path))? {
-                None => return Err(FileError::NotFound { name: shown }),
-                Some(entry) if !is_visible(from, &path, &entry).map_err(FileError::io("read", &path))? => {
-                    return Err(FileError::Ignored { name: shown });
+            match from.entry(&path).map_err(FileError::unreadable("read", &path))? {
+                None => return Err(missing(from, &path, shown)),
+                Some(entry) if !is_visible(from, &path, &entry).map_err(FileError::unreadable("read", &path))? => {
+                    return Err(ignored(from, &path, shown));
                 }
                 Some(_) => {}
             }

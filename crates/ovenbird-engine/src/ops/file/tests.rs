@@ -18,9 +18,10 @@ use super::*;
 use crate::ops::content;
 use crate::ops::merged;
 use crate::snapshot::LayerDir;
+use crate::snapshot::folder::Folder;
 use crate::snapshot::stat_cache::{FileStatCache, NoStatCache};
 use crate::snapshot::tree::{Entry, walk};
-use crate::snapshot::view::{Folder, View};
+use crate::snapshot::view::View;
 
 const OLD: i64 = 1_000_000_000;
 
@@ -198,7 +199,7 @@ fn parse(line: &str) -> (Vec<FileAction>, String) {
 }
 
 fn snapshot(dirs: impl IntoIterator<Item = PathBuf>) -> Snapshot {
-    Snapshot { layers: dirs.into_iter().map(|dir| LayerDir { dir, owners: Arc::new(Owners::new()) }).collect() }
+    Snapshot { layers: dirs.into_iter().map(|dir| LayerDir::new(dir, Owners::new())).collect() }
 }
 
 fn run_with(base: &str, context: &str, line: &str, ownership: Ownership) -> Ran {
@@ -615,7 +616,7 @@ fn archives() {
         ("", &[("a", b'0', "1"), ("b", b'1', "a")], "ADD a.tar /", "a=1@640#11:12 b=1@640#11:12"),
         ("a=0", &[("b", b'1', "a")], "ADD a.tar /", "a=0 b=0"),
         ("", &[("l", b'2', "/etc/passwd")], "ADD a.tar /", "l->/etc/passwd#11:12"),
-        ("", &[(".wh.f", b'0', "1")], "ADD a.tar /x", "x/ x/.wh.f=1@640#11:12"),
+        ("", &[(".wh.f", b'0', "1")], "ADD a.tar /x", "error: cannot put \"/x/.wh.f\" in an image"),
         ("", &[("p", b'6', "")], "ADD a.tar /", "p|@640#11:12"),
         // Over what the base has.
         ("f=0 d/o=0", &[("f", b'0', "1")], "ADD a.tar /", "f=1@640#11:12"),

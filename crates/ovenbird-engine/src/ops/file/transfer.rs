@@ -211,10 +211,10 @@ impl Sink {
             }
             return Ok(());
         }
-        let source = from.open().map_err(FileError::io("read", path))?;
+        let source = from.open().map_err(FileError::unreadable("read", path))?;
         let target = create(into, name, 0o600).map_err(FileError::io("make", path))?;
-        self.copy_content(&source, &target).map_err(FileError::io("copy", path))?;
-        let xattrs = file_xattrs(&source).map_err(FileError::io("read the attributes of", path))?;
+        self.copy_content(&source, &target).map_err(FileError::unreadable("copy", path))?;
+        let xattrs = file_xattrs(&source).map_err(FileError::unreadable("read the attributes of", path))?;
         self.finish_file(&target, path, &xattrs, meta)
     }
 

@@ -205,15 +205,18 @@ fn base64(bytes: &[u8]) -> String {
 
 /// Folders 0755, files 0755 or 0644: what git itself records, whatever the umask.
 fn normalise(dir: &Path) -> std::io::Result<()> {
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            normalise(&entry.path())?;
-        } else if kind.is_file() {
-            let executable = entry.metadata()?.permissions().mode() & 0o100 != 0;
-            fs::set_permissions(entry.path(), fs::Permissions::from_mode(if executable { 0o755 } else { 0o644 }))?;
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                open.push(entry.path());
+            } else if kind.is_file() {
+                let executable = entry.metadata()?.permissions().mode() & 0o100 != 0;
+                fs::set_permissions(entry.path(), fs::Permissions::from_mode(if executable { 0o755 } else { 0o644 }))?;
+            }
         }
     }
     Ok(())
