@@ -68,7 +68,9 @@ impl Reference {
     /// As people write it: `debian:12` for `docker.io/library/debian:12`.
     pub fn familiar(&self) -> String {
         let full = self.to_string();
-        full.strip_prefix("docker.io/library/").or_else(|| full.strip_prefix("docker.io/")).unwrap_or(&full).to_owned()
+        let short = full.strip_prefix("docker.io/library/").or_else(|| full.strip_prefix("docker.io/"));
+        // A repository of Docker Hub whose first component looks like a host keeps its registry.
+        short.filter(|short| short.split_once('/').is_none_or(|(first, _)| !names_host(first))).unwrap_or(&full).to_owned()
     }
     /// Can this text be a tag: a letter, digit or `_`, then at most 127 of these, `.` and `-`.
     pub fn is_tag(text: &str) -> bool {
@@ -76,6 +78,11 @@ impl Reference {
         let bytes = text.as_bytes();
         bytes.len() <= MAX_TAG && bytes.first().is_some_and(|&c| word(c)) && bytes.iter().all(|&c| word(c) || c == b'.' || c == b'-')
     }
+}
+
+/// Is the first component of a name a host? Only when it cannot be a path component of Docker Hub, or is `localhost`.
+fn names_host(first: &str) -> bool {
+    first == "localhost" || first.contains(['.', ':', '[']) || first.bytes().any(|c| c.is_ascii_uppercase())
 }
 
 impl fmt::Display for Reference {
@@ -115,9 +122,7 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     };
     // A first component is a host only when it cannot be a path component of Docker Hub, or is `localhost`.
     let (registry, rest) = match name.split_once('/') {
-        Some((first, rest)) if first == "localhost" || first.contains(['.', ':', '[']) || first.bytes().any(|c| c.is_ascii_uppercase()) => {
-            (if first == LEGACY_REGISTRY { DEFAULT_REGISTRY } else { first }, rest)
-        }
+        Some((first, rest)) if names_host(first) => (if first == LEGACY_REGISTRY { DEFAULT_REGISTRY } else { first }, rest),
         _ => (DEFAULT_REGISTRY, name),
     };
     if !is_host(registry) {
@@ -223,6 +228,7 @@ mod tests {
             ("index.docker.io/a/b:c", "docker.io/a/b:c", "a/b:c"),
             ("a/b/c", "docker.io/a/b/c:latest", "a/b/c:latest"),
             ("localhost/app", "localhost/app:latest", "localhost/app:latest"),
+            ("docker.io/host.io/a/b", "docker.io/host.io/a/b:latest", "docker.io/host.io/a/b:latest"),
             ("localhost:5000", "docker.io/library/localhost:5000", "localhost:5000"),
             ("localhost:5000/app:1", "localhost:5000/app:1", "localhost:5000/app:1"),
             ("host:5000/a/b", "host:5000/a/b:latest", "host:5000/a/b:latest"),

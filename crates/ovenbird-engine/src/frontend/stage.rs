@@ -113,6 +113,9 @@ impl State {
     }
 }
 
+/// Stages of a cycle that are shown.
+const MAX_SHOWN: usize = 10;
+
 impl Lowering<'_> {
     /// Global arguments with defaults and `--build-arg`s filled in.
     pub(super) fn global_args(&mut self) -> Outcome<Variables> {
@@ -343,7 +346,11 @@ impl Lowering<'_> {
                 *next += 1;
                 if on_path[dependency] {
                     let name = &self.nodes[start].name;
-                    return Err(error("stage-cycle", span, format!("circular dependency detected on stage: {name}")));
+                    let mut diagnostic = error("stage-cycle", span, format!("circular dependency detected on stage: {name}"));
+                    let cycle = stack.iter().map(|(id, _)| *id).skip_while(|id| *id != dependency).chain([dependency]).take(MAX_SHOWN);
+                    let names: Vec<&str> = cycle.map(|id| self.nodes[id].name.as_str()).collect();
+                    diagnostic.help = Some(format!("each needs the next: {}", names.join(" → ")));
+                    return Err(diagnostic);
                 }
                 if !visited[dependency] {
                     visited[dependency] = true;
