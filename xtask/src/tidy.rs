@@ -22,7 +22,7 @@ const FLOORS: &[(&str, &[&str])] = &[
 
 /// Modules of the engine, lowest layer first; a module uses its own layer and lower ones.
 const ENGINE_LAYERS: &[&[&str]] =
-    &[&["event", "plan", "snapshot", "state"], &["cache", "frontend"], &["ops", "export"], &["solve"], &["build"]];
+    &[&["event", "plan", "schedule", "snapshot", "state"], &["cache", "frontend", "trace"], &["ops", "export"], &["solve"], &["build"]];
 
 /// Code that may stand only in some places: fragments, where, why.
 const PLACES: &[(&[&str], &[&str], &str)] = &[

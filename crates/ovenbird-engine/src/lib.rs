@@ -1,7 +1,7 @@
 //! The build engine: Dockerfile in, image out. One engine for every place.
 //!
 //! Layers of modules, imports go left to right only:
-//! `event plan snapshot state input | cache frontend | ops export | solve | build`.
+//! `event plan snapshot state input schedule | cache frontend trace | ops export | solve | build`.
 
 pub mod build;
 pub mod cache;

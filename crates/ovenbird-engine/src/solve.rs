@@ -4,6 +4,8 @@
 //! a vertex whose key leads to a result is done, without its inputs ever being looked at; the others
 //! wait for their inputs, try the content key, and run, as many at once as [`crate::schedule`] has threads.
 
+mod explain;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -20,7 +22,7 @@ use crate::plan::{CopyAction, ExecMountKind, FileAction, FileOp, Op, Plan, Verte
 use crate::schedule;
 use crate::snapshot::tree::Tree;
 use crate::snapshot::view::View;
-use crate::trace::{self, Before, Outcome, Part, PartKind, StepTrace, Trace};
+use crate::trace::{Before, Outcome, Trace};
 
 /// Remote sources fetched at once.
 const MOST_DOWNLOADS: usize = 8;
@@ -34,11 +36,18 @@ struct Node {
     definition: OnceLock<CacheKey>,
     /// Keys of the inputs that the definition key was made of.
     inputs: OnceLock<Vec<Option<CacheKey>>>,
+    /// What was seen of local folders, by [`files_of`].
+    contents: Mutex<BTreeMap<String, content::Contents>>,
     outcome: OnceLock<Outcome>,
     causes: OnceLock<Vec<String>>,
     hit: OnceLock<Option<Record>>,
     solved: OnceLock<Arc<Record>>,
     announced: AtomicBool,
+}
+
+/// Names the part of a context that an action or a mount reads.
+fn files_of(context: &str, path: &str) -> String {
+    format!("{context}: {path}")
 }
 
 /// One plan being run.
@@ -62,8 +71,7 @@ pub fn solve(session: &Session, plan: &Plan, offset: usize) -> Result<Vec<Link>,
     let Some(root) = plan.root else { return Ok(vec![]) };
     let solver = Solver::new(session, plan, offset);
     let outcome = solver.prepare().and_then(|()| solver.solve(root));
-    // Losing the trace loses an explanation, nothing else.
-    let _ = trace::save(session.state, &solver.trace_name(), &solver.trace());
+    solver.remember();
     match outcome {
         Ok(record) => Ok(record.chain.clone()),
         Err(Failed) => Err(solver.into_failure()),
@@ -252,11 +260,29 @@ impl<'a> Solver<'a> {
         })
     }
 
+    /// Key of what an action copies. That of a local folder is looked at once in a build.
     fn content_of(&self, vertex: VertexId, copy: &CopyAction) -> Result<CacheKey, Failed> {
-        let digest = self
-            .tree(copy.from)
-            .and_then(|tree| content::digest(&*tree, copy, &self.session.stat_cache).map_err(|source| self.file_error(vertex, source)));
-        digest.map(CacheKey::of_content).map_err(|error| self.fail(error))
+        let contents = || content::of_copy(&*self.tree(copy.from)?, copy, &self.session.stat_cache).map_err(|e| self.file_error(vertex, e));
+        if let Op::Local { name } = self.op(copy.from) {
+            return self.local_contents(vertex, files_of(name, &copy.sources.join(" ")), contents);
+        }
+        contents().map(|contents| CacheKey::of_content(contents.digest)).map_err(|error| self.fail(error))
+    }
+
+    fn local_contents(
+        &self,
+        vertex: VertexId,
+        which: String,
+        look: impl FnOnce() -> Result<content::Contents, BuildError>,
+    ) -> Result<CacheKey, Failed> {
+        let mut known = self.nodes[vertex].contents.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(contents) = known.get(&which) {
+            return Ok(CacheKey::of_content(contents.digest));
+        }
+        let contents = look().map_err(|error| self.fail(error))?;
+        let key = CacheKey::of_content(contents.digest);
+        known.insert(which, contents);
+        Ok(key)
     }
 
     fn file_error(&self, vertex: VertexId, source: file::FileError) -> BuildError {
@@ -264,12 +290,12 @@ impl<'a> Solver<'a> {
         BuildError::File { line: step.line(), step: step.name, source }
     }
 
+    /// Key of the part of a local folder that a mount shows.
     fn local_key(&self, vertex: VertexId, name: &str, source: &str) -> Result<CacheKey, Failed> {
         let path = std::path::Path::new(source.trim_matches('/'));
-        let digest = self.context(name).and_then(|tree| {
-            content::digest_path(&*tree, path, &self.session.stat_cache).map_err(|source| self.file_error(vertex, source))
-        });
-        digest.map(CacheKey::of_content).map_err(|error| self.fail(error))
+        self.local_contents(vertex, files_of(name, source), || {
+            content::of_path(&*self.context(name)?, path, &self.session.stat_cache).map_err(|source| self.file_error(vertex, source))
+        })
     }
 
     /// The part of a local folder that a step mounts, as a snapshot: what `.dockerignore` hides is not there, owners are 0:0.
@@ -462,105 +488,5 @@ impl<'a> Solver<'a> {
             let step = self.step(vertex);
             self.session.sink.emit(Event::Cached { vertex: step.index, name: step.name });
         }
-    }
-
-    /// Is it a step that `why` tells about?
-    fn is_step(&self, vertex: VertexId) -> bool {
-        matches!(self.op(vertex), Op::Exec(_) | Op::File(_))
-    }
-
-    /// Says why a step runs.
-    fn explain(&self, vertex: VertexId) {
-        if !self.is_step(vertex) {
-            return;
-        }
-        let causes = self.causes(vertex);
-        self.session.sink.emit(Event::Explained { vertex: self.offset + vertex, causes: causes.clone() });
-        let _ = self.nodes[vertex].causes.set(causes);
-    }
-
-    fn causes(&self, vertex: VertexId) -> Vec<String> {
-        if self.plan.vertices[vertex].no_cache {
-            return vec!["the cache was not to be used (--no-cache)".into()];
-        }
-        let before = self.before.get_or_init(|| {
-            let names = (0..self.nodes.len()).filter(|v| self.is_step(*v)).map(|v| (v, self.plan.vertices[v].name.clone()));
-            Before::new(trace::load(self.session.state, &self.trace_name()), &names.collect::<Vec<_>>())
-        });
-        before.causes(vertex, &self.parts(vertex), &|_, _| vec![])
-    }
-
-    /// Builds of the same Dockerfile, target and platform on the same folder are compared.
-    fn trace_name(&self) -> Digest {
-        let input = self.session.input;
-        let context = input.contexts.get("context").map(|context| &context.dir);
-        let target = input.options.first().and_then(|options| options.target.as_deref());
-        Digest::of(format!("{context:?} {} {target:?} {}", input.dockerfile_name, self.plan.platform).as_bytes())
-    }
-
-    /// What the definition key of a step was made of.
-    fn parts(&self, vertex: VertexId) -> Vec<Part> {
-        let op = self.op(vertex);
-        let mut parts = trace::own_parts(op, &self.plan.platform);
-        let keys = self.nodes[vertex].inputs.get().map_or(&[][..], Vec::as_slice);
-        let mut keys = keys.iter().copied();
-        let base = keys.next().flatten();
-        match op.base().map(|base| (base, self.op(base))) {
-            Some((_, Op::Image(image))) => {
-                let shown = format!("{}@{}", image.reference.familiar(), image.manifest.short());
-                parts.push(Part::input(PartKind::Image, "", base, shown));
-            }
-            Some((base_vertex, _)) => parts.push(Part::input(PartKind::Parent, "", base, self.plan.vertices[base_vertex].name.clone())),
-            None => {}
-        }
-        let mut source = |at: usize, from: Option<VertexId>, path: &str| {
-            let key = keys.next().flatten();
-            match from.map(|from| (from, self.op(from))) {
-                Some((_, Op::Local { name })) => {
-                    parts.push(Part::input(PartKind::Files, &format!("{name}: {path}"), key, String::new()));
-                }
-                Some((from, _)) => {
-                    parts.push(Part::input(PartKind::Source, &at.to_string(), key, self.plan.vertices[from].name.clone()));
-                }
-                None => {}
-            }
-        };
-        match op {
-            Op::File(file) => {
-                for (at, action) in file.actions.iter().enumerate() {
-                    if let FileAction::Copy(copy) = action {
-                        source(at, Some(copy.from), &copy.sources.join(" "));
-                    }
-                }
-            }
-            Op::Exec(exec) => {
-                for (at, mount) in exec.mounts.iter().enumerate() {
-                    let path = match &mount.kind {
-                        ExecMountKind::Bind { source, .. } | ExecMountKind::Cache { source, .. } => source,
-                        _ => "",
-                    };
-                    source(at, mount.kind.from(), path);
-                }
-            }
-            _ => {}
-        }
-        parts
-    }
-
-    /// What became of every step.
-    fn trace(&self) -> Trace {
-        let steps = (0..self.nodes.len()).filter(|vertex| self.is_step(*vertex)).map(|vertex| {
-            let node = &self.nodes[vertex];
-            let step = self.step(vertex);
-            StepTrace {
-                line: step.line(),
-                name: step.name,
-                outcome: node.outcome.get().copied().unwrap_or(Outcome::NotReached),
-                causes: node.causes.get().cloned().unwrap_or_default(),
-                parts: self.parts(vertex),
-            }
-        });
-        let title = format!("{} for {}", self.session.input.dockerfile_name, self.plan.platform);
-        Trace { title, steps: steps.collect() }
     }
 }

@@ -3,6 +3,8 @@
 //! A trace holds digests, never values: build arguments and environments may be confidential. It plays no part in what
 //! is built: without it a build is the same and only the explanation is missing.
 
+pub mod files;
+
 use std::collections::HashMap;
 
 use ovenbird_oci::{Digest, Platform};
@@ -115,6 +117,7 @@ pub fn all(state: &State) -> Vec<Trace> {
         .into_iter()
         .flatten()
         .flatten()
+        .filter(|entry| !entry.file_name().to_string_lossy().starts_with(files::PREFIX))
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
     found.sort_unstable_by(|a, b| b.cmp(a));

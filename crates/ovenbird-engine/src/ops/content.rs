@@ -17,6 +17,7 @@ use super::file::FileError;
 use super::file::select::Selection;
 use crate::plan::CopyAction;
 use crate::snapshot::tree::{self, Entry, Kind, Tree, Visit, Walk, resolve};
+use crate::trace::files::FileState;
 
 pub use crate::snapshot::stat_cache::StatCache;
 
@@ -38,9 +39,18 @@ struct Counted {
     top: bool,
 }
 
+/// What a copy or a mount sees of a tree.
+#[derive(Debug)]
+pub struct Contents {
+    /// All of it.
+    pub digest: Digest,
+    /// One by one.
+    pub files: Vec<FileState>,
+}
+
 /// What `copy` selects of `from`: names relative to each source, kinds, modes (unless `--chmod` replaces them), owners (if kept),
 /// link targets, extended attributes and content. Fails where the copy itself would fail to find its sources.
-pub fn digest(from: &dyn Tree, copy: &CopyAction, cache: &dyn StatCache) -> Result<Digest, FileError> {
+pub fn of_copy(from: &dyn Tree, copy: &CopyAction, cache: &dyn StatCache) -> Result<Contents, FileError> {
     let absolute_mode = copy.chmod.as_deref().is_some_and(|mode| mode.bytes().all(|b| b.is_ascii_digit()));
     let counted = Counted { mode: !absolute_mode, owner: copy.keep_owner && copy.chown.is_none(), top: false };
     let selection = Selection::new(from, copy)?;
@@ -59,7 +69,7 @@ pub fn digest(from: &dyn Tree, copy: &CopyAction, cache: &dyn StatCache) -> Resu
 
 /// Everything at and below a path (links in it are followed inside the root) that the ignore file leaves. A path that does not exist
 /// is [`FileError::NotFound`].
-pub fn digest_path(from: &dyn Tree, path: &Path, cache: &dyn StatCache) -> Result<Digest, FileError> {
+pub fn of_path(from: &dyn Tree, path: &Path, cache: &dyn StatCache) -> Result<Contents, FileError> {
     let target = resolve(from, path).map_err(FileError::unreadable("follow", path))?;
     let Some(entry) = from.entry(&target).map_err(FileError::unreadable("read", path))? else {
         return Err(super::file::select::missing(from, path, super::file::absolute(path)));
@@ -91,17 +101,18 @@ fn collect(walk: Walk, root: &Path, items: &mut Vec<Item>) -> Result<usize, File
     Ok(found)
 }
 
-fn hash(from: &dyn Tree, items: &[Item], counted: Counted, cache: &dyn StatCache) -> Result<Digest, FileError> {
+fn hash(from: &dyn Tree, items: &[Item], counted: Counted, cache: &dyn StatCache) -> Result<Contents, FileError> {
     let parts = in_parallel(items, |item| match item {
         Item::Source(_) => Ok(None),
         Item::Entry { visit, .. } => read(from, visit, cache).map(Some),
     })?;
     let mut hasher = Hasher::default();
     hasher.update(FORM);
+    let mut files = Vec::with_capacity(items.len());
     for (item, read) in items.iter().zip(parts) {
         match (item, read) {
             (Item::Entry { visit, .. }, Some(_)) if visit.depth == 0 && visit.entry.is_dir() && !counted.top => hasher.update(b"T"),
-            (Item::Entry { rel, visit }, Some(read)) => describe(&mut hasher, rel, &visit.entry, &read, counted),
+            (Item::Entry { rel, visit }, Some(read)) => files.push(describe(&mut hasher, rel, visit, read, counted)),
             (Item::Source(name), _) => {
                 hasher.update(b"S");
                 field(&mut hasher, name);
@@ -109,7 +120,7 @@ fn hash(from: &dyn Tree, items: &[Item], counted: Counted, cache: &dyn StatCache
             (Item::Entry { .. }, None) => {}
         }
     }
-    Ok(hasher.finish().0)
+    Ok(Contents { digest: hasher.finish().0, files })
 }
 
 fn field(hasher: &mut Hasher, bytes: &[u8]) {
@@ -117,7 +128,8 @@ fn field(hasher: &mut Hasher, bytes: &[u8]) {
     hasher.update(bytes);
 }
 
-fn describe(hasher: &mut Hasher, rel: &[u8], entry: &Entry, read: &Read, counted: Counted) {
+fn describe(hasher: &mut Hasher, rel: &[u8], visit: &Visit, read: Read, counted: Counted) -> FileState {
+    let entry = &visit.entry;
     hasher.update(b"E");
     field(hasher, rel);
     let (kind, device) = match entry.kind {
@@ -141,6 +153,18 @@ fn describe(hasher: &mut Hasher, rel: &[u8], entry: &Entry, read: &Read, counted
     for (name, value) in &read.xattrs {
         field(hasher, name.as_encoded_bytes());
         field(hasher, value);
+    }
+    FileState {
+        path: visit.path.to_string_lossy().into_owned(),
+        kind: char::from(kind),
+        mode: (mode != u32::MAX).then_some(mode),
+        owner: (uid != u32::MAX).then_some((uid, gid)),
+        content: match entry.kind {
+            Kind::File => <[u8; 32]>::try_from(read.content).map_or_else(|other| Digest::of(&other), Digest::from_bytes),
+            Kind::Char(..) | Kind::Block(..) => Digest::of(format!("{device:?}").as_bytes()),
+            _ => Digest::of(&read.content),
+        },
+        xattrs: (!read.xattrs.is_empty()).then(|| Digest::of(format!("{:?}", read.xattrs).as_bytes())),
     }
 }
 

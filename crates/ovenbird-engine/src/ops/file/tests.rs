@@ -701,7 +701,7 @@ fn key(context: &Path, line: &str) -> Result<String, FileError> {
     } else {
         Box::new(Folder::new(context, Patterns::parse(&ignore).unwrap()))
     };
-    content::digest(&*tree, copy, &NoStatCache).map(|d| d.to_string())
+    content::of_copy(&*tree, copy, &NoStatCache).map(|contents| contents.digest.to_string())
 }
 
 #[test]
@@ -763,11 +763,11 @@ fn the_stat_cache_is_used_and_noticed() {
     make(&dir.path().join("c"), "a=1");
     let (cache, copy) = (FileStatCache::new(dir.path().join("stat")), Path::new(""));
     let tree = Folder::new(dir.path().join("c"), Patterns::default());
-    let before = content::digest_path(&tree, copy, &cache).unwrap();
-    assert_eq!(content::digest_path(&tree, copy, &cache).unwrap(), before);
+    let before = content::of_path(&tree, copy, &cache).unwrap().digest;
+    assert_eq!(content::of_path(&tree, copy, &cache).unwrap().digest, before);
     fs::write(dir.path().join("c/a"), "2").unwrap();
-    assert_ne!(content::digest_path(&tree, copy, &cache).unwrap(), before);
-    assert!(matches!(content::digest_path(&tree, Path::new("x"), &cache), Err(FileError::NotFound { .. })));
+    assert_ne!(content::of_path(&tree, copy, &cache).unwrap().digest, before);
+    assert!(matches!(content::of_path(&tree, Path::new("x"), &cache), Err(FileError::NotFound { .. })));
 }
 
 #[test]
