@@ -68,9 +68,13 @@ impl Reference {
     /// As people write it: `debian:12` for `docker.io/library/debian:12`.
     pub fn familiar(&self) -> String {
         let full = self.to_string();
-        let short = full.strip_prefix("docker.io/library/").or_else(|| full.strip_prefix("docker.io/"));
-        // A repository of Docker Hub whose first component looks like a host keeps its registry.
-        short.filter(|short| short.split_once('/').is_none_or(|(first, _)| !names_host(first))).unwrap_or(&full).to_owned()
+        let Some(hub) = full.strip_prefix("docker.io/") else { return full };
+        match hub.strip_prefix("library/") {
+            // Only an official image is a single word.
+            Some(official) if !official.contains('/') => official.to_owned(),
+            _ if hub.split_once('/').is_some_and(|(first, _)| names_host(first)) => full,
+            _ => hub.to_owned(),
+        }
     }
     /// Can this text be a tag: a letter, digit or `_`, then at most 127 of these, `.` and `-`.
     pub fn is_tag(text: &str) -> bool {
@@ -228,6 +232,7 @@ mod tests {
             ("index.docker.io/a/b:c", "docker.io/a/b:c", "a/b:c"),
             ("a/b/c", "docker.io/a/b/c:latest", "a/b/c:latest"),
             ("localhost/app", "localhost/app:latest", "localhost/app:latest"),
+            ("docker.io/library/a/b", "docker.io/library/a/b:latest", "library/a/b:latest"),
             ("docker.io/host.io/a/b", "docker.io/host.io/a/b:latest", "docker.io/host.io/a/b:latest"),
             ("localhost:5000", "docker.io/library/localhost:5000", "localhost:5000"),
             ("localhost:5000/app:1", "localhost:5000/app:1", "localhost:5000/app:1"),
