@@ -928,8 +928,11 @@ pub(crate) fn all() -> Vec<Case> {
     ]
 }
 
-fn mounts() -> String {
-    fs::read_to_string("/proc/self/mountinfo").expect("mountinfo")
+/// Mounts that have to do with a folder: others come and go while the machine does other things.
+fn mounts(folder: &Path) -> String {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let folder = folder.to_str().expect("UTF-8");
+    table.lines().filter(|line| line.contains(folder)).map(|line| format!("{line}\n")).collect()
 }
 
 impl Case {
@@ -942,7 +945,8 @@ impl Case {
             eprintln!("{error}");
             return ExitCode::FAILURE;
         }
-        let (before, mounts_before, files_before) = (listing(&place.path("lower")), mounts(), open_files());
+        let folder = place.folder.path().to_owned();
+        let (before, mounts_before, files_before) = (listing(&place.path("lower")), mounts(&folder), open_files());
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let mut mounts_during = mounts_before.clone();
         let cancel = Arc::new(AtomicBool::new(false));
@@ -951,7 +955,7 @@ impl Case {
             level,
             &step,
             &mut |stream, bytes| {
-                mounts_during = mounts();
+                mounts_during = mounts(&folder);
                 if self.name == "cancel" && bytes == b"started\n" {
                     cancel.store(true, Ordering::Relaxed);
                 }
@@ -965,8 +969,8 @@ impl Case {
         let elapsed = start.elapsed();
         assert_eq!(open_files(), files_before, "descriptors are left open");
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        let ran =
-            Ran { level, place, result, out: text(out), err: text(err), elapsed, before, mounts: (mounts_before, mounts_during, mounts()) };
+        let mounts = (mounts_before, mounts_during, mounts(&folder));
+        let ran = Ran { level, place, result, out: text(out), err: text(err), elapsed, before, mounts };
         (self.check)(&ran);
         ExitCode::SUCCESS
     }
