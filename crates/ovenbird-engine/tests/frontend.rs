@@ -54,6 +54,7 @@ fn options(text: &str) -> Options {
         hostname: None,
         add_hosts: vec![],
         entitlements: vec![],
+        ignore: Default::default(),
     };
     for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
         let (key, value) = part.split_once(' ').unwrap_or((part, ""));
