@@ -65,6 +65,11 @@ pub(crate) fn error(error: &Error, colour: bool) -> String {
     out
 }
 
+/// A remark that may hold foreign text.
+pub(crate) fn note(text: &str) -> String {
+    format!("note: {}\n", one_line(text))
+}
+
 /// Foreign text on one line.
 fn one_line(text: &str) -> String {
     clean(&text.trim_end().replace('\n', " "), Escapes::Strip)

@@ -6,7 +6,7 @@ use ovenbird_dockerfile::lint::{CheckConfig, InPlace};
 use ovenbird_dockerfile::{Diagnostic, Severity, Span};
 
 /// Most warnings of one file: nobody reads more, and a hostile file could make millions.
-const MAX_WARNINGS: usize = 1000;
+pub(super) const MAX_WARNINGS: usize = 1000;
 
 /// Code of the error that `error=true` makes of warnings.
 pub(super) const VIOLATION: &str = "lint";

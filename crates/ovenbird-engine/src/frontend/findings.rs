@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ovenbird_dockerfile::lint::lint_with;
 use ovenbird_dockerfile::{Diagnostic, Dockerfile, Parsed, Severity, parse};
 
-use super::checks::{VIOLATION, configuration, is_violation};
+use super::checks::{MAX_WARNINGS, VIOLATION, configuration, is_violation};
 use super::{Images, Lowered, Options, check_directive, lower_without};
 use crate::plan::{ImageRequest, ResolvedImage};
 
@@ -29,13 +29,14 @@ pub fn check(text: &str, options: &[Options], resolve: &mut dyn FnMut(&ImageRequ
     let parsed = parse(text);
     let mut findings = Findings::default();
     for options in options {
-        let found = if parsed.error().is_some() {
+        let mut found = if parsed.error().is_some() {
             broken(&parsed, text, options)
         } else {
             let mut found = parsed.diagnostics.clone();
             found.extend(of_platform(&parsed.dockerfile, text, options, resolve, &mut findings.unknown));
             found
         };
+        bound(&mut found);
         let is_error = configuration(text, check_directive(&parsed.dockerfile, options)).is_ok_and(|config| config.error);
         for mut finding in found.into_iter().filter(|finding| finding.code != VIOLATION) {
             if is_error && is_violation(&finding) {
@@ -48,6 +49,14 @@ pub fn check(text: &str, options: &[Options], resolve: &mut dyn FnMut(&ImageRequ
     }
     findings.diagnostics.sort_by_key(|finding| finding.span.start);
     findings
+}
+
+/// Keeps as many findings as anybody reads, errors first: a hostile file could make millions.
+fn bound(found: &mut Vec<Diagnostic>) {
+    if found.len() > MAX_WARNINGS {
+        found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+        found.truncate(MAX_WARNINGS);
+    }
 }
 
 /// What is wrong with a file that has syntax errors, and what the linter says of the rest of it.
