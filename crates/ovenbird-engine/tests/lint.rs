@@ -106,7 +106,7 @@ fn findings() {
     let rows: Vec<(&str, &str, &str, Vec<String>)> = vec![
         ("FROM debian\nENV A=$B", "", "", vec![undefined(2, "B")]),
         ("FROM app\nENV A=$FROM_BASE", "", "", vec![]),
-        ("FROM debian\nARG B\nENV A=$B C=${D:-1}", "", "", vec![]),
+        ("FROM debian\nARG B\nENV A=$B C=${D:-1}", "", "", vec![undefined(3, "D")]),
         ("FROM debian\nRUN echo $B", "", "", vec![]),
         // What an image defines that cannot be had is not known.
         (

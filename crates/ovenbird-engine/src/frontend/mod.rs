@@ -550,7 +550,7 @@ impl Lowering<'_> {
                 continue;
             }
             let hint = nearest(name, state.env.names()).map(|hint| format!(" (did you mean ${hint}?)")).unwrap_or_default();
-            let help = "declare it with ARG or ENV in this stage, or give a default: ${name:-default}";
+            let help = "declare it with ARG or ENV in this stage";
             self.checks.warn("UndefinedVar", span, format!("Usage of undefined variable '${name}'{hint}"), Some(help));
         }
     }
