@@ -3,6 +3,8 @@
 //! Lines and columns count from one; a column is a character; the end column is one past the last character. A finding about no place in
 //! the file (a build argument that nobody takes) has none.
 
+use std::fmt::Write as _;
+
 use clap::ValueEnum;
 use ovenbird::{Error, Kind};
 use ovenbird_dockerfile::diagnostic::render;
@@ -148,7 +150,9 @@ fn uri(path: &str) -> String {
     for byte in path.bytes() {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
+            _ => {
+                let _ = write!(out, "%{byte:02X}");
+            }
         }
     }
     out

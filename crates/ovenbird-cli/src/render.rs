@@ -152,8 +152,7 @@ mod tests {
     #[test]
     fn warnings_do_not_hide_the_error() {
         let mut failed = Error::new(Kind::Dockerfile, "Dockerfile has 1 error");
-        let finding =
-            |severity, code| Diagnostic { severity, code, message: "odd".into(), help: None, span: Span { start: 1, end: 2 } };
+        let finding = |severity, code| Diagnostic { severity, code, message: "odd".into(), help: None, span: Span { start: 1, end: 2 } };
         let mut diagnostics = vec![finding(Severity::Warning, "X"); 20];
         diagnostics.push(finding(Severity::Error, "why"));
         failed.detail = Some(Box::new(Detail::Dockerfile { name: "D".into(), text: TEXT.into(), diagnostics }));

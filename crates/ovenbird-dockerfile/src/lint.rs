@@ -163,22 +163,9 @@ impl InPlace {
     }
 }
 
-/// Runs the checks on a parsed file, as its own `# check=` directive says. A directive that cannot
-/// be read is itself an error. Findings are in the order of the text.
-pub fn lint(dockerfile: &Dockerfile, text: &str) -> Vec<Diagnostic> {
-    match CheckConfig::parse(dockerfile.directives.check.as_deref().unwrap_or_default()) {
-        Ok(config) => lint_with(dockerfile, text, &config),
-        Err(error) => {
-            let start = text.find("check").unwrap_or(0);
-            let end = text[start..].find(['\r', '\n']).map_or(text.len(), |i| start + i);
-            let span = Span { start, end };
-            vec![Diagnostic { severity: Severity::Error, code: "invalid-check", message: error.to_string(), help: None, span }]
-        }
-    }
-}
-
-/// Runs the checks with a given configuration (a build argument overrides the directive).
-pub fn lint_with(dockerfile: &Dockerfile, text: &str, config: &CheckConfig) -> Vec<Diagnostic> {
+/// Runs the checks on a parsed file. `config` is what its directive says, or a build argument instead. Findings are in the order of the
+/// text.
+pub fn lint(dockerfile: &Dockerfile, text: &str, config: &CheckConfig) -> Vec<Diagnostic> {
     let mut lines = Lines::of_file(text);
     let mut places = BTreeMap::new();
     let mut in_place = InPlace::default();
@@ -506,8 +493,11 @@ impl Linter<'_> {
     fn relative_workdir(&mut self, path: &str, span: Span, known: bool) {
         let lexer = Expander { escape: self.dockerfile.directives.escape, keep_unset: true, raw_quotes: false };
         let Ok(plain) = lexer.word(path, &EmptyEnv) else { return };
-        if !known && !path.contains('$') {
-            workdir(&plain.value, span).into_iter().for_each(|finding| self.take(finding));
+        if !known
+            && !path.contains('$')
+            && let Some(finding) = workdir(&plain.value, span)
+        {
+            self.take(finding);
         }
     }
 }

@@ -19,7 +19,10 @@ pub(super) fn is_violation(finding: &Diagnostic) -> bool {
 /// Reads the value of the directive or of the build argument. A directive that cannot be read is shown where it stands.
 pub(super) fn configuration(text: &str, config: &str) -> Result<CheckConfig, Diagnostic> {
     CheckConfig::parse(config).map_err(|reason| {
-        let span = text.find(config).map_or(Span::default(), |start| Span { start, end: start + config.len() });
+        // A build argument is not in the text.
+        let directive = text.find("check").unwrap_or(0);
+        let start = text[directive..].find(config).map(|at| directive + at);
+        let span = start.map_or(Span::default(), |start| Span { start, end: start + config.len() });
         error("invalid-check", span, reason.to_string())
     })
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ovenbird_dockerfile::lint::lint_with;
+use ovenbird_dockerfile::lint::lint;
 use ovenbird_dockerfile::{Diagnostic, Dockerfile, Parsed, Severity, parse};
 
 use super::checks::{MAX_WARNINGS, VIOLATION, configuration, is_violation};
@@ -63,7 +63,7 @@ fn bound(found: &mut Vec<Diagnostic>) {
 pub fn broken(parsed: &Parsed, text: &str, options: &Options) -> Vec<Diagnostic> {
     let mut found = parsed.diagnostics.clone();
     match configuration(text, check_directive(&parsed.dockerfile, options)) {
-        Ok(config) => found.extend(lint_with(&parsed.dockerfile, text, &config)),
+        Ok(config) => found.extend(lint(&parsed.dockerfile, text, &config)),
         Err(reason) => found.push(reason),
     }
     found.sort_by_key(|finding| finding.span.start);

@@ -24,7 +24,7 @@ use std::net::IpAddr;
 use ovenbird_dockerfile::ast::{ArgDecl, Kind};
 use ovenbird_dockerfile::expand::{Env, ExpandError, Expanded, Expander};
 use ovenbird_dockerfile::ignore::Patterns;
-use ovenbird_dockerfile::lint::{self, lint_with};
+use ovenbird_dockerfile::lint;
 use ovenbird_dockerfile::suggest::nearest;
 use ovenbird_dockerfile::{Diagnostic, Dockerfile, Span};
 use ovenbird_oci::Platform;
@@ -128,7 +128,7 @@ fn lower_without(
     missing: &BTreeSet<ImageRequest>,
 ) -> Result<Lowered, Vec<Diagnostic>> {
     let checks = Checks::new(text, check_directive(dockerfile, options)).map_err(|e| vec![e])?;
-    let lint = lint_with(dockerfile, text, checks.config());
+    let lint = lint::lint(dockerfile, text, checks.config());
     let mut lowering = Lowering {
         dockerfile,
         options,
@@ -366,7 +366,9 @@ impl Lowering<'_> {
                     let expanded = self.words(id, word, span)?;
                     // The linter has seen words without variables.
                     if word.contains('$') && !self.nodes[id].state.unknown {
-                        expanded.iter().flat_map(|spec| lint::expose(spec, span)).for_each(|finding| self.checks.take(finding));
+                        for finding in expanded.iter().flat_map(|spec| lint::expose(spec, span)) {
+                            self.checks.take(finding);
+                        }
                     }
                     specs.extend(expanded);
                 }
@@ -442,8 +444,11 @@ impl Lowering<'_> {
         let lines = self.lines(span);
         let state = &mut self.nodes[id].state;
         // The linter has seen paths without variables.
-        if has_variables && !state.unknown && !state.workdir_set && !step.on_build {
-            lint::workdir(&path, span).into_iter().for_each(|finding| self.checks.take(finding));
+        if has_variables
+            && !(state.unknown || state.workdir_set || step.on_build)
+            && let Some(finding) = lint::workdir(&path, span)
+        {
+            self.checks.take(finding);
         }
         state.workdir_set |= !step.on_build;
         let dir = paths::absolute(&state.cwd, &path);
