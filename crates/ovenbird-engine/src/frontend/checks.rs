@@ -114,9 +114,9 @@ mod tests {
     #[test]
     fn configuration() {
         let run = |config: &str| {
-            let text = "# check=skip=C\nRUN x\n";
+            let text = "FROM a\n# check=skip=C\nRUN x\n";
             let mut checks = Checks::new(text, config).map_err(|e| e.code.to_owned())?;
-            let span = Span { start: 15, end: 20 };
+            let span = Span { start: 22, end: 27 };
             for code in ["A", "B", "B", "C"] {
                 checks.warn(code, span, code.to_lowercase(), None);
             }
