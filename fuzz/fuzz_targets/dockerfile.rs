@@ -7,7 +7,9 @@ use ovenbird_dockerfile::{diagnostic, lint, mount, parse, parse_instruction};
 
 fuzz_target!(|text: &str| {
     let parsed = parse(text);
-    let findings = parsed.diagnostics.iter().cloned().chain(lint(&parsed.dockerfile, text));
+    let check = parsed.dockerfile.directives.check.as_deref().unwrap_or_default();
+    let config = lint::CheckConfig::parse(check).unwrap_or_default();
+    let findings = parsed.diagnostics.iter().cloned().chain(lint::lint(&parsed.dockerfile, text, &config));
     for finding in findings {
         assert!(text.get(finding.span.start..finding.span.end).is_some(), "{finding:?}");
         let _ = diagnostic::render(&finding, "Dockerfile", text);

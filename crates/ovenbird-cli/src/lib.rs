@@ -6,6 +6,7 @@
 
 mod args;
 mod commands;
+mod findings;
 mod progress;
 mod render;
 mod session;
@@ -36,6 +37,11 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> u8 {
             error.kind.exit_code()
         }
     }
+}
+
+/// Says something beside the result, on one line of standard error.
+fn note(text: &str) {
+    let _ = std::io::stderr().write_all(render::note(text).as_bytes());
 }
 
 /// Writes a result to standard output. A reader that has gone away is not an error.

@@ -20,7 +20,12 @@ pub(crate) fn error(error: &Error, colour: bool) -> String {
     let label = || paint("1;31", "error:");
     match error.detail.as_deref() {
         Some(Detail::Dockerfile { name, text, diagnostics }) => {
-            for diagnostic in diagnostics.iter().take(MAX_DIAGNOSTICS) {
+            // Errors say why it failed: warnings must not crowd them out.
+            let mut chosen: Vec<_> = diagnostics.iter().collect();
+            chosen.sort_by_key(|diagnostic| std::cmp::Reverse(diagnostic.severity));
+            chosen.truncate(MAX_DIAGNOSTICS);
+            chosen.sort_by_key(|diagnostic| diagnostic.span.start);
+            for diagnostic in chosen {
                 let shown = render(diagnostic, name, text);
                 // The first word is the severity.
                 let (severity, rest) = shown.split_at(shown.find('[').unwrap_or(0));
@@ -63,6 +68,11 @@ pub(crate) fn error(error: &Error, colour: bool) -> String {
         let _ = writeln!(out, "{} {}", paint("1;36", "hint:"), block(hint));
     }
     out
+}
+
+/// A remark that may hold foreign text.
+pub(crate) fn note(text: &str) -> String {
+    format!("note: {}\n", one_line(text))
 }
 
 /// Foreign text on one line.
@@ -137,6 +147,17 @@ mod tests {
             ],
         }));
         insta::assert_snapshot!(error(&failed, false));
+    }
+
+    #[test]
+    fn warnings_do_not_hide_the_error() {
+        let mut failed = Error::new(Kind::Dockerfile, "Dockerfile has 1 error");
+        let finding = |severity, code| Diagnostic { severity, code, message: "odd".into(), help: None, span: Span { start: 1, end: 2 } };
+        let mut diagnostics = vec![finding(Severity::Warning, "X"); 20];
+        diagnostics.push(finding(Severity::Error, "why"));
+        failed.detail = Some(Box::new(Detail::Dockerfile { name: "D".into(), text: TEXT.into(), diagnostics }));
+        let shown = error(&failed, false);
+        assert!(shown.contains("error[why]: odd") && shown.contains("… and 11 more"), "{shown}");
     }
 
     #[test]

@@ -73,7 +73,6 @@ fn exit_codes_and_what_is_said() {
         ("c/Dockerfile", "FROM scratch\nCOPY a /a\n"),
         ("c/a", "hello"),
         ("bad/Dockerfile", "FROM scratch\nCOPPY a /a\n"),
-        ("lint/Dockerfile", "FROM scratch AS Base\nCOPY a /a\n"),
         ("missing/Dockerfile", "FROM scratch\nCOPY none /a\n"),
         ("empty/x", ""),
         ("bad.toml", "rot = '/x'\n"),
@@ -91,8 +90,6 @@ fn exit_codes_and_what_is_said() {
         ("--settings none.toml images", 3, "cannot read the settings file"),
         ("--root file/x images", 3, "cannot make the state directory"),
         ("build bad", 4, "COPPY"),
-        ("build --check bad", 4, "COPPY"),
-        ("build --call=check lint", 4, "[StageNameCasing]"),
         ("build nowhere", 5, "the build context nowhere does not exist"),
         ("build empty", 5, "there is no Dockerfile at empty/Dockerfile"),
         ("build -f gone c", 5, "there is no Dockerfile at gone"),
@@ -109,6 +106,108 @@ fn exit_codes_and_what_is_said() {
         assert!(ran.stderr.contains(expect), "{line}: {}", ran.stderr);
         assert!(ran.stdout.is_empty(), "{line}: {ran:?}");
     }
+}
+
+/// `lint` and `build --check`: findings on standard output, the verdict as exit code and on standard error.
+#[test]
+fn findings_in_a_dockerfile() {
+    let home = Home::new(&[
+        ("good/Dockerfile", "FROM scratch\nCOPY a /a\n"),
+        ("warn/Dockerfile", "FROM scratch AS Base\nCOPY a /a\n"),
+        ("strict/Dockerfile", "# check=error=true\nFROM scratch AS Base\nCOPY a /a\n"),
+        ("skip/Dockerfile", "# check=skip=all\nFROM scratch AS Base\nCOPY a /a\n"),
+        ("bad/Dockerfile", "FROM scratch AS Base\nCOPPY a /a\n"),
+        ("ignored/Dockerfile", "FROM scratch\nCOPY a b /x/\n"),
+        ("ignored/.dockerignore", "a"),
+        ("ignored/other", "FROM scratch\nCOPY a b /x/\n"),
+        ("ignored/other.dockerignore", "b"),
+        ("gone/Dockerfile", "FROM 127.0.0.1:1/gone AS Base\nENV A=$B\n"),
+        ("args/Dockerfile", "ARG A\nFROM scratch AS one\nENV X=$A\nFROM scratch\nENV X=$C\n"),
+    ]);
+    for (line, code, expect, verdict) in [
+        ("lint good", 0, "good/Dockerfile: no findings\n", ""),
+        (
+            "lint warn",
+            4,
+            "warning[StageNameCasing]: Stage name 'Base' should be lowercase\n  --> warn/Dockerfile:1:17\n",
+            "has 1 finding\n",
+        ),
+        ("lint warn", 4, "= see: docs/reference/lint/StageNameCasing.md\n", ""),
+        ("lint warn/Dockerfile", 4, "[StageNameCasing]", "error: warn/Dockerfile has 1 finding\n"),
+        ("lint -f warn/Dockerfile good", 4, "[StageNameCasing]", ""),
+        ("lint --failure-threshold error warn", 0, "[StageNameCasing]", ""),
+        ("lint --failure-threshold error strict", 4, "error[StageNameCasing]", ""),
+        ("lint --failure-threshold error bad", 4, "warning[StageNameCasing]", "has 1 finding\n"),
+        ("lint --failure-threshold none bad", 0, "error[unknown-instruction]", ""),
+        ("lint --build-arg BUILDKIT_DOCKERFILE_CHECK=skip=StageNameCasing warn", 0, "no findings", ""),
+        ("lint skip", 0, "no findings", ""),
+        ("lint bad", 4, "error[unknown-instruction]", "has 2 findings\n"),
+        ("build --check bad", 4, "error[unknown-instruction]", "has 2 findings\n"),
+        ("build --check bad", 4, "warning[StageNameCasing]", ""),
+        ("build --call=check warn", 4, "[StageNameCasing]", ""),
+        ("build --check good", 0, "no findings", ""),
+        ("build --check --secret id=a,src=none good", 0, "no findings", ""),
+        ("lint ignored", 4, "Attempting to Copy file \"a\"", ""),
+        ("build --check ignored", 4, "Attempting to Copy file \"a\"", ""),
+        ("lint ignored/other", 4, "Attempting to Copy file \"b\"", ""),
+        ("lint args", 4, "undefined variable '$C'", "has 1 finding\n"),
+        ("lint args --target one", 4, "undefined variable '$A'", "has 1 finding\n"),
+        ("lint good --build-arg NOBODY=1", 0, "warning[UnconsumedBuildArg]", ""),
+        ("lint gone", 4, "[StageNameCasing]", "note: not checked: variables, shell and platform of 127.0.0.1:1/gone"),
+        ("lint --offline gone", 4, "[StageNameCasing]", "cannot be looked up: --offline was given\n"),
+        ("lint none", 5, "", "the build context none does not exist"),
+        ("lint --format xml good", 2, "", "invalid value 'xml'"),
+        ("lint --platform a/b/c/d good", 2, "", "invalid value"),
+    ] {
+        let ran = home.run(line);
+        assert_eq!(ran.code, code, "{line}: {ran:?}");
+        assert!(ran.text().contains(expect), "{line}: {ran:?}");
+        assert!(ran.stderr.contains(verdict), "{line}: {ran:?}");
+    }
+    // The same findings from every command, and in the build before it fails.
+    let [lint, check] = ["lint bad", "build --check bad"].map(|line| home.run(line).text());
+    assert_eq!(lint, check);
+    let build = home.run("build bad");
+    assert!(build.stderr.contains(&lint.replace("bad/", "")) && build.code == 4, "{build:?}");
+    let build = home.run("build -t x ignored");
+    assert!(build.stderr.contains("CopyIgnoredFile") && build.code == 5, "{build:?}");
+    let stdin = home.run_with("lint -", b"FROM scratch AS Base\n", &[]);
+    assert_eq!((stdin.code, stdin.text().contains("--> Dockerfile:1:17")), (4, true), "{stdin:?}");
+}
+
+#[test]
+fn a_check_of_files_without_images_touches_no_state() {
+    let home = Home::new(&[("c/Dockerfile", "FROM scratch\nCOPY a /\n"), ("file", "")]);
+    assert_eq!(home.run("--root file/x lint c").ok(), "c/Dockerfile: no findings\n");
+    assert!(!home.dir.path().join(".local").exists());
+}
+
+#[test]
+fn findings_for_programs() {
+    let home = Home::new(&[("a b/Dockerfile", "FROM scratch AS Base\nCOPPY a /a\n"), ("good/Dockerfile", "FROM scratch\n")]);
+    let run = |format: &str, context: &str| {
+        let mut command = home.command("lint --failure-threshold none --format");
+        let output = command.args([format, context]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let rows = run("json", "a b");
+    let [stage, instruction] = rows.as_array().unwrap().as_slice() else { panic!("{rows}") };
+    assert_eq!(
+        *stage,
+        serde_json::json!({
+            "rule": "StageNameCasing", "severity": "warning", "message": "Stage name 'Base' should be lowercase", "file": "a b/Dockerfile",
+            "line": 1, "column": 17, "endLine": 1, "endColumn": 21, "help": "write `base`",
+            "page": "docs/reference/lint/StageNameCasing.md",
+        })
+    );
+    assert_eq!((&instruction["severity"], &instruction["line"]), (&"error".into(), &2.into()));
+    assert_eq!(run("json", "good"), serde_json::json!([]));
+    let sarif = run("sarif", "a b");
+    let results = sarif["runs"][0]["results"].as_array().unwrap();
+    assert_eq!((results.len(), &results[0]["ruleId"]), (2, &"StageNameCasing".into()));
+    assert_eq!(results[0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"], "a%20b/Dockerfile");
+    assert_eq!(run("sarif", "good")["runs"][0]["results"], serde_json::json!([]));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::lint::rules;
+
 /// A half-open range of byte offsets into the Dockerfile's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Span {
@@ -49,6 +51,8 @@ const MAX_COLUMNS: usize = 160;
 ///    = help: write `RUN`
 /// ```
 ///
+/// A finding of the linter also names the page of its rule.
+///
 /// Lines and columns count from one; a column is a character. Control characters of the text are
 /// replaced, so a Dockerfile cannot write to the terminal. The result ends in a line feed. A finding about
 /// no place (the default span) is shown without text.
@@ -60,9 +64,7 @@ pub fn render(diagnostic: &Diagnostic, file_name: &str, text: &str) -> String {
     let mut out = format!("{severity}[{}]: {}\n", diagnostic.code, printable(&diagnostic.message));
     if diagnostic.span == Span::default() {
         let _ = writeln!(out, " --> {}", printable(file_name));
-        if let Some(help) = &diagnostic.help {
-            let _ = writeln!(out, "  = help: {}", printable(help));
-        }
+        out.push_str(&notes(diagnostic, 1));
         return out;
     }
     let (number, column) = line_column(text, diagnostic.span.start);
@@ -92,8 +94,18 @@ pub fn render(diagnostic: &Diagnostic, file_name: &str, text: &str) -> String {
     let _ = writeln!(out, "{:>gutter$} |", "");
     let _ = writeln!(out, "{number:>gutter$} | {}", shown.trim_end());
     let _ = writeln!(out, "{:>gutter$} | {marks}", "");
+    out.push_str(&notes(diagnostic, gutter));
+    out
+}
+
+/// How to fix it, and where to read about its rule.
+fn notes(diagnostic: &Diagnostic, gutter: usize) -> String {
+    let mut out = String::new();
     if let Some(help) = &diagnostic.help {
         let _ = writeln!(out, "{:>gutter$} = help: {}", "", printable(help));
+    }
+    if let Some(rule) = rules::find(diagnostic.code) {
+        let _ = writeln!(out, "{:>gutter$} = see: {}", "", rule.page());
     }
     out
 }

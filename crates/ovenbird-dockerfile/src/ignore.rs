@@ -19,12 +19,12 @@ pub struct PatternError {
 }
 
 /// A compiled ignore file. Last match wins; a match of a parent folder counts.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Patterns {
     rules: Vec<Rule>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Rule {
     written: String,
     /// Written with `!`: takes paths back in.
@@ -32,7 +32,7 @@ struct Rule {
     matcher: Matcher,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Matcher {
     /// No special character.
     Exact(String),
@@ -87,6 +87,13 @@ impl Patterns {
     /// Is this path (relative, `/`-separated) left out? Parents are considered.
     pub fn is_ignored(&self, path: &str) -> bool {
         self.ignored_by(path).is_some()
+    }
+
+    /// Is the source of a `COPY` surely left out? With a `!` pattern nothing is sure: it may take back files below a folder. Unlike a
+    /// file, the root of the context (`.`) counts as left out when a pattern takes away everything in it.
+    pub fn leaves_out_source(&self, source: &str) -> bool {
+        let source = clean(source);
+        !self.rules.iter().any(|rule| rule.negated) && self.rules.iter().any(|rule| rule.matcher.matches_or_parent(&source))
     }
 
     /// The pattern that leaves this path out.
@@ -180,7 +187,7 @@ fn is_clean(path: &str) -> bool {
 }
 
 /// Go's `filepath.Clean`: no empty, `.` and inner `..` elements, no slash at the end.
-fn clean(path: &str) -> String {
+pub fn clean(path: &str) -> String {
     let rooted = path.starts_with('/');
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {

@@ -16,5 +16,4 @@ pub mod suggest;
 
 pub use ast::Dockerfile;
 pub use diagnostic::{Diagnostic, Severity, Span};
-pub use lint::lint;
 pub use parse::{Parsed, parse, parse_instruction};

@@ -1,9 +1,10 @@
 //! The checks of BuildKit that can be decided from the tree alone, under the same names.
 //!
 //! What needs images, the context or build arguments (`InvalidBaseImagePlatform`,
-//! `CopyIgnoredFile`, `UndefinedVar`) belongs to the frontend.
+//! `CopyIgnoredFile`, `UndefinedVar`, words with variables) belongs to the frontend. All rules are in [`rules`].
 
 mod base_name;
+pub mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -36,12 +37,44 @@ pub const PREDEFINED_GLOBAL_ARGS: [&str; 11] = [
 /// The value of `# check=` (or of `BUILDKIT_DOCKERFILE_CHECK`): `skip=A,B;error=true;experimental=C`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CheckConfig {
-    /// Rules to leave out; `all` for every rule.
-    pub skip: BTreeSet<String>,
-    /// Experimental rules to run; `all` for every one.
-    pub experimental: BTreeSet<String>,
+    /// Rules to leave out.
+    pub skip: RuleSet,
+    /// Experimental rules to run.
+    pub experimental: RuleSet,
     /// Warnings fail the build.
     pub error: bool,
+}
+
+/// Some rules, or all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuleSet {
+    /// `all`.
+    All,
+    /// These.
+    Named(BTreeSet<String>),
+}
+
+impl Default for RuleSet {
+    fn default() -> Self {
+        Self::Named(BTreeSet::new())
+    }
+}
+
+impl RuleSet {
+    /// `all` counts only when it stands alone, as in BuildKit.
+    fn parse(list: &str) -> Self {
+        match list {
+            "all" => Self::All,
+            list => Self::Named(list.split(',').map(|name| name.trim().to_owned()).collect()),
+        }
+    }
+
+    fn contains(&self, rule: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Named(names) => names.contains(rule),
+        }
+    }
 }
 
 /// A `# check=` value that cannot be read.
@@ -65,56 +98,82 @@ impl CheckConfig {
     /// Parses the value of the directive.
     pub fn parse(text: &str) -> Result<Self, CheckError> {
         let mut config = Self::default();
-        for part in text.split(';').map(str::trim).filter(|p| !p.is_empty()) {
-            let names = |list: &str| list.split(',').map(|name| name.trim().to_owned()).collect();
+        if text.trim().is_empty() {
+            return Ok(config);
+        }
+        for part in text.split(';') {
             match part.split_once('=').map(|(key, value)| (key.trim(), value.trim())) {
-                Some(("skip", list)) => config.skip = names(list),
-                Some(("experimental", list)) => config.experimental = names(list),
+                Some(("skip", list)) => config.skip = RuleSet::parse(list),
+                Some(("experimental", list)) => config.experimental = RuleSet::parse(list),
                 Some(("error", value)) => {
-                    config.error = match value.to_ascii_lowercase().as_str() {
-                        "true" | "1" | "t" => true,
-                        "false" | "0" | "f" => false,
+                    config.error = match value {
+                        "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
+                        "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
                         _ => return Err(CheckError::Boolean { value: value.to_owned() }),
                     }
                 }
-                _ => return Err(CheckError::Part { part: part.to_owned() }),
+                _ => return Err(CheckError::Part { part: part.trim().to_owned() }),
             }
         }
         Ok(config)
     }
 
-    /// Does a rule run under this configuration?
+    /// Does a rule run under this configuration? Asking for an experimental rule is stronger than skipping it.
     pub fn allows(&self, rule: &str) -> bool {
-        !self.skip.contains("all") && !self.skip.contains(rule)
-    }
-
-    fn allows_experimental(&self, rule: &str) -> bool {
-        self.allows(rule) && (self.experimental.contains("all") || self.experimental.contains(rule))
-    }
-}
-
-/// Runs the checks on a parsed file, as its own `# check=` directive says. A directive that cannot
-/// be read is itself an error. Findings are in the order of the text.
-pub fn lint(dockerfile: &Dockerfile, text: &str) -> Vec<Diagnostic> {
-    match CheckConfig::parse(dockerfile.directives.check.as_deref().unwrap_or_default()) {
-        Ok(config) => lint_with(dockerfile, text, &config),
-        Err(error) => {
-            let start = text.find("check").unwrap_or(0);
-            let end = text[start..].find(['\r', '\n']).map_or(text.len(), |i| start + i);
-            let span = Span { start, end };
-            vec![Diagnostic { severity: Severity::Error, code: "invalid-check", message: error.to_string(), help: None, span }]
+        match rules::find(rule) {
+            Some(rules::Rule { experimental: true, .. }) => self.experimental.contains(rule),
+            _ => !self.skip.contains(rule),
         }
     }
 }
 
-/// Runs the checks with a given configuration (a build argument overrides the directive).
-pub fn lint_with(dockerfile: &Dockerfile, text: &str, config: &CheckConfig) -> Vec<Diagnostic> {
+/// Comments `# check=skip=Rule` right above an instruction: they hold for that instruction only.
+#[derive(Debug, Clone, Default)]
+pub struct InPlace {
+    /// Configurations by the first byte of their instruction.
+    configs: BTreeMap<usize, Vec<CheckConfig>>,
+    /// First bytes of all instructions.
+    starts: BTreeSet<usize>,
+}
+
+impl InPlace {
+    /// Reads the comments of a file. What is no configuration is a comment like others.
+    pub fn of(text: &str) -> Self {
+        let mut lines = Lines::of_file(text);
+        let mut this = Self::default();
+        while let Some(logical) = lines.next_logical() {
+            this.add(&logical);
+        }
+        this
+    }
+
+    fn add(&mut self, logical: &Logical) {
+        let configs: Vec<CheckConfig> =
+            logical.comments.iter().filter_map(|comment| CheckConfig::parse(comment.strip_prefix(IN_PLACE)?).ok()).collect();
+        self.starts.insert(logical.span.start);
+        if !configs.is_empty() {
+            self.configs.insert(logical.span.start, configs);
+        }
+    }
+
+    /// Is the rule left out for the instruction at `span`?
+    pub fn skips(&self, rule: &str, span: Span) -> bool {
+        let start = self.starts.range(..=span.start).next_back();
+        start.and_then(|start| self.configs.get(start)).is_some_and(|configs| configs.iter().any(|config| config.skip.contains(rule)))
+    }
+}
+
+/// Runs the checks on a parsed file. `config` is what its directive says, or a build argument instead. Findings are in the order of the
+/// text.
+pub fn lint(dockerfile: &Dockerfile, text: &str, config: &CheckConfig) -> Vec<Diagnostic> {
     let mut lines = Lines::of_file(text);
     let mut places = BTreeMap::new();
+    let mut in_place = InPlace::default();
     while let Some(logical) = lines.next_logical() {
+        in_place.add(&logical);
         places.insert(logical.span.start, logical);
     }
-    let mut linter = Linter { dockerfile, config, places, found: vec![] };
+    let mut linter = Linter { dockerfile, config, places, in_place, found: vec![] };
     linter.lines();
     linter.stage_names();
     linter.base_images();
@@ -131,6 +190,7 @@ struct Linter<'a> {
     config: &'a CheckConfig,
     /// Logical lines by the offset of their first byte.
     places: BTreeMap<usize, Logical>,
+    in_place: InPlace,
     found: Vec<Diagnostic>,
 }
 
@@ -146,17 +206,13 @@ struct Inherited {
 
 impl Linter<'_> {
     fn report(&mut self, rule: &'static str, message: String, help: &str, span: Span) {
-        if self.config.allows(rule) && !self.skipped_in_place(rule, span) {
-            let help = Some(help.to_owned());
-            self.found.push(Diagnostic { severity: Severity::Warning, code: rule, message, help, span });
-        }
+        self.take(warning(rule, message, help, span));
     }
 
-    /// A comment `# check=skip=Rule` right above an instruction holds for that instruction.
-    fn skipped_in_place(&self, rule: &str, span: Span) -> bool {
-        let Some((_, logical)) = self.places.range(..=span.start).next_back() else { return false };
-        let mut configs = logical.comments.iter().filter_map(|c| CheckConfig::parse(c.strip_prefix(IN_PLACE)?).ok());
-        configs.any(|config| !config.allows(rule))
+    fn take(&mut self, finding: Diagnostic) {
+        if self.config.allows(finding.code) && !self.in_place.skips(finding.code, finding.span) {
+            self.found.push(finding);
+        }
     }
 
     /// Place of the word that `pick` finds in the folded text of the instruction at `span`.
@@ -175,13 +231,25 @@ impl Linter<'_> {
         self.place(span, |text| Some(words::split_command(text).word))
     }
 
+    /// The command word of the instruction at `span`, in its own case.
+    fn command_name<'t>(&'t self, span: Span, name: &'t str) -> &'t str {
+        let Some(Logical { folded, .. }) = self.places.get(&span.start) else { return name };
+        words::split_command(&folded.text).name(&folded.text)
+    }
+
     /// Checks on the text of every instruction: casing, empty continuation lines, descriptions.
     fn lines(&mut self) {
         let mut commands = Vec::new();
         let mut empty = Vec::new();
+        // Arguments before the first stage are neither counted nor compared.
+        let mut in_stage = false;
         for logical in self.places.values() {
             let command = words::split_command(&logical.folded.text);
-            commands.push((command.name(&logical.folded.text).to_owned(), logical.folded.span(command.word)));
+            let name = command.name(&logical.folded.text);
+            in_stage |= name.eq_ignore_ascii_case("from");
+            if in_stage {
+                commands.push((name.to_owned(), logical.folded.span(command.word)));
+            }
             if logical.empty_continuation {
                 empty.push(logical.span);
             }
@@ -200,7 +268,7 @@ impl Linter<'_> {
                 self.report("ConsistentInstructionCasing", message, &format!("write `{expected}`"), span);
             }
         }
-        if self.config.allows_experimental("InvalidDefinitionDescription") {
+        if self.config.allows("InvalidDefinitionDescription") {
             self.descriptions();
         }
     }
@@ -291,8 +359,8 @@ impl Linter<'_> {
             let Ok(expanded) = lexer.word(platform, &defaults) else { continue };
             self.undeclared(&expanded.unset, &defaults, place);
             if expanded.used.len() == 1 && expanded.used.contains("TARGETPLATFORM") && expanded.value == PLACEHOLDER_PLATFORM {
-                let message = "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior";
-                self.report("RedundantTargetPlatform", message.to_owned(), "remove --platform", place);
+                let message = format!("Setting platform to predefined {platform} in FROM is redundant as this is the default behavior");
+                self.report("RedundantTargetPlatform", message, "remove --platform", place);
             }
             if expanded.used.is_empty() && expanded.unset.is_empty() {
                 self.constant_platform(stage, &expanded.value, place);
@@ -336,16 +404,9 @@ impl Linter<'_> {
             Kind::Arg(decls) => self.secrets("ARG", decls.iter().map(|decl| decl.name.as_str()), span),
             Kind::Expose(ports) => {
                 let places = self.places_of(span, words::blank_separated);
-                for (index, port) in ports.iter().enumerate() {
-                    let place = places.get(index).copied().unwrap_or(span);
-                    let protocol = port.split_once('/').map_or("", |(_, protocol)| protocol);
-                    if !protocol.contains('$') && protocol != protocol.to_lowercase() {
-                        let message = format!("Defined protocol '{port}' in EXPOSE instruction should be lowercase");
-                        self.report("ExposeProtoCasing", message, &format!("write `{}`", port.to_lowercase()), place);
-                    }
-                    if !port.contains('$') && port.contains(':') {
-                        let message = format!("EXPOSE instruction should not define an IP address or host-port mapping, found '{port}'");
-                        self.report("ExposeInvalidFormat", message, "name only the port of the container", place);
+                for (index, port) in ports.iter().enumerate().filter(|(_, port)| !port.contains('$')) {
+                    for finding in expose(port, places.get(index).copied().unwrap_or(span)) {
+                        self.take(finding);
                     }
                 }
             }
@@ -368,8 +429,9 @@ impl Linter<'_> {
         let escape = self.dockerfile.directives.escape;
         let mut places = None;
         for (index, key) in keys.enumerate() {
-            let public = key.split('_').any(|part| part.eq_ignore_ascii_case("public"));
-            if public || !secret.as_ref().is_some_and(|r| r.is_match(key)) {
+            let harmless = ["public", "file", "version"];
+            let harmless = key.split('_').any(|part| harmless.iter().any(|word| part.eq_ignore_ascii_case(word)));
+            if harmless || !secret.as_ref().is_some_and(|r| r.is_match(key)) {
                 continue;
             }
             let places = places.get_or_insert_with(|| {
@@ -410,13 +472,15 @@ impl Linter<'_> {
                     }
                     _ => continue,
                 };
+                let written = self.command_name(span, name).to_owned();
                 if shell_form && !state.shell {
-                    let message = format!("JSON arguments recommended for {name} to prevent unintended behavior related to OS signals");
-                    self.report("JSONArgsRecommended", message, &format!("write `{name} [\"program\", \"argument\"]`"), span);
+                    let message = format!("JSON arguments recommended for {written} to prevent unintended behavior related to OS signals");
+                    self.report("JSONArgsRecommended", message, &format!("write `{written} [\"program\", \"argument\"]`"), span);
                 }
                 if let Some(earlier) = last.insert(name, span) {
-                    let message =
-                        format!("Multiple {name} instructions should not be used in the same stage because only the last one will be used");
+                    let message = format!(
+                        "Multiple {written} instructions should not be used in the same stage because only the last one will be used"
+                    );
                     self.report("MultipleInstructionsDisallowed", message, "remove this one", self.command_place(earlier));
                 }
             }
@@ -429,14 +493,43 @@ impl Linter<'_> {
     fn relative_workdir(&mut self, path: &str, span: Span, known: bool) {
         let lexer = Expander { escape: self.dockerfile.directives.escape, keep_unset: true, raw_quotes: false };
         let Ok(plain) = lexer.word(path, &EmptyEnv) else { return };
-        let mut chars = plain.value.chars();
-        let windows = chars.next().is_some_and(|c| c.is_ascii_alphabetic()) && chars.next() == Some(':');
-        if known || windows || plain.value.starts_with(['/', '\\', '$']) {
-            return;
+        if !known
+            && !path.contains('$')
+            && let Some(finding) = workdir(&plain.value, span)
+        {
+            self.take(finding);
         }
-        let message = format!("Relative workdir {path:?} can have unexpected results if the base image changes");
-        self.report("WorkdirRelativePath", message, "write an absolute path", span);
     }
+}
+
+fn warning(rule: &'static str, message: String, help: &str, span: Span) -> Diagnostic {
+    Diagnostic { severity: Severity::Warning, code: rule, message, help: Some(help.to_owned()), span }
+}
+
+/// What is to be said of one port of `EXPOSE`, variables expanded.
+pub fn expose(port: &str, span: Span) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    let protocol = port.split_once('/').map_or("", |(_, protocol)| protocol);
+    if protocol != protocol.to_lowercase() {
+        let message = format!("Defined protocol '{port}' in EXPOSE instruction should be lowercase");
+        found.push(warning("ExposeProtoCasing", message, &format!("write `{}`", port.to_lowercase()), span));
+    }
+    if port.contains(':') {
+        let message = format!("EXPOSE instruction should not define an IP address or host-port mapping, found '{port}'");
+        found.push(warning("ExposeInvalidFormat", message, "name only the port of the container", span));
+    }
+    found
+}
+
+/// What is to be said of the first `WORKDIR` of a build, variables expanded.
+pub fn workdir(path: &str, span: Span) -> Option<Diagnostic> {
+    let mut chars = path.chars();
+    let drive = chars.next().is_some_and(|c| c.is_ascii_alphabetic()) && chars.next() == Some(':');
+    if drive || path.starts_with(['/', '\\']) {
+        return None;
+    }
+    let message = format!("Relative workdir {path:?} can have unexpected results if the base image changes");
+    Some(warning("WorkdirRelativePath", message, "write an absolute path", span))
 }
 
 /// Stands for any target: only whether a word is just `$TARGETPLATFORM` is asked.

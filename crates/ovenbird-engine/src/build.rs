@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ovenbird_dockerfile::{Diagnostic, Severity};
+use ovenbird_dockerfile::{Diagnostic, Parsed, Severity};
 use ovenbird_oci::registry::Client;
 use ovenbird_oci::store::Store;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
@@ -17,7 +17,7 @@ use crate::export::{assemble, output};
 use crate::frontend::{self, Images, Lowered, Options};
 use crate::input::{BuildInput, BuildOutput, Cancel};
 use crate::ops::{LazyRuntime, Session, image, progress_events};
-use crate::plan::{Op, Plan};
+use crate::plan::{ImageRequest, Op, Plan, ResolvedImage};
 use crate::prune::{self, DiskUsage, PruneOptions, PruneReport};
 use crate::snapshot::folder::Folder;
 use crate::snapshot::tree::Tree;
@@ -64,7 +64,7 @@ impl Engine {
     pub fn build(&self, input: &BuildInput, sink: &Arc<dyn EventSink>, cancel: &Cancel) -> Result<BuildOutput, BuildError> {
         let parsed = ovenbird_dockerfile::parse(&input.dockerfile);
         if parsed.diagnostics.iter().any(|d| d.severity == Severity::Error) {
-            return Err(dockerfile_error(input, parsed.diagnostics));
+            return Err(broken(input, &parsed));
         }
         self.check_contexts(input)?;
         self.describe_isolation(&**sink);
@@ -110,7 +110,7 @@ impl Engine {
     pub fn plan(&self, input: &BuildInput, sink: &Arc<dyn EventSink>, cancel: &Cancel) -> Result<Vec<Trace>, BuildError> {
         let parsed = ovenbird_dockerfile::parse(&input.dockerfile);
         if parsed.diagnostics.iter().any(|d| d.severity == Severity::Error) {
-            return Err(dockerfile_error(input, parsed.diagnostics));
+            return Err(broken(input, &parsed));
         }
         let session = self.session(input, sink, cancel);
         let traces = input.options.iter().map(|options| {
@@ -120,6 +120,17 @@ impl Engine {
         let traces = traces.collect();
         let _ = session.stat_cache.save();
         traces
+    }
+
+    /// Looks up one image for [`frontend::check`]: from the store, else from where it comes from. Layers stay where they are.
+    pub fn resolve(
+        &self,
+        input: &BuildInput,
+        request: &ImageRequest,
+        sink: &Arc<dyn EventSink>,
+        cancel: &Cancel,
+    ) -> Result<ResolvedImage, BuildError> {
+        image::resolve(&self.session(input, sink, cancel), request)
     }
 
     /// What the last builds in this state folder ran, and why; the last one first.
@@ -372,6 +383,15 @@ fn emulator(architecture: &str) -> String {
         other => other,
     };
     format!("qemu-{name}")
+}
+
+/// A file with syntax errors, with what else there is to say of it.
+fn broken(input: &BuildInput, parsed: &Parsed) -> BuildError {
+    let diagnostics = match input.options.first() {
+        Some(options) => frontend::broken(parsed, &input.dockerfile, options),
+        None => parsed.diagnostics.clone(),
+    };
+    dockerfile_error(input, diagnostics)
 }
 
 fn dockerfile_error(input: &BuildInput, diagnostics: Vec<Diagnostic>) -> BuildError {

@@ -51,6 +51,7 @@ impl Bench {
                 hostname: None,
                 add_hosts: vec![],
                 entitlements: vec![],
+                ignore: Patterns::default(),
             },
             epoch: None,
             events: Arc::default(),

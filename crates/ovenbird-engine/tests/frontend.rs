@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_dockerfile::{Severity, parse};
 use ovenbird_engine::frontend::{Images, Lowered, NamedContext, NoCache, Options, lower};
 use ovenbird_engine::plan::{ImageRequest, NetworkMode, Op, Plan, ResolvedImage};
@@ -54,6 +55,7 @@ fn options(text: &str) -> Options {
         hostname: None,
         add_hosts: vec![],
         entitlements: vec![],
+        ignore: Patterns::default(),
     };
     for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
         let (key, value) = part.split_once(' ').unwrap_or((part, ""));

@@ -7,6 +7,7 @@
 pub mod builder;
 pub mod driver;
 pub mod error;
+pub mod lint;
 pub mod report;
 pub mod request;
 pub mod settings;
@@ -15,6 +16,7 @@ pub mod source;
 pub use builder::{Builder, EngineBuilder, Image, Job};
 pub use driver::{Driver, LocalDriver};
 pub use error::{Detail, Error, Kind};
+pub use lint::lint;
 pub use ovenbird_dockerfile::suggest;
 pub use report::BuildReport;
 pub use request::BuildRequest;

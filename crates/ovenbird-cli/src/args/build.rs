@@ -120,7 +120,7 @@ pub(crate) struct BuildArgs {
     /// Say of every step that runs why it did not come from the cache; `ovenbird why` says it afterwards
     #[arg(long)]
     pub(crate) explain: bool,
-    /// Check the Dockerfile and build nothing (short for --call=check); fails with code 4 when there are findings
+    /// Check the Dockerfile and build nothing, like `ovenbird lint` (short for --call=check); fails with code 4 when there are findings
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true)]
     check: bool,
     /// What to do: build or check
@@ -169,6 +169,38 @@ fn pairs(flag: &str, rows: &[String]) -> Result<BTreeMap<String, String>, Error>
         .collect()
 }
 
+/// `--build-context`.
+pub(crate) fn build_contexts(rows: &[String]) -> Result<BTreeMap<String, ContextSource>, Error> {
+    let mut contexts = BTreeMap::new();
+    for row in rows {
+        let Some((name, value)) = row.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+            return Err(Error::new(Kind::Usage, format!("--build-context {row:?}: expected NAME=VALUE")));
+        };
+        if name == "context" {
+            return Err(Error::new(Kind::Usage, "--build-context: the name `context` is the main context").hint("give it as PATH"));
+        }
+        let value = value.parse::<ContextSource>().map_err(|e| Error::new(Kind::Usage, format!("--build-context: {e}")))?;
+        contexts.insert(name.to_owned(), value);
+    }
+    Ok(contexts)
+}
+
+/// `--build-arg`; the last of a name wins.
+pub(crate) fn build_args(rows: &[String], environment: &Environment) -> Result<BTreeMap<String, String>, Error> {
+    let mut build_args = BTreeMap::new();
+    for row in rows {
+        match row.split_once('=') {
+            Some(("", _)) => return Err(Error::new(Kind::Usage, format!("--build-arg {row:?} has no name"))),
+            Some((name, value)) => drop(build_args.insert(name.to_owned(), value.to_owned())),
+            None => match environment.get(row) {
+                Some(value) => drop(build_args.insert(row.clone(), value.to_owned())),
+                None => drop(build_args.remove(row)),
+            },
+        }
+    }
+    Ok(build_args)
+}
+
 impl BuildArgs {
     /// Is the Dockerfile to be checked only?
     pub(crate) fn checks_only(&self) -> bool {
@@ -178,29 +210,9 @@ impl BuildArgs {
     /// The request that these flags say.
     pub(crate) fn request(&self, environment: &Environment) -> Result<BuildRequest, Error> {
         self.refused.check()?;
-        let usage = |what: &'static str| move |e: ovenbird::request::ParseValueError| Error::new(Kind::Usage, format!("{what}: {e}"));
-        let source: Source = self.context.parse().map_err(usage("the build context"))?;
-        let mut contexts = BTreeMap::new();
-        for row in &self.build_contexts {
-            let Some((name, value)) = row.split_once('=').filter(|(name, _)| !name.is_empty()) else {
-                return Err(Error::new(Kind::Usage, format!("--build-context {row:?}: expected NAME=VALUE")));
-            };
-            if name == "context" {
-                return Err(Error::new(Kind::Usage, "--build-context: the name `context` is the main context").hint("give it as PATH"));
-            }
-            contexts.insert(name.to_owned(), value.parse::<ContextSource>().map_err(usage("--build-context"))?);
-        }
-        let mut build_args = BTreeMap::new();
-        for row in &self.variables {
-            match row.split_once('=') {
-                Some(("", _)) => return Err(Error::new(Kind::Usage, format!("--build-arg {row:?} has no name"))),
-                Some((name, value)) => drop(build_args.insert(name.to_owned(), value.to_owned())),
-                None => match environment.get(row) {
-                    Some(value) => drop(build_args.insert(row.clone(), value.to_owned())),
-                    None => drop(build_args.remove(row)),
-                },
-            }
-        }
+        let source: Source = self.context.parse().map_err(|e| Error::new(Kind::Usage, format!("the build context: {e}")))?;
+        let contexts = build_contexts(&self.build_contexts)?;
+        let mut build_args = build_args(&self.variables, environment)?;
         if let Some(epoch) = environment.get("SOURCE_DATE_EPOCH") {
             build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.to_owned());
         }

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use ovenbird::settings::{Overrides, Progress, parse_level};
 use ovenbird_sandbox::Level;
 
-pub(crate) use build::{BuildArgs, platform};
+pub(crate) use build::{BuildArgs, build_args, build_contexts, platform};
 
 use crate::commands;
 
@@ -59,6 +59,8 @@ impl Global {
 pub(crate) enum Command {
     /// Build an image from a Dockerfile
     Build(Box<BuildArgs>),
+    /// Check a Dockerfile, without building
+    Lint(Box<commands::lint::LintArgs>),
     /// Show which steps a build would run, and why, without building
     Plan(Box<commands::plan::PlanArgs>),
     /// Show why steps of the last build ran

@@ -7,6 +7,7 @@ pub(crate) mod doctor;
 pub(crate) mod export;
 pub(crate) mod images;
 pub(crate) mod inspect;
+pub(crate) mod lint;
 pub(crate) mod load;
 pub(crate) mod login;
 pub(crate) mod logout;
@@ -36,6 +37,10 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<(), Error> {
         Command::Plan(args) => {
             let request = args.build.request(environment)?;
             plan::run(&args, &request, &session()?)
+        }
+        Command::Lint(args) => {
+            let request = args.request(environment)?;
+            lint::run(&args, &request, &session()?)
         }
         Command::Why(args) => why::run(&args, &session()?),
         Command::Push(args) => push::run(&args, &session()?),

@@ -21,7 +21,7 @@ pub(super) enum Token {
 }
 
 /// A compiled pattern.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Glob {
     tokens: Vec<Token>,
     /// Literal text at both ends, for a quick no.

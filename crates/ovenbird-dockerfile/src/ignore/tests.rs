@@ -223,3 +223,23 @@ proptest! {
         prop_assert_eq!(glob, Ok(expect), "{} {}", pattern, path);
     }
 }
+
+#[test]
+fn sources_that_are_surely_left_out() {
+    for (ignore, source, expect) in [
+        ("", ".", false),
+        ("a", "a", true),
+        ("a", "./a/", true),
+        ("a", "a/b", true),
+        ("a", "b/../a", true),
+        ("a", "/a", false),
+        ("a/b", "a", false),
+        ("*", ".", true),
+        ("*.md", "x.md", true),
+        ("*.md", ".", false),
+        // A negated pattern may take back what is below.
+        ("*\n!x", "a", false),
+    ] {
+        assert_eq!(Patterns::parse(ignore).unwrap().leaves_out_source(source), expect, "{ignore:?} {source}");
+    }
+}

@@ -4,10 +4,43 @@ use crate::parse;
 
 fn found(text: &str) -> Vec<String> {
     let parsed = parse(text);
-    lint(&parsed.dockerfile, text)
+    let config = CheckConfig::parse(parsed.dockerfile.directives.check.as_deref().unwrap_or_default()).unwrap();
+    lint(&parsed.dockerfile, text, &config)
         .into_iter()
         .map(|d| format!("{}:{} {} @ {}", line_column(text, d.span.start).0, d.code, d.message, &text[d.span.start..d.span.end]))
         .collect()
+}
+
+#[test]
+fn check_configuration() {
+    for (text, allowed, refused) in [
+        ("", "A", "InvalidDefinitionDescription"),
+        ("skip=A", "B", "A"),
+        ("skip = A , B ; error = TRUE", "C", "B"),
+        ("skip=all", "", "A"),
+        ("skip=all;experimental=InvalidDefinitionDescription", "InvalidDefinitionDescription", "A"),
+        ("experimental=all", "InvalidDefinitionDescription", ""),
+        ("skip=InvalidDefinitionDescription;experimental=all", "InvalidDefinitionDescription", ""),
+        ("skip=A;skip=B", "A", "B"),
+        ("skip=ALL", "A", ""),
+    ] {
+        let config = CheckConfig::parse(text).unwrap();
+        assert!(allowed.is_empty() || config.allows(allowed), "{text}");
+        assert!(refused.is_empty() || !config.allows(refused), "{text}");
+    }
+    for text in ["nonsense", "skip=A;", ";", "error=yes", "error=tRuE", "errors=true", "skip"] {
+        assert!(CheckConfig::parse(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn every_rule_is_in_the_table() {
+    // Table and pages are compared by the tests of the engine, which run the examples of the pages.
+    assert!(rules::RULES.is_sorted_by_key(|rule| rule.name));
+    for rule in rules::RULES {
+        assert_eq!(rules::find(rule.name), Some(&rule));
+    }
+    assert_eq!(rules::find("unknown-instruction"), None);
 }
 
 #[test]
@@ -33,6 +66,11 @@ fn rules() {
         (
             "from a\nrun b\nRUN c",
             &["3:ConsistentInstructionCasing Command 'RUN' should match the case of the command majority (lowercase) @ RUN"],
+        ),
+        ("arg X\nFROM a", &[]),
+        (
+            "from a\ncmd b",
+            &["2:JSONArgsRecommended JSON arguments recommended for cmd to prevent unintended behavior related to OS signals @ cmd b"],
         ),
         ("FROM a AS b\nFROM c AS b", &["2:DuplicateStageName Duplicate stage name \"b\", stage names should be unique @ b"]),
         ("FROM a AS context", &["1:ReservedStageName Stage name should not use the same name as reserved stage \"context\" @ context"]),
@@ -85,6 +123,12 @@ fn rules() {
                 "1:RedundantTargetPlatform Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior @ --platform=$TARGETPLATFORM",
             ],
         ),
+        (
+            "FROM --platform=${TARGETPLATFORM} a",
+            &[
+                "1:RedundantTargetPlatform Setting platform to predefined ${TARGETPLATFORM} in FROM is redundant as this is the default behavior @ --platform=${TARGETPLATFORM}",
+            ],
+        ),
         ("FROM --platform=${TARGETOS}/amd64 a", &[]),
         (
             "FROM --platform=linux/amd64 a",
@@ -108,7 +152,11 @@ fn rules() {
                 "3:SecretsUsedInArgOrEnv Do not use ARG or ENV instructions for sensitive data (ENV \"auth\") @ auth",
             ],
         ),
-        ("FROM a\nARG PUBLIC_KEY KEYBOARD TOKENIZER MONKEY", &[]),
+        ("FROM a\nARG PUBLIC_KEY KEYBOARD TOKENIZER MONKEY TOKEN_FILE Key_Version", &[]),
+        (
+            "FROM a\nARG KEY_FILES",
+            &["2:SecretsUsedInArgOrEnv Do not use ARG or ENV instructions for sensitive data (ARG \"KEY_FILES\") @ KEY_FILES"],
+        ),
         ("FROM a\nEXPOSE 80/TCP 81", &["2:ExposeProtoCasing Defined protocol '80/TCP' in EXPOSE instruction should be lowercase @ 80/TCP"]),
         (
             "FROM a\nEXPOSE 127.0.0.1:80:80 8080:80",
@@ -158,16 +206,12 @@ fn rules() {
             "FROM a\n# check=skip=StageNameCasing\nENV b c",
             &["3:LegacyKeyValueFormat \"ENV key=value\" should be used instead of legacy \"ENV key value\" format @ ENV b c"],
         ),
+        // `experimental=` is stronger than `skip=`; `all` stands alone.
         (
-            "# check=nonsense\nFROM a",
-            &[
-                "1:invalid-check invalid check option \"nonsense\": write `skip=Rule1,Rule2`, `error=true` or `experimental=Rule` @ check=nonsense",
-            ],
+            "# check=skip=all;experimental=all\n# x\nfrom a AS b",
+            &["3:InvalidDefinitionDescription Comment for FROM should follow the format: `# b <description>` @ from a AS b"],
         ),
-        (
-            "# check=error=maybe\nFROM a",
-            &["1:invalid-check failed to parse check option error=\"maybe\": write true or false @ check=error=maybe"],
-        ),
+        ("# check=skip=A,all\nFROM a AS B", &["2:StageNameCasing Stage name 'B' should be lowercase @ B"]),
         // Only when asked for.
         ("# a comment\nFROM a AS b", &[]),
         (

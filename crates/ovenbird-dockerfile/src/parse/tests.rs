@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::ast::{Command, Directives, Healthcheck, Heredoc, Run, Source, Transfer};
 use crate::diagnostic::line_column;
+use crate::lint::CheckConfig;
 
 /// The tree in one line, so that a table can hold it.
 fn show(dockerfile: &Dockerfile) -> String {
@@ -485,7 +486,7 @@ proptest! {
     fn anything_parses_and_spans_are_in_bounds(text in dockerfile_like()) {
         let parsed = parse(&text);
         let in_text = |span: Span| text.get(span.start..span.end).is_some();
-        for diagnostic in parsed.diagnostics.iter().cloned().chain(crate::lint(&parsed.dockerfile, &text)) {
+        for diagnostic in parsed.diagnostics.iter().cloned().chain(crate::lint::lint(&parsed.dockerfile, &text, &CheckConfig::default())) {
             prop_assert!(in_text(diagnostic.span), "{diagnostic:?}");
             prop_assert!(crate::diagnostic::render(&diagnostic, "Dockerfile", &text).contains("-->"));
         }

@@ -2,16 +2,35 @@
 
 use std::collections::BTreeSet;
 
-use ovenbird_dockerfile::lint::CheckConfig;
+use ovenbird_dockerfile::lint::{CheckConfig, InPlace};
 use ovenbird_dockerfile::{Diagnostic, Severity, Span};
 
 /// Most warnings of one file: nobody reads more, and a hostile file could make millions.
-const MAX_WARNINGS: usize = 1000;
+pub(super) const MAX_WARNINGS: usize = 1000;
+
+/// Code of the error that `error=true` makes of warnings.
+pub(super) const VIOLATION: &str = "lint";
+
+/// Is it a finding that `error=true` makes an error? Arguments that nobody takes say nothing of the file.
+pub(super) fn is_violation(finding: &Diagnostic) -> bool {
+    finding.severity == Severity::Warning && finding.code != "UnconsumedBuildArg"
+}
+
+/// Reads the value of the directive or of the build argument. A directive that cannot be read is shown where it stands.
+pub(super) fn configuration(text: &str, config: &str) -> Result<CheckConfig, Diagnostic> {
+    CheckConfig::parse(config).map_err(|reason| {
+        // A build argument is not in the text.
+        let directive = text.find("check").unwrap_or(0);
+        let start = text[directive..].find(config).map(|at| directive + at);
+        let span = start.map_or(Span::default(), |start| Span { start, end: start + config.len() });
+        error("invalid-check", span, reason.to_string())
+    })
+}
 
 /// Warnings found so far, filtered by the configuration.
 #[derive(Debug)]
-pub(super) struct Checks<'a> {
-    text: &'a str,
+pub(super) struct Checks {
+    in_place: InPlace,
     config: CheckConfig,
     found: Vec<Diagnostic>,
 }
@@ -29,11 +48,11 @@ pub(super) fn with_suggestion(mut diagnostic: Diagnostic, suggestion: Option<&st
     diagnostic
 }
 
-impl<'a> Checks<'a> {
+impl Checks {
     /// `text` is the Dockerfile, `config` the value of the directive.
-    pub(super) fn new(text: &'a str, config: &str) -> Result<Self, Diagnostic> {
-        let config = CheckConfig::parse(config).map_err(|reason| error("invalid-check", Span::default(), reason.to_string()))?;
-        Ok(Self { text, config, found: Vec::new() })
+    pub(super) fn new(text: &str, config: &str) -> Result<Self, Diagnostic> {
+        let config = configuration(text, config)?;
+        Ok(Self { in_place: InPlace::of(text), config, found: Vec::new() })
     }
 
     pub(super) fn config(&self) -> &CheckConfig {
@@ -47,8 +66,13 @@ impl<'a> Checks<'a> {
 
     /// Records a warning unless its rule is skipped or it was said before.
     pub(super) fn warn(&mut self, code: &'static str, span: Span, message: String, help: Option<&str>) {
-        let warning = Diagnostic { severity: Severity::Warning, code, message, help: help.map(str::to_owned), span };
-        if !self.is_full() && self.config.allows(code) && !self.skipped_in_place(code, span) && !self.found.contains(&warning) {
+        self.take(Diagnostic { severity: Severity::Warning, code, message, help: help.map(str::to_owned), span });
+    }
+
+    /// Like [`Checks::warn`].
+    pub(super) fn take(&mut self, warning: Diagnostic) {
+        let runs = self.config.allows(warning.code) && !self.in_place.skips(warning.code, warning.span);
+        if runs && !self.is_full() && !self.found.contains(&warning) {
             self.found.push(warning);
         }
     }
@@ -58,21 +82,13 @@ impl<'a> Checks<'a> {
         self.found.extend(findings);
     }
 
-    /// A comment `# check=skip=RULE` in the block right above an instruction holds for that instruction.
-    fn skipped_in_place(&self, code: &str, span: Span) -> bool {
-        let above = self.text.get(..span.start).unwrap_or_default();
-        let mut comments = above.lines().rev().map_while(|line| line.trim().strip_prefix('#').map(str::trim));
-        comments.any(|comment| comment.strip_prefix("check=").is_some_and(|c| CheckConfig::parse(c).is_ok_and(|c| !c.allows(code))))
-    }
-
     /// With `error=true`: one error that names the rules that were violated.
     pub(super) fn verdict(&self) -> Result<(), Diagnostic> {
-        if !self.config.error || self.found.is_empty() {
-            return Ok(());
-        }
-        let rules: BTreeSet<&str> = self.found.iter().map(|d| d.code).collect();
+        let violations = || self.found.iter().filter(|finding| is_violation(finding));
+        let (true, Some(first)) = (self.config.error, violations().next()) else { return Ok(()) };
+        let rules: BTreeSet<&str> = violations().map(|finding| finding.code).collect();
         let rules: Vec<&str> = rules.into_iter().collect();
-        Err(error("lint", self.found[0].span, format!("lint violation found for rules: {}", rules.join(", "))))
+        Err(error(VIOLATION, first.span, format!("lint violation found for rules: {}", rules.join(", "))))
     }
 
     /// Everything recorded, in the order of the text.
@@ -98,9 +114,9 @@ mod tests {
     #[test]
     fn configuration() {
         let run = |config: &str| {
-            let text = "# check=skip=C\nRUN x\n";
+            let text = "FROM a\n# check=skip=C\nRUN x\n";
             let mut checks = Checks::new(text, config).map_err(|e| e.code.to_owned())?;
-            let span = Span { start: 15, end: 20 };
+            let span = Span { start: 22, end: 27 };
             for code in ["A", "B", "B", "C"] {
                 checks.warn(code, span, code.to_lowercase(), None);
             }

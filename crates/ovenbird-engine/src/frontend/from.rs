@@ -54,6 +54,8 @@ enum Loaded {
     Image(Box<ResolvedImage>, VertexId),
     /// Asked for.
     Pending,
+    /// Cannot be had.
+    Unknown,
 }
 
 impl<'a> Lowering<'a> {
@@ -123,6 +125,11 @@ impl<'a> Lowering<'a> {
             return Ok(false);
         }
         let request = ImageRequest { name, platform };
+        if self.missing.contains(&request) {
+            let config = image_config::empty(&request.platform);
+            self.settle(id, Loaded::Unknown, config, request.platform);
+            return Ok(false);
+        }
         let Some(image) = self.images.get(&request).cloned() else {
             self.needs.insert(request);
             return Ok(false);
@@ -224,6 +231,9 @@ impl<'a> Lowering<'a> {
                     return Loaded::Scratch;
                 }
                 let request = ImageRequest { name: name.to_owned(), platform: platform.clone() };
+                if self.missing.contains(&request) {
+                    return Loaded::Unknown;
+                }
                 let Some(image) = self.images.get(&request).cloned() else {
                     self.needs.insert(request);
                     return Loaded::Pending;
@@ -243,6 +253,7 @@ impl<'a> Lowering<'a> {
         node.state.config = config;
         match loaded {
             Loaded::Scratch | Loaded::Pending => {}
+            Loaded::Unknown => node.state.unknown = true,
             Loaded::Folder(vertex) => node.state.root = Some(vertex),
             Loaded::Image(image, vertex) => {
                 node.state.root = Some(vertex);

@@ -5,6 +5,7 @@
 //! sandboxes or time. Invariant: [`lower`] never panics, and what it makes is bounded by a multiple of its input.
 
 mod checks;
+mod findings;
 mod from;
 mod git_url;
 mod history;
@@ -22,11 +23,14 @@ use std::net::IpAddr;
 
 use ovenbird_dockerfile::ast::{ArgDecl, Kind};
 use ovenbird_dockerfile::expand::{Env, ExpandError, Expanded, Expander};
-use ovenbird_dockerfile::lint::lint_with;
+use ovenbird_dockerfile::ignore::Patterns;
+use ovenbird_dockerfile::lint;
 use ovenbird_dockerfile::suggest::nearest;
 use ovenbird_dockerfile::{Diagnostic, Dockerfile, Span};
 use ovenbird_oci::Platform;
 use ovenbird_oci::image::Empty;
+
+pub use self::findings::{Findings, broken, check};
 
 use self::checks::{Checks, error};
 use self::from::Contexts;
@@ -86,6 +90,8 @@ pub struct Options {
     pub add_hosts: Vec<(String, IpAddr)>,
     /// `--allow` entitlements: `network.host`, `security.insecure`.
     pub entitlements: Vec<String>,
+    /// What the ignore file of the build context leaves out; only checks look at it.
+    pub ignore: Patterns,
 }
 
 /// Images known so far.
@@ -110,13 +116,24 @@ type Outcome<T> = Result<T, Diagnostic>;
 ///
 /// Errors come last, behind the warnings that were found before.
 pub fn lower(dockerfile: &Dockerfile, text: &str, options: &Options, images: &Images) -> Result<Lowered, Vec<Diagnostic>> {
-    let directive = options.build_args.get("BUILDKIT_DOCKERFILE_CHECK").or(dockerfile.directives.check.as_ref());
-    let checks = Checks::new(text, directive.map_or("", String::as_str)).map_err(|e| vec![e])?;
-    let lint = lint_with(dockerfile, text, checks.config());
+    lower_without(dockerfile, text, options, images, &BTreeSet::new())
+}
+
+/// [`lower`] for checks: images in `missing` cannot be had, and what would need them is not said.
+fn lower_without(
+    dockerfile: &Dockerfile,
+    text: &str,
+    options: &Options,
+    images: &Images,
+    missing: &BTreeSet<ImageRequest>,
+) -> Result<Lowered, Vec<Diagnostic>> {
+    let checks = Checks::new(text, check_directive(dockerfile, options)).map_err(|e| vec![e])?;
+    let lint = lint::lint(dockerfile, text, checks.config());
     let mut lowering = Lowering {
         dockerfile,
         options,
         images,
+        missing,
         expander: Expander { escape: dockerfile.directives.escape, keep_unset: false, raw_quotes: false },
         line_starts: std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect(),
         checks,
@@ -143,14 +160,21 @@ pub fn lower(dockerfile: &Dockerfile, text: &str, options: &Options, images: &Im
     }
 }
 
+/// What configures the checks: the build argument, or else the directive.
+fn check_directive<'a>(dockerfile: &'a Dockerfile, options: &'a Options) -> &'a str {
+    options.build_args.get("BUILDKIT_DOCKERFILE_CHECK").or(dockerfile.directives.check.as_ref()).map_or("", String::as_str)
+}
+
 /// Everything that is known while one plan is made.
 struct Lowering<'a> {
     dockerfile: &'a Dockerfile,
     options: &'a Options,
     images: &'a Images,
+    /// Images that cannot be had.
+    missing: &'a BTreeSet<ImageRequest>,
     expander: Expander,
     line_starts: Vec<usize>,
-    checks: Checks<'a>,
+    checks: Checks,
     /// What the linter found, until it is known which stages are built.
     lint: Vec<Diagnostic>,
     contexts: Contexts<'a>,
@@ -194,12 +218,12 @@ impl Lowering<'_> {
         }
         self.make_layer_of_folder(target);
         let unconsumed = scope::unconsumed(self.dockerfile, self.options);
-        self.checks.verdict()?;
         if !unconsumed.is_empty() {
             let message = format!("One or more build-args [{}] were not consumed", unconsumed.join(" "));
             let help = "declare each with ARG in the stage that uses it";
             self.checks.warn("UnconsumedBuildArg", Span::default(), message, Some(help));
         }
+        self.checks.verdict()?;
 
         let state = self.nodes[target].state.clone();
         let mut config = state.config;
@@ -222,9 +246,17 @@ impl Lowering<'_> {
             "WorkdirRelativePath",
         ];
         let stages = &self.dockerfile.stages;
+        let nodes = &self.nodes;
+        // An image may bring a shell, which then takes care of signals.
+        let has_shell = |mut id: NodeId| {
+            while let Some(base) = nodes[id].base {
+                id = base;
+            }
+            nodes[id].state.config.config.shell.is_some()
+        };
         let is_built = |finding: &Diagnostic| {
             let stage = stages.partition_point(|stage| stage.span.start <= finding.span.start).checked_sub(1);
-            stage.is_none_or(|stage| reachable[stage])
+            stage.is_none_or(|stage| reachable[stage] && !(finding.code == "JSONArgsRecommended" && has_shell(stage)))
         };
         let found = std::mem::take(&mut self.lint);
         self.checks.extend(found.into_iter().filter(|finding| !OF_INSTRUCTIONS.contains(&finding.code) || is_built(finding)));
@@ -275,7 +307,11 @@ impl Lowering<'_> {
         }
         let steps = std::mem::take(&mut self.nodes[id].steps);
         for step in &steps {
-            self.dispatch(id, step)?;
+            match self.dispatch(id, step) {
+                // What is missing may be a variable of the image that could not be had.
+                Err(reason) if self.nodes[id].state.unknown && reason.code != "too-large" && step.instruction.original.contains('$') => {}
+                done => done?,
+            }
         }
         self.nodes[id].steps = steps;
         self.nodes[id].dispatched = true;
@@ -327,7 +363,14 @@ impl Lowering<'_> {
             Kind::Expose(words) => {
                 let mut specs = Vec::new();
                 for word in words {
-                    specs.extend(self.words(id, word, span)?);
+                    let expanded = self.words(id, word, span)?;
+                    // The linter has seen words without variables.
+                    if word.contains('$') && !self.nodes[id].state.unknown {
+                        for finding in expanded.iter().flat_map(|spec| lint::expose(spec, span)) {
+                            self.checks.take(finding);
+                        }
+                    }
+                    specs.extend(expanded);
                 }
                 let ports = image_config::ports(&specs).map_err(|reason| error("expose", span, reason))?;
                 let line = format!("EXPOSE {}", history::plain_list(&ports));
@@ -396,9 +439,18 @@ impl Lowering<'_> {
 
     fn workdir(&mut self, id: NodeId, path: &str, step: &Step<'_>) -> Outcome<()> {
         let span = step.instruction.span;
+        let has_variables = path.contains('$');
         let path = self.word(id, path, span)?;
         let lines = self.lines(span);
         let state = &mut self.nodes[id].state;
+        // The linter has seen paths without variables.
+        if has_variables
+            && !(state.unknown || state.workdir_set || step.on_build)
+            && let Some(finding) = lint::workdir(&path, span)
+        {
+            self.checks.take(finding);
+        }
+        state.workdir_set |= !step.on_build;
         let dir = paths::absolute(&state.cwd, &path);
         state.cwd.clone_from(&dir);
         state.config.config.working_dir.clone_from(&dir);
@@ -492,6 +544,9 @@ impl Lowering<'_> {
     /// Warns of variables that are neither set nor declared.
     fn report_unset(&mut self, id: NodeId, unset: &BTreeSet<String>, span: Span) {
         let state = &self.nodes[id].state;
+        if state.unknown {
+            return;
+        }
         for name in unset {
             if self.checks.is_full() {
                 return;
@@ -500,7 +555,7 @@ impl Lowering<'_> {
                 continue;
             }
             let hint = nearest(name, state.env.names()).map(|hint| format!(" (did you mean ${hint}?)")).unwrap_or_default();
-            let help = "declare it with ARG or ENV in this stage, or give a default: ${name:-default}";
+            let help = "declare it with ARG or ENV in this stage";
             self.checks.warn("UndefinedVar", span, format!("Usage of undefined variable '${name}'{hint}"), Some(help));
         }
     }

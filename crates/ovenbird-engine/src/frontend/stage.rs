@@ -77,6 +77,10 @@ pub(super) struct State {
     pub(super) platform: Platform,
     /// `CMD` was given in this stage.
     pub(super) cmd_set: bool,
+    /// `WORKDIR` was given in this build.
+    pub(super) workdir_set: bool,
+    /// The image at the bottom could not be had: its variables are not known.
+    pub(super) unknown: bool,
 }
 
 impl State {
@@ -92,6 +96,8 @@ impl State {
             args: Vec::new(),
             platform,
             cmd_set: false,
+            workdir_set: false,
+            unknown: false,
         }
     }
 

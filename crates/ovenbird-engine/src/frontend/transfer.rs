@@ -6,7 +6,7 @@ use ovenbird_oci::Digest;
 
 use super::checks::error;
 use super::stage::{NodeId, Step};
-use super::{Lowering, Outcome, git_url, names, paths};
+use super::{Lowering, Outcome, git_url, history, names, paths};
 use crate::plan::{CopyAction, FileAction, FileOp, GitOp, HttpOp, Op, VertexId};
 
 /// An instruction with all its words expanded.
@@ -46,6 +46,9 @@ impl Lowering<'_> {
         let no_cache = self.nodes[id].no_cache;
         let lines = self.lines(span);
 
+        if from.is_none() {
+            self.check_ignored(id, &expanded, span);
+        }
         let mut actions: Vec<FileAction> = Vec::new();
         let mut keep_git_dir = transfer.keep_git_dir;
         for path in &expanded.paths {
@@ -127,6 +130,24 @@ impl Lowering<'_> {
         state.root = Some(root);
         state.commit(created_by, true);
         Ok(())
+    }
+
+    /// Warns of sources that the ignore file leaves out of the build context.
+    fn check_ignored(&mut self, id: NodeId, expanded: &Expanded<'_>, span: Span) {
+        let written = expanded.transfer.sources.iter().filter_map(|source| match source {
+            Source::Path(path) => Some(path),
+            Source::Heredoc(_) => None,
+        });
+        for (written, path) in written.zip(&expanded.paths) {
+            let known = !(self.nodes[id].state.unknown && written.contains('$'));
+            if known && !is_url(path) && git_url::parse(path).is_none() && self.options.ignore.leaves_out_source(path) {
+                let verb = if expanded.command == "ADD" { "Add" } else { "Copy" };
+                let cleaned = ovenbird_dockerfile::ignore::clean(path);
+                let message = format!("Attempting to {verb} file {} that is excluded by .dockerignore", history::quote(&cleaned));
+                let help = "take it back in with a `!` pattern in the ignore file, or do not name it here";
+                self.checks.warn("CopyIgnoredFile", span, message, Some(help));
+            }
+        }
     }
 
     fn expand_transfer<'t>(&mut self, id: NodeId, transfer: &'t Transfer, is_add: bool, span: Span) -> Outcome<Expanded<'t>> {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use ovenbird_engine::frontend::{NamedContext, NoCache, Options};
 use ovenbird_engine::input::{PullPolicy, Secret, SecretSource, StepLimits};
-use ovenbird_engine::plan::NetworkMode;
+use ovenbird_engine::plan::{ImageRequest, NetworkMode, ResolvedImage};
 use ovenbird_engine::trace::Trace;
 use ovenbird_engine::{BuildError, BuildInput, Engine, EngineOptions, ErrorKind, Event, Export, PathOrStdout};
 use ovenbird_oci::layer::Compression;
@@ -58,6 +58,12 @@ impl EngineBuilder {
     pub fn plan(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Vec<Trace>, Error> {
         let input = self.input(source, request)?;
         self.engine.plan(&input, &job.sink, &job.cancel).map_err(|e| told(e, Some(source)))
+    }
+
+    /// Looks up one image for [`crate::lint`].
+    pub fn resolve(&self, source: &SourceTree, request: &BuildRequest, image: &ImageRequest, job: &Job) -> Result<ResolvedImage, Error> {
+        let input = self.input(source, request)?;
+        self.engine.resolve(&input, image, &job.sink, &job.cancel).map_err(|e| told(e, Some(source)))
     }
 
     /// Exports any image of the store; `epoch` is the time of every file in a root file system, `None`: as it is.
@@ -140,59 +146,11 @@ impl EngineBuilder {
     }
 
     fn input(&self, source: &SourceTree, request: &BuildRequest) -> Result<BuildInput, Error> {
-        let mut platforms: Vec<Platform> = vec![];
-        for platform in &request.platforms {
-            if !platforms.contains(platform) {
-                platforms.push(platform.clone());
-            }
-        }
-        if platforms.is_empty() {
-            platforms.push(Platform::host());
-        }
-        if let [_, _, ..] = &platforms[..] {
+        let options = options(source, request)?;
+        if let [_, _, ..] = &options[..] {
+            let platforms: Vec<Platform> = options.iter().map(|o| o.platform.clone()).collect();
             one_platform_only(&request.outputs, &platforms)?;
         }
-        let epoch = request.source_date_epoch()?;
-        let mut build_args = request.build_args.clone();
-        if let Some(epoch) = epoch {
-            build_args.insert("SOURCE_DATE_EPOCH".into(), epoch.to_string());
-        }
-        let mut entitlements: Vec<String> = request.allow.iter().map(|e| e.as_str().to_owned()).collect();
-        // Who says --network=host on the command line allows it.
-        if request.network == Network::Host && !request.allow.contains(&Entitlement::NetworkHost) {
-            entitlements.push(Entitlement::NetworkHost.as_str().into());
-        }
-        let no_cache = match (request.no_cache, request.no_cache_filter.as_slice()) {
-            (true, _) => NoCache::All,
-            (false, []) => NoCache::Off,
-            (false, stages) => NoCache::Stages(stages.to_vec()),
-        };
-        let named = request.contexts.iter().map(|(name, context)| {
-            let context = match context {
-                ContextSource::Path(_) => NamedContext::Local,
-                ContextSource::Image(image) => NamedContext::Image(image.clone()),
-                ContextSource::Target(stage) => NamedContext::Target(stage.clone()),
-            };
-            (name.clone(), context)
-        });
-        let options = Options {
-            target: request.target.clone(),
-            build_args,
-            labels: request.labels.clone(),
-            platform: platforms[0].clone(),
-            build_platform: Platform::host(),
-            multi_platform: platforms.len() > 1,
-            no_cache,
-            contexts: named.collect(),
-            network: match request.network {
-                Network::Default => NetworkMode::Default,
-                Network::None => NetworkMode::None,
-                Network::Host => NetworkMode::Host,
-            },
-            hostname: request.hostname.clone(),
-            add_hosts: request.add_hosts.iter().map(|h| (h.name.clone(), h.address)).collect(),
-            entitlements,
-        };
         let mut annotations = request.annotations.clone();
         annotations.extend(request.outputs.iter().flat_map(|o| o.annotations.clone()));
         let processors = std::thread::available_parallelism().map_or(1, usize::from).max(LEAST_PARALLEL);
@@ -200,7 +158,7 @@ impl EngineBuilder {
             dockerfile: source.dockerfile.clone(),
             dockerfile_name: source.dockerfile_name.clone(),
             contexts: source.contexts.clone(),
-            options: platforms.into_iter().map(|platform| Options { platform, ..options.clone() }).collect(),
+            options,
             secrets: secrets(&request.secrets, &self.environment)?,
             ssh: agents(&request.ssh, &self.environment)?,
             limits: StepLimits {
@@ -212,7 +170,7 @@ impl EngineBuilder {
             },
             pull: if request.pull { PullPolicy::Always } else { PullPolicy::Missing },
             compression: agreed(&request.outputs, "compression", |o| o.compression)?.unwrap_or(DEFAULT_COMPRESSION),
-            source_date_epoch: epoch,
+            source_date_epoch: request.source_date_epoch()?,
             docker_media_types: agreed(&request.outputs, "oci-mediatypes", |o| o.oci_media_types)?.is_some_and(|oci| !oci),
             parallelism: [request.parallel, self.parallel, processors].into_iter().find(|n| *n > 0).unwrap_or(1),
             annotations,
@@ -244,6 +202,62 @@ impl Builder for EngineBuilder {
     fn export(&self, image: &Image, output: &OutputKind, names: &[Reference], job: &Job) -> Result<(), Error> {
         self.export_target(&image.target, output, names, image.source_date_epoch, job)
     }
+}
+
+/// What a request says to the frontend: one entry a platform.
+pub(crate) fn options(source: &SourceTree, request: &BuildRequest) -> Result<Vec<Options>, Error> {
+    let mut platforms: Vec<Platform> = vec![];
+    for platform in &request.platforms {
+        if !platforms.contains(platform) {
+            platforms.push(platform.clone());
+        }
+    }
+    if platforms.is_empty() {
+        platforms.push(Platform::host());
+    }
+    let epoch = request.source_date_epoch()?;
+    let mut build_args = request.build_args.clone();
+    if let Some(epoch) = epoch {
+        build_args.insert("SOURCE_DATE_EPOCH".into(), epoch.to_string());
+    }
+    let mut entitlements: Vec<String> = request.allow.iter().map(|e| e.as_str().to_owned()).collect();
+    // Who says --network=host on the command line allows it.
+    if request.network == Network::Host && !request.allow.contains(&Entitlement::NetworkHost) {
+        entitlements.push(Entitlement::NetworkHost.as_str().into());
+    }
+    let no_cache = match (request.no_cache, request.no_cache_filter.as_slice()) {
+        (true, _) => NoCache::All,
+        (false, []) => NoCache::Off,
+        (false, stages) => NoCache::Stages(stages.to_vec()),
+    };
+    let named = request.contexts.iter().map(|(name, context)| {
+        let context = match context {
+            ContextSource::Path(_) => NamedContext::Local,
+            ContextSource::Image(image) => NamedContext::Image(image.clone()),
+            ContextSource::Target(stage) => NamedContext::Target(stage.clone()),
+        };
+        (name.clone(), context)
+    });
+    let options = Options {
+        target: request.target.clone(),
+        build_args,
+        labels: request.labels.clone(),
+        platform: platforms[0].clone(),
+        build_platform: Platform::host(),
+        multi_platform: platforms.len() > 1,
+        no_cache,
+        contexts: named.collect(),
+        network: match request.network {
+            Network::Default => NetworkMode::Default,
+            Network::None => NetworkMode::None,
+            Network::Host => NetworkMode::Host,
+        },
+        hostname: request.hostname.clone(),
+        add_hosts: request.add_hosts.iter().map(|h| (h.name.clone(), h.address)).collect(),
+        entitlements,
+        ignore: source.contexts.get("context").map(|context| context.ignore.clone()).unwrap_or_default(),
+    };
+    Ok(platforms.into_iter().map(|platform| Options { platform, ..options.clone() }).collect())
 }
 
 /// Refuses outputs that can hold one platform only, before anything is built.

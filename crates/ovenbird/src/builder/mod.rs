@@ -9,6 +9,7 @@ use ovenbird_engine::{Cancel, EventSink};
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
 pub use docker_engine::{DockerEngine, DockerEngineError};
+pub(crate) use engine::options;
 pub use engine::{EngineBuilder, told};
 
 use crate::error::Error;
