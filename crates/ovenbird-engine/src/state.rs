@@ -5,10 +5,12 @@
 //! ROOT/lock                        shared by builds, exclusive by prune
 //! ROOT/store/…                     blobs and image names (ovenbird_oci::store)
 //! ROOT/origins/HEX                 where a base layer that was never fetched can be had
+//! ROOT/leak-key                    keys the marks in `searched`
 //! ROOT/contexts.stat               hashes of context files by inode
 //! ROOT/IDS/snapshots/ID/fs         diff folder of one step or one base layer
 //! ROOT/IDS/snapshots/ID/owners     intended owners, when the disk cannot hold them
 //! ROOT/IDS/snapshots/ID/packed-*   the layer it was packed into
+//! ROOT/IDS/snapshots/ID/searched   marks of the secrets that are not in it
 //! ROOT/IDS/cache/HEX               cache key → chain of snapshots
 //! ROOT/IDS/traces/HEX              what the last build of a Dockerfile was made of, for explanations
 //! ROOT/IDS/mounts/HEX/             `RUN --mount=type=cache` folders
@@ -19,9 +21,10 @@
 //! level are of no use at another. Invariant: everything below `snapshots` and `cache` is complete and
 //! immutable; it is made below `tmp` and renamed. A process killed at any moment leaves only `tmp`.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -239,6 +242,27 @@ impl State {
         self.write_atomically(&self.snapshot_dir(id).join(format!("packed-{variant}")), &serde_json::to_vec(packed).unwrap_or_default())
     }
 
+    /// Marks of the secrets that a snapshot was searched for, and does not hold.
+    pub fn searched(&self, id: &SnapshotId) -> BTreeSet<String> {
+        fs::read(self.snapshot_dir(id).join("searched")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    /// Remembers them.
+    pub fn set_searched(&self, id: &SnapshotId, marks: &BTreeSet<String>) -> Result<(), StateError> {
+        self.write_atomically(&self.snapshot_dir(id).join("searched"), &serde_json::to_vec(marks).unwrap_or_default())
+    }
+
+    /// Key of those marks: random, of this state folder, readable by its owner alone.
+    pub fn leak_key(&self) -> Result<[u8; 32], StateError> {
+        let path = self.root.join("leak-key");
+        if let Ok(Ok(key)) = fs::read(&path).map(<[u8; 32]>::try_from) {
+            return Ok(key);
+        }
+        let key = random::<32>();
+        self.write_atomically_as(&path, &key, 0o600)?;
+        Ok(key)
+    }
+
     /// Reads a cache record.
     pub fn read_record(&self, name: &str) -> Option<Vec<u8>> {
         fs::read(self.ids.join("cache").join(name)).ok()
@@ -313,8 +337,13 @@ impl State {
     }
 
     fn write_atomically(&self, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+        self.write_atomically_as(path, bytes, 0o666)
+    }
+
+    fn write_atomically_as(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateError> {
         let temporary = self.build.dir.join(format!("file-{}", self.build.next.fetch_add(1, Ordering::Relaxed)));
-        fs::write(&temporary, bytes).map_err(io_error("write", &temporary))?;
+        let file = File::options().write(true).create_new(true).mode(mode).open(&temporary);
+        file.and_then(|mut file| file.write_all(bytes)).map_err(io_error("write", &temporary))?;
         fs::rename(&temporary, path).map_err(io_error("write", path))
     }
 }
@@ -389,11 +418,16 @@ fn open_work(tmp: &Path) -> Result<Work, StateError> {
     }
 }
 
-fn unique_name() -> String {
-    let mut bytes = [0; 12];
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
     if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).is_err() {
         let _ = File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes));
     }
+    bytes
+}
+
+fn unique_name() -> String {
+    let bytes = random::<12>();
     Digest::from_bytes({
         let mut whole = [0; 32];
         whole[..12].copy_from_slice(&bytes);

@@ -28,7 +28,7 @@ pub enum Kind {
     Registry,
     /// This machine does not allow what a step needs.
     Sandbox,
-    /// A plugin said no.
+    /// A plugin or the leak gate said no.
     Veto,
     /// A driver, a remote worker or a Docker Engine failed.
     Driver,
