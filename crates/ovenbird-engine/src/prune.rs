@@ -10,7 +10,7 @@ use ovenbird_oci::Digest;
 use serde::Serialize;
 
 use crate::cache::{Link, Record};
-use crate::state::{State, StateError, io_error, remove_tree};
+use crate::state::{State, StateError, io_error, remove_tree, unseal};
 
 /// What to remove.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -92,9 +92,10 @@ pub fn prune(state: &State, options: &PruneOptions) -> Result<PruneReport, State
         let path = entry.path();
         let used = entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
         let bytes = fs::read(&path).unwrap_or_default();
-        let chain = serde_json::from_slice::<Record>(&bytes)
+        let bytes = unseal(&bytes).unwrap_or_default();
+        let chain = serde_json::from_slice::<Record>(bytes)
             .map(|record| record.chain)
-            .or_else(|_| serde_json::from_slice::<Vec<Link>>(&bytes))
+            .or_else(|_| serde_json::from_slice::<Vec<Link>>(bytes))
             .unwrap_or_default();
         entries.push((used, path, chain));
     }
@@ -126,7 +127,31 @@ pub fn prune(state: &State, options: &PruneOptions) -> Result<PruneReport, State
         report.bytes += size_of(&mounts, &mut BTreeSet::new());
         remove_tree(&mounts).and_then(|()| fs::create_dir_all(&mounts)).map_err(io_error("remove", &mounts))?;
     }
+    prune_traces(state, options, &young, &mut report)?;
     Ok(report)
+}
+
+/// Explanations of builds: those that are old enough, or all when everything goes.
+fn prune_traces(
+    state: &State,
+    options: &PruneOptions,
+    young: &dyn Fn(SystemTime) -> bool,
+    report: &mut PruneReport,
+) -> Result<(), StateError> {
+    if options.keep_bytes.is_some() || (options.filter_until.is_none() && !options.all) {
+        return Ok(());
+    }
+    let dir = state.traces_dir();
+    for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))?.flatten() {
+        let path = entry.path();
+        if young(entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH)) {
+            continue;
+        }
+        report.bytes += size_of(&path, &mut BTreeSet::new());
+        report.removed += 1;
+        remove_tree(&path).map_err(io_error("remove", &path))?;
+    }
+    Ok(())
 }
 
 /// Removes snapshots that no chain names, and blobs that no image name reaches (with `images`, the names too).

@@ -20,6 +20,8 @@
 //! `IDS` says how owners are kept on disk (`real`, `mapped`, `recorded`): trees made at one isolation
 //! level are of no use at another. Invariant: everything below `snapshots` and `cache` is complete and
 //! immutable; it is made below `tmp` and renamed. A process killed at any moment leaves only `tmp`.
+//! Small files that a result depends on are sealed: they begin with the SHA-256 of what follows, and a damaged one
+//! counts as missing.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -179,6 +181,11 @@ impl State {
         self.root.join("contexts.stat")
     }
 
+    /// Folder for files that are on their way to somewhere else in the state folder; it ends with this process.
+    pub fn temporary(&self) -> &Path {
+        &self.build.dir
+    }
+
     /// A new empty folder that lives as long as this process wants it.
     pub fn work_dir(&self) -> Result<WorkDir, StateError> {
         let dir = self.build.dir.join(self.build.next.fetch_add(1, Ordering::Relaxed).to_string());
@@ -192,13 +199,25 @@ impl State {
         if !owners.is_empty() {
             let rows: Vec<(&std::ffi::OsString, &Owner)> = owners.iter().collect();
             let path = work.path().join("owners");
-            fs::write(&path, serde_json::to_vec(&rows).unwrap_or_default()).map_err(io_error("write", &path))?;
+            fs::write(&path, seal(&serde_json::to_vec(&rows).unwrap_or_default())).map_err(io_error("write", &path))?;
         }
         let place = self.snapshot_dir(&id);
         match fs::rename(work.path(), &place) {
-            Ok(()) => std::mem::forget(work),
+            Ok(()) => {
+                std::mem::forget(work);
+                return Ok(id);
+            }
             // Somebody else was first: the content is the same by construction.
-            Err(_) if place.join("fs").is_dir() => {}
+            Err(_) if self.has_snapshot(&id) => return Ok(id),
+            Err(source) if !place.exists() => return Err(StateError::Io { action: "make", path: place, source }),
+            Err(_) => {}
+        }
+        // What is there is damaged: it makes room.
+        let aside = self.work_dir()?;
+        let _ = fs::rename(&place, aside.path().join("damaged"));
+        match fs::rename(work.path(), &place) {
+            Ok(()) => std::mem::forget(work),
+            Err(_) if self.has_snapshot(&id) => {}
             Err(source) => return Err(StateError::Io { action: "make", path: place, source }),
         }
         Ok(id)
@@ -213,25 +232,33 @@ impl State {
         }
         let path = base.join("owners");
         let owners = match fs::read(&path) {
-            Ok(bytes) => match serde_json::from_slice::<Vec<(std::ffi::OsString, Owner)>>(&bytes) {
-                Ok(rows) => rows.into_iter().collect(),
-                Err(_) => return Ok(None),
-            },
+            Ok(bytes) => {
+                let rows = unseal(&bytes).and_then(|bytes| serde_json::from_slice::<Vec<(std::ffi::OsString, Owner)>>(bytes).ok());
+                let Some(rows) = rows else { return Ok(None) };
+                rows.into_iter().collect()
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Owners::new(),
             Err(source) => return Err(StateError::Io { action: "read", path, source }),
         };
         Ok(Some(LayerDir::new(dir, owners)))
     }
 
-    /// Is the snapshot there?
+    /// Is the snapshot there, with an undamaged table of owners?
     pub fn has_snapshot(&self, id: &SnapshotId) -> bool {
-        id.is_safe() && self.snapshot_dir(id).join("fs").is_dir()
+        let base = self.snapshot_dir(id);
+        if !id.is_safe() || !base.join("fs").is_dir() {
+            return false;
+        }
+        match fs::read(base.join("owners")) {
+            Ok(bytes) => unseal(&bytes).is_some(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
     }
 
     /// The layer a snapshot was packed into before, with the same options (`variant`).
     pub fn packed(&self, id: &SnapshotId, variant: &str) -> Option<Packed> {
         let bytes = fs::read(self.snapshot_dir(id).join(format!("packed-{variant}"))).ok()?;
-        let packed: Packed = serde_json::from_slice(&bytes).ok()?;
+        let packed: Packed = serde_json::from_slice(unseal(&bytes)?).ok()?;
         // One that was cut short is packed again.
         let blob = self.store.blob_path(&packed.digest);
         fs::metadata(blob).is_ok_and(|meta| meta.len() == packed.size).then_some(packed)
@@ -239,7 +266,8 @@ impl State {
 
     /// Remembers a packed layer.
     pub fn set_packed(&self, id: &SnapshotId, variant: &str, packed: &Packed) -> Result<(), StateError> {
-        self.write_atomically(&self.snapshot_dir(id).join(format!("packed-{variant}")), &serde_json::to_vec(packed).unwrap_or_default())
+        let bytes = seal(&serde_json::to_vec(packed).unwrap_or_default());
+        self.write_atomically(&self.snapshot_dir(id).join(format!("packed-{variant}")), &bytes)
     }
 
     /// Marks of the secrets that a snapshot was searched for, and does not hold.
@@ -265,12 +293,13 @@ impl State {
 
     /// Reads a cache record.
     pub fn read_record(&self, name: &str) -> Option<Vec<u8>> {
-        fs::read(self.ids.join("cache").join(name)).ok()
+        let bytes = fs::read(self.ids.join("cache").join(name)).ok()?;
+        unseal(&bytes).map(<[u8]>::to_vec)
     }
 
     /// Writes a cache record.
     pub fn write_record(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
-        self.write_atomically(&self.ids.join("cache").join(name), bytes)
+        self.write_atomically(&self.ids.join("cache").join(name), &seal(bytes))
     }
 
     /// Folder that holds the traces.
@@ -286,16 +315,17 @@ impl State {
     /// Says where a blob that is not in the store can be had.
     pub fn set_origin(&self, blob: &Digest, origin: &Reference) -> Result<(), StateError> {
         let path = self.root.join("origins").join(blob.hex());
-        let text = origin.to_string();
-        if fs::read_to_string(&path).is_ok_and(|old| old == text) {
+        let bytes = seal(origin.to_string().as_bytes());
+        if fs::read(&path).is_ok_and(|old| old == bytes) {
             return Ok(());
         }
-        self.write_atomically(&path, text.as_bytes())
+        self.write_atomically(&path, &bytes)
     }
 
     /// Where a blob can be had.
     pub fn origin(&self, blob: &Digest) -> Option<Reference> {
-        fs::read_to_string(self.root.join("origins").join(blob.hex())).ok()?.parse().ok()
+        let bytes = fs::read(self.root.join("origins").join(blob.hex())).ok()?;
+        std::str::from_utf8(unseal(&bytes)?).ok()?.parse().ok()
     }
 
     /// Waits until no other process uses this state folder, and keeps it alone until the guard is dropped.
@@ -322,7 +352,7 @@ impl State {
         entries
             .flatten()
             .filter(|entry| entry.file_name().to_string_lossy().starts_with("packed-"))
-            .filter_map(|entry| serde_json::from_slice::<Packed>(&fs::read(entry.path()).ok()?).ok())
+            .filter_map(|entry| serde_json::from_slice::<Packed>(unseal(&fs::read(entry.path()).ok()?)?).ok())
             .map(|packed| packed.digest)
             .collect()
     }
@@ -378,14 +408,27 @@ impl Drop for WorkDir {
 
 fn check_version(root: &Path) -> Result<(), StateError> {
     let path = root.join("version");
-    match fs::read_to_string(&path) {
-        Ok(text) if text == VERSION => Ok(()),
-        // An empty file is one that a full disk or a kill cut short.
-        Ok(text) if !text.is_empty() => Err(StateError::Version { path: root.to_owned(), found: text.trim().to_owned() }),
-        Ok(_) => fs::write(&path, VERSION).map_err(io_error("write", &path)),
+    match fs::read(&path) {
+        Ok(text) if text == VERSION.as_bytes() => Ok(()),
+        Ok(text) => match std::str::from_utf8(&text).map(|text| (text.trim(), text.trim().parse::<u32>())) {
+            Ok((found, Ok(_))) => Err(StateError::Version { path: root.to_owned(), found: found.to_owned() }),
+            // No number: a full disk, a kill or a bad disk. Whatever else is damaged shows when it is read.
+            _ => fs::write(&path, VERSION).map_err(io_error("write", &path)),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => fs::write(&path, VERSION).map_err(io_error("write", &path)),
         Err(source) => Err(StateError::Io { action: "read", path, source }),
     }
+}
+
+/// The bytes with their SHA-256 before them.
+fn seal(bytes: &[u8]) -> Vec<u8> {
+    [Digest::of(bytes).hex().as_bytes(), b"\n", bytes].concat()
+}
+
+/// What was sealed; `None` when it was damaged.
+pub(crate) fn unseal(bytes: &[u8]) -> Option<&[u8]> {
+    let (seal, rest) = bytes.split_at_checked(65)?;
+    (seal[64] == b'\n' && Digest::of(rest).hex().as_bytes() == &seal[..64]).then_some(rest)
 }
 
 fn lock_file(path: &Path) -> Result<File, StateError> {
