@@ -259,6 +259,16 @@ impl BuildError {
         }
     }
 
+    /// A blob of the store was found damaged, and is removed by now: another build makes or fetches it again.
+    pub fn is_damage(&self) -> bool {
+        let store = match self {
+            Self::Store(source) | Self::Archive(ArchiveError::Store(source)) | Self::State(StateError::Store(source)) => source,
+            Self::Registry(RegistryError::Store { source, .. }) => source,
+            _ => return false,
+        };
+        matches!(store, StoreError::Corrupt { .. } | StoreError::Damaged { .. } | StoreError::Missing { .. })
+    }
+
     pub(crate) fn output(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
         move |source| Self::Output { path: path.to_owned(), source }
     }

@@ -41,6 +41,8 @@ use serde::{Deserialize, Serialize};
 use crate::snapshot::LayerDir;
 
 const VERSION: &str = "1\n";
+/// How exactly it is remembered when a record was last used.
+const TOUCH: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// What can go wrong in the state folder.
 #[derive(Debug, thiserror::Error)]
@@ -297,6 +299,16 @@ impl State {
         unseal(&bytes).map(<[u8]>::to_vec)
     }
 
+    /// Says that a cache record was of use; what was not for long is pruned first.
+    pub fn touch_record(&self, name: &str) {
+        let path = self.ids.join("cache").join(name);
+        let old = |time: std::time::SystemTime| time.elapsed().is_ok_and(|age| age > TOUCH);
+        // Not worth a write more often, and a disk that cannot be written is no reason to fail.
+        if fs::metadata(&path).and_then(|meta| meta.modified()).is_ok_and(old) {
+            let _ = File::options().write(true).open(&path).and_then(|file| file.set_modified(std::time::SystemTime::now()));
+        }
+    }
+
     /// Writes a cache record.
     pub fn write_record(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         self.write_atomically(&self.ids.join("cache").join(name), &seal(bytes))
@@ -320,6 +332,11 @@ impl State {
             return Ok(());
         }
         self.write_atomically(&path, &bytes)
+    }
+
+    /// Folder that holds the origins.
+    pub fn origins_dir(&self) -> PathBuf {
+        self.root.join("origins")
     }
 
     /// Where a blob can be had.

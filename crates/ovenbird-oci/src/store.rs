@@ -336,7 +336,8 @@ impl Store {
         File::open(&self.dir).and_then(|dir| rustix::fs::syncfs(&dir).map_err(Into::into)).map_err(error)
     }
 
-    fn image_path(&self, name: &Reference) -> PathBuf {
+    /// File that holds a name; its time is when the name was given.
+    pub fn image_path(&self, name: &Reference) -> PathBuf {
         self.dir.join("images").join(format!("{}.json", Digest::of(name.to_string().as_bytes()).hex()))
     }
 

@@ -443,7 +443,7 @@ fn df_is_du_and_prune_keeps_a_budget() -> Result<()> {
     let whole = total()?;
     for percent in [80, 50, 30] {
         let budget = whole * percent / 100;
-        process::output(&mut job.ovenbird(&["prune", "--reserved-space", &budget.to_string()]))?;
+        process::output(&mut job.ovenbird(&["prune", "--all", "--reserved-space", &budget.to_string()]))?;
         assert!(total()? <= budget, "{percent} % of {whole}: {}", total()?);
     }
     process::output(&mut job.ovenbird(&["prune", "--filter", "until=24h"]))?;

@@ -387,6 +387,7 @@ pub fn told(error: BuildError, source: Option<&SourceTree>) -> Error {
             }
             Some(Box::new(Detail::Step { name, command, code, lines, dockerfile, tail }))
         }
+        damage if damage.is_damage() => Some(Box::new(Detail::Damage)),
         _ => line.zip(dockerfile).map(|(line, dockerfile)| Box::new(Detail::Instruction { line, dockerfile })),
     };
     this
