@@ -139,7 +139,14 @@ impl Engine {
             sink.emit(Event::Message { text: format!("pushing {}", reference.familiar()) });
             let progress = progress_events(sink.clone(), "pushing");
             let push = self.options.client.push(self.store(), target, reference, &origins, &progress);
-            self.cancellable(cancel, push)??;
+            let pushed = self.cancellable(cancel, push)?.map_err(BuildError::from);
+            if pushed.as_ref().is_err_and(BuildError::is_damage) {
+                // One is rarely alone, and another build would stumble over the next.
+                for layer in self.layers(target).unwrap_or_default() {
+                    let _ = self.store().verify(&layer.digest);
+                }
+            }
+            pushed?;
         }
         Ok(())
     }

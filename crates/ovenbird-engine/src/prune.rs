@@ -108,9 +108,9 @@ pub fn prune(state: &State, options: &PruneOptions) -> Result<PruneReport, State
     let mut fixed: Vec<Item> = vec![];
     let names = names(state)?;
     if options.all {
-        items.extend(names.into_iter().chain(mounts(state)))
+        items.extend(names.into_iter().chain(mounts(state)));
     } else {
-        fixed.extend(names)
+        fixed.extend(names);
     }
     let young = |used: SystemTime| options.filter_until.is_some_and(|age| used.elapsed().is_ok_and(|elapsed| elapsed < age));
     let (old, kept): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| !young(item.used));

@@ -42,7 +42,7 @@ use crate::snapshot::LayerDir;
 
 const VERSION: &str = "1\n";
 /// How exactly it is remembered when a record was last used.
-const TOUCH: std::time::Duration = std::time::Duration::from_secs(60);
+const TOUCH: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// What can go wrong in the state folder.
 #[derive(Debug, thiserror::Error)]

@@ -3,6 +3,7 @@
 //!
 //! `OVENBIRD_FAULTS` says how many builds are killed, `cargo xtask faults N` prints the table.
 
+use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,9 +16,9 @@ use ovenbird_testing::needs::{self, Need};
 use ovenbird_testing::registry::{Options, Registry};
 use ovenbird_testing::{Error, Result, process};
 
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_mins(2);
 
-const DOCKERFILE: &str = r#"FROM busybox AS made
+const DOCKERFILE: &str = r"FROM busybox AS made
 RUN i=0; while [ $i -lt 60 ]; do echo $i > /f$i; i=$((i+1)); done; chown 7:8 /f1
 COPY data /data
 RUN cat /data/* | sha256sum > /sum
@@ -25,7 +26,7 @@ FROM busybox
 COPY --from=made /sum /f1 /
 COPY data /data
 RUN sleep 0.05; mkdir /done && echo done > /done/file && chown -R 5:6 /done
-"#;
+";
 
 /// Repeatable chance.
 struct Chance(u64);
@@ -82,10 +83,10 @@ impl Job {
 
     /// Builds and pushes: the digest, or exit code and log.
     fn build(&self, arguments: &[&str]) -> Result<std::result::Result<String, (Option<i32>, String)>> {
-        self.run(&mut self.command(arguments))
+        Self::run(&mut self.command(arguments))
     }
 
-    fn run(&self, command: &mut Command) -> Result<std::result::Result<String, (Option<i32>, String)>> {
+    fn run(command: &mut Command) -> Result<std::result::Result<String, (Option<i32>, String)>> {
         let (code, log) = finish(command, None, LIMIT)?;
         if code != Some(0) {
             return Ok(Err((code, log)));
@@ -114,6 +115,7 @@ impl Job {
                 assert!(!log.contains("panicked"), "{what}: {log}");
                 let again = self.build(&[])?.unwrap_or_else(|(code, again)| panic!("{what}: {code:?}\n{log}\nthen\n{again}"));
                 assert_eq!(again, expect, "{what}");
+                println!("not at once: {what}\n{log}");
                 false
             }
         };
@@ -273,9 +275,9 @@ fn damaged(test: &str, level: Level, kinds: &[(&str, &dyn Fn(&str) -> bool)]) ->
             let found = files(&job.state, fits);
             assert!(!found.is_empty(), "no {kind}");
             let mut told = format!("{kind}:");
-            for _ in 0..1 + chance.below(3) {
+            for _ in 0..=chance.below(3) {
                 let path = &found[chance.below(found.len() as u64) as usize];
-                told += &format!(" {} {}", path.strip_prefix(&job.state).unwrap_or(path).display(), damage(path, &mut chance));
+                let _ = write!(told, " {} {}", path.strip_prefix(&job.state).unwrap_or(path).display(), damage(path, &mut chance));
             }
             // A new registry holds nothing: everything must be sent from here.
             let _ = process::output(Command::new("find").arg(job.registry.storage()).args(["-path", "*repositories/app*", "-delete"]));
