@@ -96,7 +96,11 @@ pub struct Record {
 /// Finds a result whose parts are all still there.
 pub fn find(state: &State, key: &CacheKey) -> Option<Record> {
     let record: Record = serde_json::from_slice(&state.read_record(&key.file_name())?).ok()?;
-    is_complete(state, &record.chain).then_some(record)
+    if !is_complete(state, &record.chain) {
+        return None;
+    }
+    state.touch_record(&key.file_name());
+    Some(record)
 }
 
 /// Files a result.

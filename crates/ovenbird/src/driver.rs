@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use ovenbird_engine::Event;
+
 use crate::builder::{Builder, Image, Job};
 use crate::error::{Error, Kind};
 use crate::report::{self, BuildReport, PlatformReport, Timings};
@@ -98,12 +100,24 @@ impl<B: Builder> Driver for LocalDriver<B> {
             source::fetch(request, &self.temp, &mut **stdin)?
         };
         timings.source = start.elapsed();
-        let start = Instant::now();
-        let image = self.builder.build(&tree, request, job)?;
-        timings.build = start.elapsed();
-        let start = Instant::now();
-        let (names, pushed) = self.deliver(&image, request, job)?;
-        timings.export = start.elapsed();
+        let once = |timings: &mut Timings| {
+            let start = Instant::now();
+            let image = self.builder.build(&tree, request, job)?;
+            timings.build += start.elapsed();
+            let start = Instant::now();
+            let delivered = self.deliver(&image, request, job);
+            timings.export += start.elapsed();
+            delivered.map(|(names, pushed)| (image, names, pushed))
+        };
+        let (image, names, pushed) = match once(&mut timings) {
+            // What is on standard output already cannot be taken back.
+            Err(error) if error.is_damage() && !request.outputs.iter().any(Output::uses_stdout) => {
+                let message = format!("{error}; the image is built again");
+                job.sink.emit(Event::Warning { code: "corrupt-blob".into(), message, line: None });
+                once(&mut timings)?
+            }
+            done => done?,
+        };
         Ok(BuildReport {
             version: report::VERSION,
             digest: image.target.digest,
