@@ -15,7 +15,7 @@ use crate::commands;
 
 /// Builds container images from Dockerfiles, with no daemon.
 #[derive(Debug, Parser)]
-#[command(name = "ovenbird", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "ovenbird", version, propagate_version = true, max_term_width = 100, args_override_self = true)]
 #[command(after_help = "Exit codes: 0 ok, 1 bug, 2 usage, 3 configuration, 4 Dockerfile, 5 source, 6 a step exited non-zero, 7 registry \
 or authentication, 8 sandbox not possible here, 9 veto (a plugin, or a secret in the image), 10 driver or remote, 130 cancelled.")]
 pub(crate) struct Cli {
