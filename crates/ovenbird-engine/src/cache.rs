@@ -160,7 +160,11 @@ mod tests {
         let key = key("/a", None, "linux/amd64");
         let record = Record { key, chain: vec![Link::new_diff(id.clone())] };
         save(&state, &key, &record).unwrap();
+        let file = state.records_dir().join(key.file_name());
+        std::fs::File::options().write(true).open(&file).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(find(&state, &key), Some(record));
+        let age = file.metadata().unwrap().modified().unwrap().elapsed().unwrap();
+        assert!(age.as_secs() < 60, "what was used is young");
         std::fs::remove_dir_all(root.path().join("real/snapshots").join(id.as_str())).unwrap();
         assert_eq!(find(&state, &key), None);
     }

@@ -305,7 +305,9 @@ impl State {
         let old = |time: std::time::SystemTime| time.elapsed().is_ok_and(|age| age > TOUCH);
         // Not worth a write more often, and a disk that cannot be written is no reason to fail.
         if fs::metadata(&path).and_then(|meta| meta.modified()).is_ok_and(old) {
-            let _ = File::options().write(true).open(&path).and_then(|file| file.set_modified(std::time::SystemTime::now()));
+            let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+            let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
+            let _ = rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty());
         }
     }
 
@@ -524,11 +526,49 @@ mod tests {
     }
 
     #[test]
+    fn damaged_files_count_as_missing() {
+        let root = tempfile::tempdir().unwrap();
+        let state = State::open(root.path(), None).unwrap();
+        let owners = Owners::from([("a".into(), Owner { uid: 5, gid: 6, node: None })]);
+        let commit = || {
+            let work = state.work_dir().unwrap();
+            work.subdir("fs").unwrap();
+            state.commit(work, Some(SnapshotId("layer-1".into())), &owners).unwrap()
+        };
+        let id = commit();
+        state.write_record("r", b"record").unwrap();
+        state.set_origin(&Digest::of(b""), &"r.example/a:1".parse().unwrap()).unwrap();
+        assert!(state.has_snapshot(&id) && state.read_record("r").is_some() && state.origin(&Digest::of(b"")).is_some());
+        let snapshot = root.path().join("recorded/snapshots/layer-1");
+        for file in [snapshot.join("owners"), root.path().join("recorded/cache/r"), state.origins_dir().join(Digest::of(b"").hex())] {
+            let whole = fs::read(&file).unwrap();
+            for at in [0, 64, 66] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 1;
+                fs::write(&file, &bytes).unwrap();
+                let intact = [state.has_snapshot(&id), state.read_record("r").is_some(), state.origin(&Digest::of(b"")).is_some()];
+                assert_eq!(intact.iter().filter(|whole| !**whole).count(), 1, "{} byte {at}", file.display());
+            }
+            fs::write(&file, whole).unwrap();
+        }
+        // Made again, it takes the place of the damaged one.
+        fs::write(snapshot.join("owners"), "[").unwrap();
+        assert!(!state.has_snapshot(&id) && state.layer_dir(&id).unwrap().is_none());
+        commit();
+        assert_eq!(*state.layer_dir(&id).unwrap().unwrap().owners, owners);
+    }
+
+    #[test]
     fn other_versions_are_refused() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("version"), "99\n").unwrap();
         let error = State::open(root.path(), None).unwrap_err();
         assert!(matches!(&error, StateError::Version { found, .. } if found == "99"), "{error}");
+        for damaged in [&b""[..], b"\0\0", b"\xb1\n", b"q\n"] {
+            fs::write(root.path().join("version"), damaged).unwrap();
+            State::open(root.path(), None).unwrap();
+            assert_eq!(fs::read_to_string(root.path().join("version")).unwrap(), VERSION);
+        }
     }
 
     #[test]

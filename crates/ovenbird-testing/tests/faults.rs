@@ -284,6 +284,7 @@ fn damaged(test: &str, level: Level, kinds: &[(&str, &dyn Fn(&str) -> bool)]) ->
             at_once += usize::from(job.recovers(&told, &expect)?);
         }
         row(kind, runs, at_once);
+        assert_eq!(at_once, runs, "{kind}: the very next build is right");
     }
     Ok(())
 }

@@ -151,7 +151,7 @@ mod tests {
 
     /// Writes down what it is told to do.
     #[derive(Default)]
-    struct Recorder(Mutex<Vec<String>>);
+    struct Recorder(Mutex<Vec<String>>, Mutex<usize>);
 
     impl Recorder {
         fn say(&self, text: String) {
@@ -181,6 +181,13 @@ mod tests {
         }
         fn publish(&self, _: &Image, to: &[Reference], _: &Job) -> Result<(), Error> {
             self.say(format!("push {}", list(to)));
+            let mut damages = self.1.lock().unwrap();
+            if *damages > 0 {
+                *damages -= 1;
+                let mut error = Error::new(Kind::Configuration, "blob x is corrupt");
+                error.detail = Some(Box::new(crate::error::Detail::Damage));
+                return Err(error);
+            }
             Ok(())
         }
         fn export(&self, _: &Image, output: &OutputKind, names: &[Reference], _: &Job) -> Result<(), Error> {
@@ -216,6 +223,28 @@ mod tests {
                 Err(error) => format!("! {error}"),
             };
             assert!(got.starts_with(expect), "{names:?} {outputs:?}: {got}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_blob_is_made_again_once() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("Dockerfile"), "X").unwrap();
+        for (damages, outputs, expect) in [
+            (1, &["type=registry"][..], "build X; name a:latest; push a:latest; build X; name a:latest; push a:latest"),
+            (2, &["type=registry"], "! blob x is corrupt"),
+            (1, &["type=oci,dest=-", "type=registry"], "! blob x is corrupt"),
+        ] {
+            let mut request = BuildRequest::new(Source::Path(dir.path().into()));
+            request.names = vec!["a".into()];
+            request.outputs = outputs.iter().map(|o| o.parse().unwrap()).collect();
+            let driver = LocalDriver::new(Recorder(Mutex::default(), Mutex::new(damages)), dir.path(), io::empty());
+            let job = Job { sink: Arc::new(Silent), cancel: Cancel::default() };
+            let got = match driver.run(&request, &job) {
+                Ok(_) => driver.builder().0.lock().unwrap().join("; "),
+                Err(error) => format!("! {error}"),
+            };
+            assert_eq!(got, expect, "{damages} {outputs:?}");
         }
     }
 
