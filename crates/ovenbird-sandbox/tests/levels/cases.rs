@@ -932,7 +932,7 @@ pub(crate) fn all() -> Vec<Case> {
 fn mounts(folder: &Path) -> String {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     let folder = folder.to_str().expect("UTF-8");
-    table.lines().filter(|line| line.contains(folder)).map(|line| format!("{line}\n")).collect()
+    table.lines().filter(|line| line.contains(folder)).collect::<Vec<_>>().join("\n")
 }
 
 impl Case {
