@@ -1,5 +1,6 @@
 //! Chores of the repository: `cargo xtask COMMAND`.
 
+mod bench;
 mod packages;
 mod self_image;
 mod tidy;
@@ -18,6 +19,7 @@ usage: cargo xtask COMMAND
   self-image                                Ovenbird, static, in an image that it builds itself
   tidy                                      the laws of the house, over every source file
   cases [--level LEVEL] [-m REGEX]          the literate build cases (LEVEL: root, rootless, single-id, docker)
+  bench [CASE…] [--write] …                 speed and memory beside other builders (`bench --help` for all)
   fixtures                                  make the base images of the tests, if they are not cached
   fuzz-smoke [SECONDS]                      every fuzz target for SECONDS (60)
 ";
@@ -30,6 +32,11 @@ fn main() -> ExitCode {
         Some((&"self-image", [])) => packages::install(&["build-essential"]).and_then(|()| self_image::build(repository())),
         Some((&"tidy", [])) => tidy(),
         Some((&"cases", rest)) => cases(rest),
+        Some((&"bench", ["--help" | "-h"])) => {
+            print!("{}", bench::USAGE);
+            Ok(())
+        }
+        Some((&"bench", rest)) => bench::run(rest),
         Some((&"fixtures", [])) => {
             fixtures();
             Ok(())
