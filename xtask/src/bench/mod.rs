@@ -126,18 +126,21 @@ pub(crate) fn run(words: &[&str]) -> Result<(), String> {
     println!("{}", about.describe());
     println!("load average at the start: {}", machine::load());
     let mut records = Records::default();
+    let folder = repository().join("docs/benchmarks");
+    // After each case: an hour's work is not lost with the last one.
+    let keep = |records: &Records| if options.write { record::keep(&folder, &about, records, &missing) } else { Ok(()) };
     for case in CASES.iter().filter(|case| options.wants(case.name)) {
         measure_case(&bench, case, &mut peers, options.runs, &mut records)?;
+        keep(&records)?;
     }
     let own = &mut peers[..1];
     for growth in GROWTHS.iter().filter(|growth| options.wants(growth.name)) {
         println!("== {} at {:?}", growth.name, options.scale);
         records.growths.extend(growth.run(&bench, &mut own[0], &options.scale)?);
+        keep(&records)?;
     }
     println!("{}", page::render(&records));
     if options.write {
-        let folder = repository().join("docs/benchmarks");
-        record::keep(&folder, &about, records, missing)?;
         println!("kept in {}", folder.display());
     }
     Ok(())

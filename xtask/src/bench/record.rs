@@ -31,7 +31,7 @@ pub(super) struct Records {
 }
 
 /// One measured thing, all builders in one run.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Entry {
     pub(super) measure: String,
     /// Day.
@@ -45,7 +45,7 @@ pub(super) struct Entry {
 }
 
 /// One builder's results.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Row {
     pub(super) builder: String,
     pub(super) seconds: Vec<f64>,
@@ -91,7 +91,7 @@ impl Entry {
 }
 
 /// Adds a run to what is kept and writes the page anew.
-pub(super) fn keep(folder: &Path, about: &About, new: Records, missing: Vec<(String, String)>) -> Result<(), String> {
+pub(super) fn keep(folder: &Path, about: &About, new: &Records, missing: &[(String, String)]) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("cannot keep the results in {}: {error}", folder.display());
     fs::create_dir_all(folder).map_err(failed)?;
     let file = folder.join("results.json");
@@ -106,12 +106,12 @@ pub(super) fn keep(folder: &Path, about: &About, new: Records, missing: Vec<(Str
     kept.format = FORMAT;
     kept.machine = about.describe();
     // Those left out by --peers are on the page already, or will be.
-    kept.missing = missing.into_iter().filter(|(_, reason)| !reason.contains("not asked for")).collect();
-    for entry in new.cases {
+    kept.missing = missing.iter().filter(|(_, reason)| !reason.contains("not asked for")).cloned().collect();
+    for entry in new.cases.iter().cloned() {
         kept.cases.retain(|old| old.measure != entry.measure);
         kept.cases.push(entry);
     }
-    for curve in new.growths {
+    for curve in new.growths.iter().cloned() {
         kept.growths.retain(|old| old.name != curve.name);
         kept.growths.push(curve);
     }
