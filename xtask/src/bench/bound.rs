@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::available_parallelism;
 use std::time::Instant;
 
+use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use walkdir::WalkDir;
 
 /// Bytes compressed at once, as a layer writer on several processors does.
@@ -46,7 +46,7 @@ pub(super) fn measure(folder: &Path, scratch: &Path) -> Result<Bound, String> {
         WalkDir::new(folder).into_iter().flatten().filter(|entry| entry.file_type().is_file()).map(walkdir::DirEntry::into_path).collect();
     let mut bound = Bound { read: 0.0, hash: 0.0, compress: 0.0, write: 0.0, ratio: 0.0 };
     let (mut plain, mut packed) = (0, 0);
-    let mut hasher = Sha256::new();
+    let mut hasher = Context::new(&SHA256);
     let mut out = File::create(scratch).map_err(failed)?;
     // Parts of 256 MiB: memory stays small, and each part is measured by itself.
     let mut buffer = vec![0; 256 * CHUNK];
@@ -81,7 +81,7 @@ pub(super) fn measure(folder: &Path, scratch: &Path) -> Result<Bound, String> {
             plain += filled;
         }
     }
-    std::hint::black_box(hasher.finalize());
+    std::hint::black_box(hasher.finish());
     bound.ratio = packed as f64 / plain.max(1) as f64;
     fs::remove_file(scratch).map_err(failed)?;
     Ok(bound)

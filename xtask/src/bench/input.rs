@@ -179,7 +179,7 @@ impl Noise {
             // The product of two even choices prefers small numbers.
             let word = (number % 64) * ((number >> 8) % 64);
             let line = [b'a' + (word % 23) as u8, b'e' + (word / 23 % 19) as u8, b'n' + (word / 437 % 11) as u8, b'a' + (word % 17) as u8];
-            let end = if number >> 20 & 15 == 0 { b'\n' } else { b' ' };
+            let end = if (number >> 20).is_multiple_of(16) { b'\n' } else { b' ' };
             let letters = 1 + (word % 4) as usize;
             let count = letters.min(left);
             out.write_all(&line[..count])?;
