@@ -25,6 +25,10 @@ check:
 fuzz SECONDS="60":
     cargo xtask fuzz-smoke {{SECONDS}}
 
+# Speed and memory beside other builders; ARGUMENTS as in `cargo xtask bench --help`.
+bench *ARGUMENTS:
+    cargo xtask bench {{ARGUMENTS}}
+
 # Licences, bans, sources, advisories of dependencies.
 deny:
     cargo deny check

@@ -1,5 +1,6 @@
 //! Chores of the repository: `cargo xtask COMMAND`.
 
+mod bench;
 mod faults;
 mod packages;
 mod self_image;
@@ -20,6 +21,7 @@ usage: cargo xtask COMMAND
   tidy                                      the laws of the house, over every source file
   cases [--level LEVEL] [-m REGEX]          the literate build cases (LEVEL: root, rootless, single-id, docker)
   faults [N]                                kills (N of them), full disks, damaged files; prints a table
+  bench [CASE…] [--write] …                 speed and memory beside other builders (`bench --help` for all)
   fixtures                                  make the base images of the tests, if they are not cached
   fuzz-smoke [SECONDS]                      every fuzz target for SECONDS (60)
 ";
@@ -34,6 +36,11 @@ fn main() -> ExitCode {
         Some((&"cases", rest)) => cases(rest),
         Some((&"faults", [])) => faults::run(200),
         Some((&"faults", [number])) if number.parse::<u32>().is_ok() => faults::run(number.parse().unwrap_or(200)),
+        Some((&"bench", ["--help" | "-h"])) => {
+            print!("{}", bench::USAGE);
+            Ok(())
+        }
+        Some((&"bench", rest)) => bench::run(rest),
         Some((&"fixtures", [])) => {
             fixtures();
             Ok(())

@@ -180,12 +180,18 @@ fn findings() {
                 "1 error invalid-check invalid check option \"skip\": write `skip=Rule1,Rule2`, `error=true` or `experimental=Rule`".into(),
             ],
         ),
-        ("# syntax=x\n# check=error=maybe\nFROM debian", "", "", vec![
-            "2 error invalid-check failed to parse check option error=\"maybe\": write true or false".into(),
-        ]),
-        ("FROM debian", "--build-arg BUILDKIT_DOCKERFILE_CHECK=skip=A;", "", vec![
-            "1 error invalid-check invalid check option \"\": write `skip=Rule1,Rule2`, `error=true` or `experimental=Rule`".into(),
-        ]),
+        (
+            "# syntax=x\n# check=error=maybe\nFROM debian",
+            "",
+            "",
+            vec!["2 error invalid-check failed to parse check option error=\"maybe\": write true or false".into()],
+        ),
+        (
+            "FROM debian",
+            "--build-arg BUILDKIT_DOCKERFILE_CHECK=skip=A;",
+            "",
+            vec!["1 error invalid-check invalid check option \"\": write `skip=Rule1,Rule2`, `error=true` or `experimental=Rule`".into()],
+        ),
         ("FROM debian", "--target x", "", vec!["1 error target target stage \"x\" could not be found".into()]),
     ];
     for (text, line, ignore, expect) in rows {

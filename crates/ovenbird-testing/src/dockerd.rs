@@ -9,12 +9,44 @@ use tempfile::TempDir;
 use crate::process::{self, Server};
 use crate::{AtPath, Error, Result};
 
+/// Programs of one Docker Engine.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// The daemon.
+    pub dockerd: PathBuf,
+    /// The client.
+    pub docker: PathBuf,
+    /// Folders that come before the machine's on the daemon's `PATH`: where its containerd is.
+    pub path: Vec<PathBuf>,
+    /// The client's plugin that builds, when it is not where the client looks by itself.
+    pub buildx: Option<PathBuf>,
+}
+
+impl Programs {
+    /// The machine's packages.
+    pub fn packaged() -> Self {
+        Self { dockerd: "dockerd".into(), docker: client(), path: vec![], buildx: None }
+    }
+
+    /// Debian packages unpacked below a folder (`dpkg -x`), beside the machine's own.
+    pub fn unpacked(root: &Path) -> Self {
+        let buildx = root.join("usr/libexec/docker/cli-plugins/docker-buildx");
+        Self {
+            dockerd: root.join("usr/sbin/dockerd"),
+            docker: root.join("usr/bin/docker"),
+            path: vec![root.join("usr/bin"), root.join("usr/sbin")],
+            buildx: buildx.is_file().then_some(buildx),
+        }
+    }
+}
+
 /// A running Docker Engine. Dropped: containers are removed, the daemon ends, its folder is removed.
 #[derive(Debug)]
 pub struct Dockerd {
     server: Option<Server>,
     dir: Option<TempDir>,
     socket: PathBuf,
+    programs: Programs,
 }
 
 /// The client that came with the machine's engine: another one on the path may lack the parts that build.
@@ -31,9 +63,14 @@ impl Dockerd {
 
     /// The same; `mirror` (`http://127.0.0.1:PORT`) stands for Docker Hub.
     pub fn start_with_mirror(mirror: Option<&str>) -> Result<Self> {
+        Self::start_with_programs(&Programs::packaged(), mirror)
+    }
+
+    /// The same with other programs than the machine's.
+    pub fn start_with_programs(programs: &Programs, mirror: Option<&str>) -> Result<Self> {
         let mut last = None;
         for driver in ["overlay2", "vfs"] {
-            match Self::start_on(driver, mirror) {
+            match Self::start_on(programs, driver, mirror) {
                 Ok(dockerd) => return Ok(dockerd),
                 Err(error) => last = Some(error),
             }
@@ -41,12 +78,22 @@ impl Dockerd {
         Err(last.unwrap_or_else(|| Error::Missing("no storage driver".into())))
     }
 
-    fn start_on(driver: &str, mirror: Option<&str>) -> Result<Self> {
+    fn start_on(programs: &Programs, driver: &str, mirror: Option<&str>) -> Result<Self> {
         // The path of a socket must stay short, so the folder has a short name.
         let dir = tempfile::Builder::new().prefix("obd-").tempdir().at("cannot make a folder in", &std::env::temp_dir())?;
         let socket = dir.path().join("docker.sock");
-        let mut command = Command::new("dockerd");
+        let client = dir.path().join("client");
+        if let Some(buildx) = &programs.buildx {
+            let plugins = client.join("cli-plugins");
+            std::fs::create_dir_all(&plugins).at("cannot make", &plugins)?;
+            let link = plugins.join("docker-buildx");
+            std::os::unix::fs::symlink(buildx, &link).at("cannot make", &link)?;
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths(programs.path.iter().cloned().chain(std::env::split_paths(&path))).unwrap_or(path);
+        let mut command = Command::new(&programs.dockerd);
         command
+            .env("PATH", path)
             .arg(format!("--data-root={}", dir.path().join("data").display()))
             .arg(format!("--exec-root={}", dir.path().join("exec").display()))
             .arg(format!("--pidfile={}", dir.path().join("pid").display()))
@@ -56,18 +103,23 @@ impl Dockerd {
             .args(mirror.map(|mirror| format!("--registry-mirror={mirror}")));
         let mut server = Server::start("dockerd", &mut command, &dir.path().join("log"))?;
         let host = format!("unix://{}", socket.display());
-        server.wait(Duration::from_mins(1), || process::output(Command::new(client()).args(["-H", &host, "version"])).is_ok())?;
-        Ok(Self { server: Some(server), dir: Some(dir), socket })
+        server.wait(Duration::from_mins(1), || process::output(Command::new(&programs.docker).args(["-H", &host, "version"])).is_ok())?;
+        Ok(Self { server: Some(server), dir: Some(dir), socket, programs: programs.clone() })
     }
 
     /// A `docker` command that talks to this engine and has no configuration of its own.
     pub fn docker(&self) -> Command {
-        let mut command = Command::new(client());
+        let mut command = Command::new(&self.programs.docker);
         command.env("DOCKER_HOST", self.host());
         if let Some(dir) = &self.dir {
             command.env("DOCKER_CONFIG", dir.path().join("client"));
         }
         command
+    }
+
+    /// Process id of the daemon; `None` only while it ends.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.as_ref().map(Server::pid)
     }
 
     /// `unix:///…`.
@@ -90,18 +142,22 @@ impl Drop for Dockerd {
         }
         self.server = None;
         if let Some(dir) = self.dir.take() {
-            // containerd's shims and overlay mounts may need a moment after the daemon's end; some mounts it never takes away.
-            let path = dir.keep();
-            for _ in 0..20 {
-                for mount in mounts_below(&path) {
-                    let _ = process::output(Command::new("umount").arg("--lazy").arg(mount));
-                }
-                if std::fs::remove_dir_all(&path).is_ok() {
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(100));
-            }
+            remove_with_mounts(&dir.keep());
         }
+    }
+}
+
+/// Removes a folder where an engine worked: its shims and overlay mounts may need a moment after its end, and some mounts it never
+/// takes away.
+pub fn remove_with_mounts(path: &Path) {
+    for _ in 0..20 {
+        for mount in mounts_below(path) {
+            let _ = process::output(Command::new("umount").arg("--lazy").arg(mount));
+        }
+        if std::fs::remove_dir_all(path).is_ok() || !path.exists() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

@@ -1,8 +1,8 @@
 //! Remembers the content digests of files on disk from one build to the next.
 //!
-//! The file: one line `ovenbird stat cache 1`, then records (little endian: path length `u32`, path,
+//! The file: one line `ovenbird stat cache 2`, then records (little endian: path length `u32`, path,
 //! device, inode, size `u64`, mtime and ctime each `i64` seconds and `u32` nanoseconds, 32 bytes of
-//! SHA-256, last use `i64`), then the SHA-256 of all that. A file that does not check out is no error:
+//! SHA-256, 1 if it has no extended attributes, last use `i64`), then the SHA-256 of all that. A file that does not check out is no error:
 //! the cache is only empty.
 
 use std::collections::HashMap;
@@ -18,12 +18,21 @@ use ovenbird_oci::Digest;
 
 use super::tree::Entry;
 
-/// Remembers the digest of a file's content by path, device, inode, size, mtime and ctime.
+/// What is remembered of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// Of its content.
+    pub digest: Digest,
+    /// It has no extended attributes that belong into an image.
+    pub plain: bool,
+}
+
+/// Remembers files by path, device, inode, size, mtime and ctime (which changes with the extended attributes, too).
 pub trait StatCache: Send + Sync {
-    /// The digest, if the file is still the one that was hashed. `ctime` is in seconds and nanoseconds.
-    fn get(&self, disk: &Path, meta: &Entry, ctime: (i64, u32)) -> Option<Digest>;
-    /// Remembers a digest.
-    fn put(&self, disk: &Path, meta: &Entry, ctime: (i64, u32), digest: Digest);
+    /// What is known, if the file is still the one that was read.
+    fn get(&self, disk: &Path, meta: &Entry) -> Option<Known>;
+    /// Remembers a file.
+    fn put(&self, disk: &Path, meta: &Entry, known: Known);
 }
 
 /// Remembers nothing.
@@ -31,17 +40,19 @@ pub trait StatCache: Send + Sync {
 pub struct NoStatCache;
 
 impl StatCache for NoStatCache {
-    fn get(&self, _: &Path, _: &Entry, _: (i64, u32)) -> Option<Digest> {
+    fn get(&self, _: &Path, _: &Entry) -> Option<Known> {
         None
     }
-    fn put(&self, _: &Path, _: &Entry, _: (i64, u32), _: Digest) {}
+    fn put(&self, _: &Path, _: &Entry, _: Known) {}
 }
 
-const HEADER: &[u8] = b"ovenbird stat cache 1\n";
+const HEADER: &[u8] = b"ovenbird stat cache 2\n";
 /// A file that changed within this many seconds before the cache is saved may change again within one tick of its clock.
 const RACY_SECONDS: i64 = 2;
 /// Records that no build used for this long are dropped.
 const KEEP_SECONDS: i64 = 30 * 24 * 3600;
+/// Uses this much later than the one on record are worth a new file.
+const REFRESH_SECONDS: i64 = 24 * 3600;
 /// Largest cache that is read, in bytes.
 const MAX_FILE: u64 = 512 << 20;
 
@@ -57,7 +68,7 @@ struct Stamp {
 #[derive(Debug, Clone, Copy)]
 struct Record {
     stamp: Stamp,
-    digest: Digest,
+    known: Known,
     /// When a build last used it, seconds since 1970; `None`: this one.
     used: Option<i64>,
 }
@@ -65,6 +76,8 @@ struct Record {
 #[derive(Debug, Default)]
 struct Table {
     records: HashMap<PathBuf, Record>,
+    /// The latest use on record, seconds since 1970.
+    latest: i64,
     changed: bool,
 }
 
@@ -108,31 +121,35 @@ impl FileStatCache {
 
     fn with<T>(&self, action: impl FnOnce(&mut Table) -> T) -> T {
         let mut guard = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        action(guard.get_or_insert_with(|| Table { records: load(&self.file).unwrap_or_default(), changed: false }))
+        action(guard.get_or_insert_with(|| {
+            let records = load(&self.file).unwrap_or_default();
+            let latest = records.values().filter_map(|record| record.used).max().unwrap_or_default();
+            Table { records, latest, changed: false }
+        }))
     }
 }
 
 impl StatCache for FileStatCache {
-    fn get(&self, disk: &Path, meta: &Entry, ctime: (i64, u32)) -> Option<Digest> {
+    fn get(&self, disk: &Path, meta: &Entry) -> Option<Known> {
         self.with(|table| {
-            let record = table.records.get_mut(disk).filter(|r| r.stamp == stamp(meta, ctime))?;
-            if record.used.take().is_some() {
+            let record = table.records.get_mut(disk).filter(|r| r.stamp == stamp(meta))?;
+            if record.used.take().is_some_and(|used| used < table.latest - REFRESH_SECONDS) {
                 table.changed = true;
             }
-            Some(record.digest)
+            Some(record.known)
         })
     }
 
-    fn put(&self, disk: &Path, meta: &Entry, ctime: (i64, u32), digest: Digest) {
+    fn put(&self, disk: &Path, meta: &Entry, known: Known) {
         self.with(|table| {
-            table.records.insert(disk.to_owned(), Record { stamp: stamp(meta, ctime), digest, used: None });
+            table.records.insert(disk.to_owned(), Record { stamp: stamp(meta), known, used: None });
             table.changed = true;
         });
     }
 }
 
-fn stamp(meta: &Entry, ctime: (i64, u32)) -> Stamp {
-    Stamp { device: meta.inode.0, inode: meta.inode.1, size: meta.size, mtime: meta.mtime, ctime }
+fn stamp(meta: &Entry) -> Stamp {
+    Stamp { device: meta.inode.0, inode: meta.inode.1, size: meta.size, mtime: meta.mtime, ctime: meta.ctime }
 }
 
 fn encode(bytes: &mut Vec<u8>, path: &Path, record: &Record, now: i64) {
@@ -147,7 +164,8 @@ fn encode(bytes: &mut Vec<u8>, path: &Path, record: &Record, now: i64) {
         bytes.extend_from_slice(&seconds.to_le_bytes());
         bytes.extend_from_slice(&nanoseconds.to_le_bytes());
     }
-    bytes.extend_from_slice(record.digest.as_bytes());
+    bytes.extend_from_slice(record.known.digest.as_bytes());
+    bytes.push(u8::from(record.known.plain));
     bytes.extend_from_slice(&record.used.unwrap_or(now).to_le_bytes());
 }
 
@@ -180,10 +198,10 @@ fn decode(rest: &mut &[u8]) -> Option<(PathBuf, Record)> {
     let (device, inode, size) = (number()?, number()?, number()?);
     let mut time = || Some((i64::from_le_bytes(take(rest)?), u32::from_le_bytes(take(rest)?)));
     let (mtime, ctime) = (time()?, time()?);
-    let digest = Digest::from_bytes(take(rest)?);
+    let known = Known { digest: Digest::from_bytes(take(rest)?), plain: take::<1>(rest)? == [1] };
     let used = Some(i64::from_le_bytes(take(rest)?));
     let stamp = Stamp { device, inode, size, mtime, ctime };
-    Some((PathBuf::from(OsString::from_vec(path.to_vec())), Record { stamp, digest, used }))
+    Some((PathBuf::from(OsString::from_vec(path.to_vec())), Record { stamp, known, used }))
 }
 
 #[cfg(test)]
@@ -191,35 +209,45 @@ mod tests {
     use super::*;
     use crate::snapshot::tree::Kind;
 
-    fn entry(inode: u64, mtime: i64) -> Entry {
-        Entry { kind: Kind::File, mode: 0o644, uid: 0, gid: 0, size: 3, mtime: (mtime, 7), disk: "x".into(), inode: (1, inode, 1) }
+    fn entry(inode: u64, mtime: i64, ctime: i64) -> Entry {
+        Entry {
+            kind: Kind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size: 3,
+            mtime: (mtime, 7),
+            ctime: (ctime, 0),
+            disk: "x".into(),
+            inode: (1, inode, 1),
+        }
     }
 
     #[test]
     fn survives_saving_but_trusts_no_recent_and_no_damaged_record() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("stat");
-        let digest = Digest::of(b"abc");
+        let digest = Known { digest: Digest::of(b"abc"), plain: true };
         let now = fs::metadata(dir.path()).unwrap().mtime();
         let cache = FileStatCache::new(&file, dir.path());
-        cache.put(Path::new("/a"), &entry(1, now - 100), (now - 100, 0), digest);
-        cache.put(Path::new("/young mtime"), &entry(2, now), (now - 100, 0), digest);
-        cache.put(Path::new("/young ctime"), &entry(3, now - 100), (now, 0), digest);
-        assert_eq!(cache.get(Path::new("/young mtime"), &entry(2, now), (now - 100, 0)), Some(digest));
+        cache.put(Path::new("/a"), &entry(1, now - 100, now - 100), digest);
+        cache.put(Path::new("/young mtime"), &entry(2, now, now - 100), digest);
+        cache.put(Path::new("/young ctime"), &entry(3, now - 100, now), digest);
+        assert_eq!(cache.get(Path::new("/young mtime"), &entry(2, now, now - 100)), Some(digest));
         cache.save().unwrap();
 
         let again = FileStatCache::new(&file, dir.path());
-        assert_eq!(again.get(Path::new("/a"), &entry(1, now - 100), (now - 100, 0)), Some(digest));
-        for (what, path, meta, ctime) in [
-            ("other inode", "/a", entry(9, now - 100), now - 100),
-            ("other mtime", "/a", entry(1, now - 99), now - 100),
-            ("other ctime", "/a", entry(1, now - 100), now - 99),
-            ("other size", "/a", Entry { size: 4, ..entry(1, now - 100) }, now - 100),
-            ("other path", "/b", entry(1, now - 100), now - 100),
-            ("racy mtime", "/young mtime", entry(2, now), now - 100),
-            ("racy ctime", "/young ctime", entry(3, now - 100), now),
+        assert_eq!(again.get(Path::new("/a"), &entry(1, now - 100, now - 100)), Some(digest));
+        for (what, path, meta) in [
+            ("other inode", "/a", entry(9, now - 100, now - 100)),
+            ("other mtime", "/a", entry(1, now - 99, now - 100)),
+            ("other ctime", "/a", entry(1, now - 100, now - 99)),
+            ("other size", "/a", Entry { size: 4, ..entry(1, now - 100, now - 100) }),
+            ("other path", "/b", entry(1, now - 100, now - 100)),
+            ("racy mtime", "/young mtime", entry(2, now, now - 100)),
+            ("racy ctime", "/young ctime", entry(3, now - 100, now)),
         ] {
-            assert_eq!(again.get(Path::new(path), &meta, (ctime, 0)), None, "{what}");
+            assert_eq!(again.get(Path::new(path), &meta), None, "{what}");
         }
 
         let good = fs::read(&file).unwrap();
@@ -227,9 +255,9 @@ mod tests {
             let mut bad = good.clone();
             bad[at] ^= 1;
             fs::write(&file, &bad).unwrap();
-            assert_eq!(FileStatCache::new(&file, dir.path()).get(Path::new("/a"), &entry(1, now - 100), (now - 100, 0)), None, "byte {at}");
+            assert_eq!(FileStatCache::new(&file, dir.path()).get(Path::new("/a"), &entry(1, now - 100, now - 100)), None, "byte {at}");
         }
         fs::write(&file, &good[..good.len() - 5]).unwrap();
-        assert_eq!(FileStatCache::new(&file, dir.path()).get(Path::new("/a"), &entry(1, now - 100), (now - 100, 0)), None);
+        assert_eq!(FileStatCache::new(&file, dir.path()).get(Path::new("/a"), &entry(1, now - 100, now - 100)), None);
     }
 }

@@ -99,6 +99,8 @@ pub struct Entry {
     pub size: u64,
     /// Seconds and nanoseconds since 1970.
     pub mtime: (i64, u32),
+    /// Last change of content, attributes or names; seconds and nanoseconds since 1970.
+    pub ctime: (i64, u32),
     /// Where it really is on disk.
     pub disk: PathBuf,
     /// Device, inode and link count on disk, to find hard links.
@@ -115,6 +117,7 @@ impl Entry {
             gid: stat.st_gid,
             size: u64::try_from(stat.st_size).unwrap_or(0),
             mtime: (stat.st_mtime, stat.st_mtime_nsec as u32),
+            ctime: (stat.st_ctime, stat.st_ctime_nsec as u32),
             disk,
             #[allow(clippy::unnecessary_cast, clippy::useless_conversion, reason = "the width of st_nlink differs between machines")]
             inode: (stat.st_dev, stat.st_ino, stat.st_nlink as u64),

@@ -216,6 +216,7 @@ impl Tree for View {
                 gid: 0,
                 size: 0,
                 mtime: (0, 0),
+                ctime: (0, 0),
                 disk: PathBuf::new(),
                 inode: (0, 0, 1),
             }));
