@@ -27,7 +27,7 @@ use crate::plan::{CopyAction, FileAction, FileOp, VertexId};
 use crate::snapshot::Snapshot;
 use crate::snapshot::tree::{self, Kind, Tree, clean};
 
-pub(crate) use dest::{Dest, Inode, Trail, inode_in_layer};
+pub(crate) use dest::{Dest, Trail};
 use select::Selected;
 use transfer::Meta;
 

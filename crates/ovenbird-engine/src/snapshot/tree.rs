@@ -134,8 +134,6 @@ pub struct Location {
     pub dir: Arc<OwnedFd>,
     /// Name in it; `.` is the folder itself.
     pub name: OsString,
-    /// Nothing ever modifies the entry in place, so it may be hard-linked.
-    pub immutable: bool,
 }
 
 impl Location {
@@ -244,7 +242,7 @@ pub trait Tree: Send + Sync {
             _ => (entry.disk.as_path(), OsStr::new(".")),
         };
         let dir = open_dir_path(dir)?;
-        Ok(Some(Location { dir: Arc::new(dir), name: name.to_owned(), immutable: false }))
+        Ok(Some(Location { dir: Arc::new(dir), name: name.to_owned() }))
     }
 }
 
