@@ -15,7 +15,7 @@ use super::file::transfer::Meta;
 use super::file::{Dest, FileError, Trail};
 use crate::snapshot::Snapshot;
 use crate::snapshot::folder::Folder;
-use crate::snapshot::tree::{Choice, Entry, Kind, Location, Tree, Visit, resolve, walk, walk_with};
+use crate::snapshot::tree::{Choice, Entry, Kind, Location, Tree, Visit, WalkError, resolve, walk, walk_with};
 use crate::snapshot::view::View;
 
 /// Copies the whole root file system into the existing empty folder `dest`. Everything in it may be modified afterwards.
@@ -53,7 +53,7 @@ fn keep(entry: &Entry) -> Meta {
     Meta { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: Some(entry.mtime) }
 }
 
-fn write_visits(dest: &mut Dest, from: &dyn Tree, visits: impl Iterator<Item = io::Result<Visit>>) -> Result<(), FileError> {
+fn write_visits(dest: &mut Dest, from: &dyn Tree, visits: impl Iterator<Item = Result<Visit, WalkError>>) -> Result<(), FileError> {
     dest.write(|dest, queue| {
         let mut open = Trail::default();
         for visit in visits {

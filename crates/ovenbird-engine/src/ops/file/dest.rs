@@ -337,8 +337,8 @@ impl Dest {
             }
             Some(_) => return Err(FileError::NotDirectory { path: absolute(&parent.path.join(name)) }),
         };
-        if let Some(location) = from.locate(&visit.path).map_err(FileError::unreadable("read", &visit.entry.disk))? {
-            let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", &visit.entry.disk))?;
+        if let Some(location) = from.locate(&visit.path).map_err(FileError::unreadable("read", &visit.path))? {
+            let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", &visit.path))?;
             set_dir_xattrs(&handle.fd, &xattrs).map_err(FileError::io("set the attributes of", &handle.path))?;
         }
         Ok(handle)
@@ -348,9 +348,9 @@ impl Dest {
     pub(crate) fn describe_root(&mut self, from: &dyn Tree, visit: &Visit, meta: Meta) -> Result<Arc<DirHandle>, FileError> {
         let handle = self.dir(Path::new(""))?;
         self.describe_dir(&handle.fd, Path::new(""), meta)?;
-        if let Some(location) = from.locate(&visit.path).map_err(FileError::unreadable("read", &visit.entry.disk))? {
-            let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", &visit.entry.disk))?;
-            set_dir_xattrs(&handle.fd, &xattrs).map_err(FileError::unreadable("set the attributes of", &visit.entry.disk))?;
+        if let Some(location) = from.locate(&visit.path).map_err(FileError::unreadable("read", &visit.path))? {
+            let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", &visit.path))?;
+            set_dir_xattrs(&handle.fd, &xattrs).map_err(FileError::unreadable("set the attributes of", &visit.path))?;
         }
         Ok(handle)
     }
@@ -386,13 +386,13 @@ impl Dest {
             return Ok(());
         }
         self.make_room(parent, name, &path)?;
-        let located = || from.locate(&visit.path).map_err(FileError::unreadable("read", &entry.disk));
-        let location = located()?.ok_or(Errno::NOENT).map_err(FileError::unreadable("read", &entry.disk))?;
+        let located = || from.locate(&visit.path).map_err(FileError::unreadable("read", &visit.path));
+        let location = located()?.ok_or(Errno::NOENT).map_err(FileError::unreadable("read", &visit.path))?;
         match entry.kind {
             Kind::Dir => return Err(FileError::IsDirectory { path: absolute(&path) }),
             Kind::Socket => {}
             Kind::Symlink => {
-                let target = location.read_link().map_err(FileError::unreadable("read", &entry.disk))?;
+                let target = location.read_link().map_err(FileError::replaced("read", &visit.path))?;
                 self.sink.make_symlink(&parent.fd, name, &path, &target, &meta)?;
             }
             Kind::Char(major, minor) => self.sink.make_node(&parent.fd, name, &path, FileType::CharacterDevice, (major, minor), &meta)?,
@@ -410,6 +410,7 @@ impl Dest {
                     self.firsts.insert((device, inode), path.clone());
                 }
                 return queue.push(FileJob {
+                    source: visit.path.clone(),
                     from: location,
                     meta,
                     size: entry.size,
@@ -561,6 +562,7 @@ impl Dest {
         let meta = Meta { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: Some(entry.mtime) };
         match entry.kind {
             Kind::File => self.sink.copy(&FileJob {
+                source: path.to_owned(),
                 from: location,
                 meta,
                 size: entry.size,

@@ -65,6 +65,8 @@ pub(crate) struct Sink {
 
 /// One regular file to copy.
 pub(crate) struct FileJob {
+    /// In the tree that it comes from.
+    pub(crate) source: PathBuf,
     pub(crate) from: Location,
     pub(crate) meta: Meta,
     /// Size, to balance the work.
@@ -193,11 +195,11 @@ impl Sink {
 
     /// Copies one file.
     pub(crate) fn copy(&self, job: &FileJob) -> Result<(), FileError> {
-        let FileJob { from, meta, into, name, path, .. } = job;
-        let source = from.open().map_err(FileError::unreadable("read", path))?;
+        let FileJob { source: origin, from, meta, into, name, path, .. } = job;
+        let source = from.open().map_err(FileError::replaced("read", origin))?;
         let target = create(into, name, 0o600).map_err(FileError::io("make", path))?;
-        self.copy_content(&source, &target).map_err(FileError::unreadable("copy", path))?;
-        let xattrs = file_xattrs(&source).map_err(FileError::unreadable("read the attributes of", path))?;
+        self.copy_content(&source, &target).map_err(FileError::unreadable("copy", origin))?;
+        let xattrs = file_xattrs(&source).map_err(FileError::unreadable("read the attributes of", origin))?;
         self.finish_file(&target, path, &xattrs, meta)
     }
 
