@@ -1,5 +1,6 @@
 //! Chores of the repository: `cargo xtask COMMAND`.
 
+mod faults;
 mod packages;
 mod self_image;
 mod tidy;
@@ -18,6 +19,7 @@ usage: cargo xtask COMMAND
   self-image                                Ovenbird, static, in an image that it builds itself
   tidy                                      the laws of the house, over every source file
   cases [--level LEVEL] [-m REGEX]          the literate build cases (LEVEL: root, rootless, single-id, docker)
+  faults [N]                                kills (N of them), full disks, damaged files; prints a table
   fixtures                                  make the base images of the tests, if they are not cached
   fuzz-smoke [SECONDS]                      every fuzz target for SECONDS (60)
 ";
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
         Some((&"self-image", [])) => packages::install(&["build-essential"]).and_then(|()| self_image::build(repository())),
         Some((&"tidy", [])) => tidy(),
         Some((&"cases", rest)) => cases(rest),
+        Some((&"faults", [])) => faults::run(200),
+        Some((&"faults", [number])) if number.parse::<u32>().is_ok() => faults::run(number.parse().unwrap_or(200)),
         Some((&"fixtures", [])) => {
             fixtures();
             Ok(())

@@ -13,6 +13,7 @@ use ovenbird_sandbox::Level;
 
 use crate::error::BuildError;
 use crate::event::{Event, EventSink};
+use crate::export::leak::Gate;
 use crate::export::{assemble, output};
 use crate::frontend::{self, Images, Lowered, Options};
 use crate::input::{BuildInput, BuildOutput, Cancel};
@@ -87,7 +88,8 @@ impl Engine {
         let epoch = input.source_date_epoch.or_else(|| plans.iter().find_map(|plan| plan.source_date_epoch));
         let dated = BuildInput { source_date_epoch: epoch, ..input.clone() };
         let session = Session { input: &dated, ..session };
-        let built = run(&session, &plans);
+        let gate = Gate::new(&self.state, &self.options.client, input, &base_images(&plans))?;
+        let built = run(&session, &gate, &plans);
         // Whatever failed, the hashes of context files are still right.
         let _ = session.stat_cache.save();
         let images = match built {
@@ -137,7 +139,14 @@ impl Engine {
             sink.emit(Event::Message { text: format!("pushing {}", reference.familiar()) });
             let progress = progress_events(sink.clone(), "pushing");
             let push = self.options.client.push(self.store(), target, reference, &origins, &progress);
-            self.cancellable(cancel, push)??;
+            let pushed = self.cancellable(cancel, push)?.map_err(BuildError::from);
+            if pushed.as_ref().is_err_and(BuildError::is_damage) {
+                // One is rarely alone, and another build would stumble over the next.
+                for layer in self.layers(target).unwrap_or_default() {
+                    let _ = self.store().verify(&layer.digest);
+                }
+            }
+            pushed?;
         }
         Ok(())
     }
@@ -308,7 +317,7 @@ fn lower(
     })
 }
 
-fn run(session: &Session, plans: &[Plan]) -> Result<Vec<assemble::Assembled>, BuildError> {
+fn run(session: &Session, gate: &Gate, plans: &[Plan]) -> Result<Vec<assemble::Assembled>, BuildError> {
     let mut offsets = vec![0];
     offsets.extend(plans.iter().scan(0, |next, plan| {
         *next += plan.vertices.len();
@@ -325,7 +334,13 @@ fn run(session: &Session, plans: &[Plan]) -> Result<Vec<assemble::Assembled>, Bu
     }
     let chains = chains.into_iter().collect::<Result<Vec<_>, _>>()?;
     session.sink.emit(Event::Message { text: "exporting".into() });
-    plans.iter().zip(&chains).map(|(plan, chain)| assemble::assemble(session, plan, chain)).collect()
+    plans.iter().zip(&chains).map(|(plan, chain)| assemble::assemble(session, gate, plan, chain)).collect()
+}
+
+/// Names of all images that the plans read.
+fn base_images(plans: &[Plan]) -> Vec<&Reference> {
+    let vertices = plans.iter().flat_map(|plan| &plan.vertices);
+    vertices.filter_map(|vertex| if let Op::Image(op) = &vertex.op { Some(&op.reference) } else { None }).collect()
 }
 
 /// A step for another architecture needs an emulator registered with the kernel; say so before any work. What counts is the architecture

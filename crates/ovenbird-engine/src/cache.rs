@@ -96,7 +96,11 @@ pub struct Record {
 /// Finds a result whose parts are all still there.
 pub fn find(state: &State, key: &CacheKey) -> Option<Record> {
     let record: Record = serde_json::from_slice(&state.read_record(&key.file_name())?).ok()?;
-    is_complete(state, &record.chain).then_some(record)
+    if !is_complete(state, &record.chain) {
+        return None;
+    }
+    state.touch_record(&key.file_name());
+    Some(record)
 }
 
 /// Files a result.
@@ -156,7 +160,11 @@ mod tests {
         let key = key("/a", None, "linux/amd64");
         let record = Record { key, chain: vec![Link::new_diff(id.clone())] };
         save(&state, &key, &record).unwrap();
+        let file = state.records_dir().join(key.file_name());
+        std::fs::File::options().write(true).open(&file).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(find(&state, &key), Some(record));
+        let age = file.metadata().unwrap().modified().unwrap().elapsed().unwrap();
+        assert!(age.as_secs() < 60, "what was used is young");
         std::fs::remove_dir_all(root.path().join("real/snapshots").join(id.as_str())).unwrap();
         assert_eq!(find(&state, &key), None);
     }

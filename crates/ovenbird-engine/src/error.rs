@@ -32,6 +32,8 @@ pub enum ErrorKind {
     Registry,
     /// The sandbox is not possible here.
     Sandbox,
+    /// The image must not leave the machine.
+    Veto,
     /// Stopped by the caller.
     Cancelled,
 }
@@ -189,6 +191,16 @@ pub enum BuildError {
         /// Why.
         reason: String,
     },
+    /// A secret of the build is in the image.
+    #[error("{what} is in the image: {place}; nothing was named, pushed or written")]
+    Leak {
+        /// `the secret "token"`.
+        what: String,
+        /// Layer and path, or field of the config.
+        place: String,
+        /// What `--allow-leak` takes.
+        id: String,
+    },
     /// Stopped by the caller.
     #[error("the build was cancelled")]
     Cancelled,
@@ -244,8 +256,19 @@ impl BuildError {
             | Self::Archive(_)
             | Self::Output { .. }
             | Self::Malformed { .. } => ErrorKind::Configuration,
+            Self::Leak { .. } => ErrorKind::Veto,
             Self::Cancelled => ErrorKind::Cancelled,
         }
+    }
+
+    /// A blob of the store was found damaged, and is removed by now: another build makes or fetches it again.
+    pub fn is_damage(&self) -> bool {
+        let store = match self {
+            Self::Store(source) | Self::Archive(ArchiveError::Store(source)) | Self::State(StateError::Store(source)) => source,
+            Self::Registry(RegistryError::Store { source, .. }) => source,
+            _ => return false,
+        };
+        matches!(store, StoreError::Corrupt { .. } | StoreError::Damaged { .. } | StoreError::Missing { .. })
     }
 
     pub(crate) fn output(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {

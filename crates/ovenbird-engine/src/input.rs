@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_oci::layer::Compression;
-use ovenbird_oci::{Descriptor, Digest, Platform};
+use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
 use crate::frontend::Options;
 
@@ -131,6 +131,10 @@ pub struct BuildInput {
     pub parallelism: usize,
     /// Annotations of the manifest.
     pub annotations: BTreeMap<String, String>,
+    /// Where the image will be pushed.
+    pub publish_to: Vec<Reference>,
+    /// Secrets (by id) and credentials (by registry) that may be in the image.
+    pub allow_leak: Vec<String>,
 }
 
 /// The image(s) of a build; all blobs are in the store.
@@ -162,6 +166,8 @@ impl Default for BuildInput {
             docker_media_types: false,
             parallelism: 16,
             annotations: BTreeMap::new(),
+            publish_to: vec![],
+            allow_leak: vec![],
         }
     }
 }

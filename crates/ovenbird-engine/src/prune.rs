@@ -1,16 +1,16 @@
 //! Removing what the state folder remembers, and counting it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use ovenbird_oci::Digest;
+use ovenbird_oci::{Digest, Reference};
 use serde::Serialize;
 
 use crate::cache::{Link, Record};
-use crate::state::{State, StateError, io_error, remove_tree};
+use crate::state::{SnapshotId, State, StateError, io_error, remove_tree, unseal};
 
 /// What to remove.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -81,119 +81,270 @@ fn size_of(path: &Path, seen: &mut BTreeSet<(u64, u64)>) -> u64 {
     total
 }
 
-/// Removes cached results: records first, so that a kill in the middle leaves no record without its files, then what no record, no name and
-/// no other build needs. Waits until no build runs.
+/// Something that keeps snapshots and blobs, and goes by age.
+struct Item {
+    used: SystemTime,
+    keeps: Keeps,
+    /// What it takes itself.
+    own: u64,
+}
+
+enum Keeps {
+    /// A cache record.
+    Record(PathBuf, Vec<Link>),
+    /// A name of an image.
+    Name(Reference, Digest),
+    /// The folder of a cache mount.
+    Mount(PathBuf),
+}
+
+/// Removes what was not used for the longest time, until the rest is within the budget: cache records, with `all` also names of images and
+/// cache mounts; then what nothing that stays needs. Records go before their files, so that a kill in the middle leaves no record without
+/// them. Waits until no build runs, and builds wait for it.
 pub fn prune(state: &State, options: &PruneOptions) -> Result<PruneReport, StateError> {
     let _alone = state.lock_exclusive()?;
     let mut report = PruneReport::default();
-    let records = state.records_dir();
-    let mut entries: Vec<(SystemTime, std::path::PathBuf, Vec<Link>)> = vec![];
-    for entry in fs::read_dir(&records).map_err(io_error("read", &records))?.flatten() {
-        let path = entry.path();
-        let used = entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-        let bytes = fs::read(&path).unwrap_or_default();
-        let chain = serde_json::from_slice::<Record>(&bytes)
-            .map(|record| record.chain)
-            .or_else(|_| serde_json::from_slice::<Vec<Link>>(&bytes))
-            .unwrap_or_default();
-        entries.push((used, path, chain));
+    let mut items = records(state)?;
+    let mut fixed: Vec<Item> = vec![];
+    let names = names(state)?;
+    if options.all {
+        items.extend(names.into_iter().chain(mounts(state)));
+    } else {
+        fixed.extend(names);
     }
-    entries.sort_by_key(|(used, ..)| *used);
     let young = |used: SystemTime| options.filter_until.is_some_and(|age| used.elapsed().is_ok_and(|elapsed| elapsed < age));
-    let mut kept: Vec<Vec<Link>> = vec![];
-    let mut entries = entries.into_iter();
-    while let Some((used, path, chain)) = entries.next() {
-        if young(used) {
-            kept.push(chain);
-            continue;
+    let (old, kept): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| !young(item.used));
+    fixed.extend(kept);
+    let mut items = old;
+    items.sort_by_key(|item| item.used);
+    let mut wanted = options.keep_bytes;
+    loop {
+        let gone = match wanted {
+            None => items.len(),
+            Some(budget) => surplus(state, &items, &fixed, budget)?,
+        };
+        for item in items.drain(..gone) {
+            remove(state, &item, &mut report)?;
         }
-        if let Some(budget) = options.keep_bytes
-            && disk_usage(state)?.total() <= budget
-        {
-            kept.push(chain);
-            kept.extend(entries.map(|(_, _, chain)| chain));
-            break;
-        }
-        fs::remove_file(&path).map_err(io_error("remove", &path))?;
-        if options.keep_bytes.is_some() {
-            let rest: Vec<Vec<Link>> = kept.iter().cloned().chain(entries.as_slice().iter().map(|(_, _, chain)| chain.clone())).collect();
-            sweep(state, &rest, options.all, &mut report)?;
+        let stay = needed(state, items.iter().chain(&fixed), &mut HashMap::new());
+        sweep(state, &stay, &mut report)?;
+        // Hard links between snapshots make the sum of their sizes an estimate.
+        let over = options.keep_bytes.map(|budget| disk_usage(state).map(|usage| usage.total().saturating_sub(budget))).transpose()?;
+        match over {
+            Some(over) if over > 0 && !items.is_empty() => wanted = wanted.map(|budget| budget.saturating_sub(over)),
+            _ => break,
         }
     }
-    sweep(state, &kept, options.all && options.filter_until.is_none() && options.keep_bytes.is_none(), &mut report)?;
-    if options.all && options.filter_until.is_none() && options.keep_bytes.is_none() {
-        let mounts = state.mounts_dir();
-        report.bytes += size_of(&mounts, &mut BTreeSet::new());
-        remove_tree(&mounts).and_then(|()| fs::create_dir_all(&mounts)).map_err(io_error("remove", &mounts))?;
-    }
+    prune_traces(state, options, &young, &mut report)?;
     Ok(report)
 }
 
-/// Removes snapshots that no chain names, and blobs that no image name reaches (with `images`, the names too).
-fn sweep(state: &State, kept: &[Vec<Link>], images: bool, report: &mut PruneReport) -> Result<(), StateError> {
-    let mut snapshots = BTreeSet::new();
-    let mut manifests: Vec<Digest> = vec![];
-    for link in kept.iter().flatten() {
-        match link {
-            Link::Diff { id, .. } => {
-                snapshots.insert(id.as_str().to_owned());
-            }
-            Link::Image { manifest, .. } => manifests.push(*manifest),
+fn records(state: &State) -> Result<Vec<Item>, StateError> {
+    let dir = state.records_dir();
+    let entries = fs::read_dir(&dir).map_err(io_error("read", &dir))?.flatten();
+    let items = entries.map(|entry| {
+        let path = entry.path();
+        let bytes = fs::read(&path).unwrap_or_default();
+        let bytes = unseal(&bytes).unwrap_or_default();
+        let chain = serde_json::from_slice::<Record>(bytes)
+            .map(|record| record.chain)
+            .or_else(|_| serde_json::from_slice::<Vec<Link>>(bytes))
+            .unwrap_or_default();
+        Item { used: changed(&path), own: size_of(&path, &mut BTreeSet::new()), keeps: Keeps::Record(path, chain) }
+    });
+    Ok(items.collect())
+}
+
+fn names(state: &State) -> Result<Vec<Item>, StateError> {
+    let names = state.store().images()?.into_iter().map(|(name, descriptor)| {
+        let path = state.store().image_path(&name);
+        Item { used: changed(&path), own: size_of(&path, &mut BTreeSet::new()), keeps: Keeps::Name(name, descriptor.digest) }
+    });
+    Ok(names.collect())
+}
+
+fn mounts(state: &State) -> Vec<Item> {
+    let entries = fs::read_dir(state.mounts_dir()).into_iter().flatten().flatten();
+    let items = entries.map(|entry| {
+        let path = entry.path();
+        let below = fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| changed(&entry.path()));
+        let used = below.max().unwrap_or(SystemTime::UNIX_EPOCH).max(changed(&path));
+        Item { used, own: size_of(&path, &mut BTreeSet::new()), keeps: Keeps::Mount(path) }
+    });
+    items.collect()
+}
+
+fn changed(path: &Path) -> SystemTime {
+    fs::symlink_metadata(path).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn remove(state: &State, item: &Item, report: &mut PruneReport) -> Result<(), StateError> {
+    match &item.keeps {
+        Keeps::Record(path, _) => fs::remove_file(path).map_err(io_error("remove", path))?,
+        Keeps::Name(name, _) => drop(state.store().untag(name)?),
+        Keeps::Mount(path) => {
+            report.removed += 1;
+            remove_tree(path).map_err(io_error("remove", path))?;
         }
     }
-    for (name, descriptor) in state.store().images()? {
-        if images {
-            state.store().untag(&name)?;
+    report.bytes += item.own;
+    Ok(())
+}
+
+/// How many of the oldest items must go so that the rest is within the budget.
+fn surplus(state: &State, items: &[Item], fixed: &[Item], budget: u64) -> Result<usize, StateError> {
+    let mut seen = BTreeSet::new();
+    let mut sizes: HashMap<Stored, u64> = HashMap::new();
+    let dir = state.snapshots_dir();
+    for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))?.flatten() {
+        sizes.insert(Stored::Snapshot(entry.file_name().to_string_lossy().into_owned()), size_of(&entry.path(), &mut seen));
+    }
+    for (digest, _) in state.store().blobs()? {
+        sizes.insert(Stored::Blob(digest), size_of(&state.store().blob_path(&digest), &mut seen));
+    }
+    let total = disk_usage(state)?.total();
+    let stored: u64 = sizes.values().sum();
+    let other = total.saturating_sub(stored).saturating_sub(items.iter().map(|item| item.own).sum());
+    let mut known = HashMap::new();
+    // What stays only shrinks with the number that goes.
+    let (mut low, mut high) = (0, items.len());
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        let stay = needed(state, items[middle..].iter().chain(fixed), &mut known);
+        let left: u64 = stay.iter().filter_map(|stored| sizes.get(stored)).sum();
+        if other + left + items[middle..].iter().map(|item| item.own).sum::<u64>() <= budget {
+            high = middle;
         } else {
-            manifests.push(descriptor.digest);
+            low = middle + 1;
         }
     }
-    let mut blobs = BTreeSet::new();
+    Ok(if total <= budget { 0 } else { low })
+}
+
+/// What takes space.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Stored {
+    Snapshot(String),
+    Blob(Digest),
+}
+
+/// What a manifest or index names: blobs and snapshots, and documents of the same kind.
+#[derive(Default)]
+struct Names {
+    stored: Vec<Stored>,
+    below: Vec<Digest>,
+}
+
+/// Everything that the items need.
+fn needed<'a>(state: &State, items: impl Iterator<Item = &'a Item>, known: &mut HashMap<Digest, Names>) -> BTreeSet<Stored> {
+    let mut stay = BTreeSet::new();
+    let mut manifests: Vec<Digest> = vec![];
+    for item in items {
+        match &item.keeps {
+            Keeps::Record(_, chain) => {
+                for link in chain {
+                    match link {
+                        Link::Diff { id, .. } => drop(stay.insert(Stored::Snapshot(id.as_str().to_owned()))),
+                        Link::Image { manifest, .. } => manifests.push(*manifest),
+                    }
+                }
+            }
+            Keeps::Name(_, digest) => manifests.push(*digest),
+            Keeps::Mount(_) => {}
+        }
+    }
     while let Some(digest) = manifests.pop() {
-        #[derive(serde::Deserialize)]
-        struct Links {
-            #[serde(default)]
-            manifests: Vec<ovenbird_oci::Descriptor>,
-            #[serde(default)]
-            layers: Vec<ovenbird_oci::Descriptor>,
-            config: Option<ovenbird_oci::Descriptor>,
-        }
-        #[derive(serde::Deserialize, Default)]
-        struct Config {
-            #[serde(default)]
-            rootfs: ovenbird_oci::image::RootFs,
-        }
-        if !blobs.insert(digest) {
-            continue;
-        }
-        let Some(links) = state.store().read(&digest).ok().and_then(|bytes| serde_json::from_slice::<Links>(&bytes).ok()) else { continue };
-        manifests.extend(links.manifests.iter().map(|m| m.digest));
-        blobs.extend(links.layers.iter().map(|layer| layer.digest));
-        if let Some(config) = links.config {
-            blobs.insert(config.digest);
-            let config: Config =
-                state.store().read(&config.digest).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-            snapshots.extend(config.rootfs.diff_ids.iter().map(|id| crate::state::SnapshotId::of_layer(id).as_str().to_owned()));
+        if stay.insert(Stored::Blob(digest)) {
+            let names = known.entry(digest).or_insert_with(|| names_of(state, &digest));
+            stay.extend(names.stored.iter().cloned());
+            manifests.extend(&names.below);
         }
     }
     // A layer packed from a snapshot that stays is worth keeping: the next push needs it.
-    for id in &snapshots {
-        blobs.extend(state.packed_blobs(id));
+    let packed: Vec<Stored> = stay
+        .iter()
+        .filter_map(|stored| if let Stored::Snapshot(id) = stored { Some(state.packed_blobs(id)) } else { None })
+        .flatten()
+        .map(Stored::Blob)
+        .collect();
+    stay.extend(packed);
+    stay
+}
+
+fn names_of(state: &State, digest: &Digest) -> Names {
+    #[derive(serde::Deserialize)]
+    struct Links {
+        #[serde(default)]
+        manifests: Vec<ovenbird_oci::Descriptor>,
+        #[serde(default)]
+        layers: Vec<ovenbird_oci::Descriptor>,
+        config: Option<ovenbird_oci::Descriptor>,
     }
+    #[derive(serde::Deserialize, Default)]
+    struct Config {
+        #[serde(default)]
+        rootfs: ovenbird_oci::image::RootFs,
+    }
+    let read = state.store().read(digest).ok().and_then(|bytes| serde_json::from_slice::<Links>(&bytes).ok());
+    let Some(links) = read else { return Names::default() };
+    let mut stored: Vec<Stored> = links.layers.iter().map(|layer| Stored::Blob(layer.digest)).collect();
+    if let Some(config) = links.config {
+        stored.push(Stored::Blob(config.digest));
+        let config: Config =
+            state.store().read(&config.digest).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let ids = config.rootfs.diff_ids.iter().map(|id| SnapshotId::of_layer(id).as_str().to_owned());
+        stored.extend(ids.map(Stored::Snapshot));
+    }
+    Names { stored, below: links.manifests.iter().map(|m| m.digest).collect() }
+}
+
+/// Removes every snapshot and blob that does not stay.
+fn sweep(state: &State, stay: &BTreeSet<Stored>, report: &mut PruneReport) -> Result<(), StateError> {
     let dir = state.snapshots_dir();
     for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))?.flatten() {
-        if entry.file_name().to_str().is_none_or(|name| !snapshots.contains(name)) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !stay.contains(&Stored::Snapshot(name)) {
             report.bytes += size_of(&entry.path(), &mut BTreeSet::new());
             report.removed += 1;
             remove_tree(&entry.path()).map_err(io_error("remove", &entry.path()))?;
         }
     }
     for (digest, size) in state.store().blobs()? {
-        if !blobs.contains(&digest) {
+        if !stay.contains(&Stored::Blob(digest)) {
             report.bytes += size;
             report.removed += 1;
             state.store().remove(&digest)?;
         }
+    }
+    let dir = state.origins_dir();
+    for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))?.flatten() {
+        let digest = entry.file_name().to_str().and_then(|hex| format!("sha256:{hex}").parse().ok());
+        if digest.is_none_or(|digest| !stay.contains(&Stored::Blob(digest))) {
+            fs::remove_file(entry.path()).map_err(io_error("remove", &entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Explanations of builds: those that are old enough, or all when everything goes.
+fn prune_traces(
+    state: &State,
+    options: &PruneOptions,
+    young: &dyn Fn(SystemTime) -> bool,
+    report: &mut PruneReport,
+) -> Result<(), StateError> {
+    if options.keep_bytes.is_some() || (options.filter_until.is_none() && !options.all) {
+        return Ok(());
+    }
+    let dir = state.traces_dir();
+    for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))?.flatten() {
+        let path = entry.path();
+        if young(entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH)) {
+            continue;
+        }
+        report.bytes += size_of(&path, &mut BTreeSet::new());
+        report.removed += 1;
+        remove_tree(&path).map_err(io_error("remove", &path))?;
     }
     Ok(())
 }

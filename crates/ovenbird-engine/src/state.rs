@@ -5,10 +5,12 @@
 //! ROOT/lock                        shared by builds, exclusive by prune
 //! ROOT/store/…                     blobs and image names (ovenbird_oci::store)
 //! ROOT/origins/HEX                 where a base layer that was never fetched can be had
+//! ROOT/leak-key                    keys the marks in `searched`
 //! ROOT/contexts.stat               hashes of context files by inode
 //! ROOT/IDS/snapshots/ID/fs         diff folder of one step or one base layer
 //! ROOT/IDS/snapshots/ID/owners     intended owners, when the disk cannot hold them
 //! ROOT/IDS/snapshots/ID/packed-*   the layer it was packed into
+//! ROOT/IDS/snapshots/ID/searched   marks of the secrets that are not in it
 //! ROOT/IDS/cache/HEX               cache key → chain of snapshots
 //! ROOT/IDS/traces/HEX              what the last build of a Dockerfile was made of, for explanations
 //! ROOT/IDS/mounts/HEX/             `RUN --mount=type=cache` folders
@@ -18,10 +20,13 @@
 //! `IDS` says how owners are kept on disk (`real`, `mapped`, `recorded`): trees made at one isolation
 //! level are of no use at another. Invariant: everything below `snapshots` and `cache` is complete and
 //! immutable; it is made below `tmp` and renamed. A process killed at any moment leaves only `tmp`.
+//! Small files that a result depends on are sealed: they begin with the SHA-256 of what follows, and a damaged one
+//! counts as missing.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -36,6 +41,8 @@ use serde::{Deserialize, Serialize};
 use crate::snapshot::LayerDir;
 
 const VERSION: &str = "1\n";
+/// How exactly it is remembered when a record was last used.
+const TOUCH: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// What can go wrong in the state folder.
 #[derive(Debug, thiserror::Error)]
@@ -176,6 +183,11 @@ impl State {
         self.root.join("contexts.stat")
     }
 
+    /// Folder for files that are on their way to somewhere else in the state folder; it ends with this process.
+    pub fn temporary(&self) -> &Path {
+        &self.build.dir
+    }
+
     /// A new empty folder that lives as long as this process wants it.
     pub fn work_dir(&self) -> Result<WorkDir, StateError> {
         let dir = self.build.dir.join(self.build.next.fetch_add(1, Ordering::Relaxed).to_string());
@@ -189,13 +201,25 @@ impl State {
         if !owners.is_empty() {
             let rows: Vec<(&std::ffi::OsString, &Owner)> = owners.iter().collect();
             let path = work.path().join("owners");
-            fs::write(&path, serde_json::to_vec(&rows).unwrap_or_default()).map_err(io_error("write", &path))?;
+            fs::write(&path, seal(&serde_json::to_vec(&rows).unwrap_or_default())).map_err(io_error("write", &path))?;
         }
         let place = self.snapshot_dir(&id);
         match fs::rename(work.path(), &place) {
-            Ok(()) => std::mem::forget(work),
+            Ok(()) => {
+                std::mem::forget(work);
+                return Ok(id);
+            }
             // Somebody else was first: the content is the same by construction.
-            Err(_) if place.join("fs").is_dir() => {}
+            Err(_) if self.has_snapshot(&id) => return Ok(id),
+            Err(source) if !place.exists() => return Err(StateError::Io { action: "make", path: place, source }),
+            Err(_) => {}
+        }
+        // What is there is damaged: it makes room.
+        let aside = self.work_dir()?;
+        let _ = fs::rename(&place, aside.path().join("damaged"));
+        match fs::rename(work.path(), &place) {
+            Ok(()) => std::mem::forget(work),
+            Err(_) if self.has_snapshot(&id) => {}
             Err(source) => return Err(StateError::Io { action: "make", path: place, source }),
         }
         Ok(id)
@@ -210,25 +234,33 @@ impl State {
         }
         let path = base.join("owners");
         let owners = match fs::read(&path) {
-            Ok(bytes) => match serde_json::from_slice::<Vec<(std::ffi::OsString, Owner)>>(&bytes) {
-                Ok(rows) => rows.into_iter().collect(),
-                Err(_) => return Ok(None),
-            },
+            Ok(bytes) => {
+                let rows = unseal(&bytes).and_then(|bytes| serde_json::from_slice::<Vec<(std::ffi::OsString, Owner)>>(bytes).ok());
+                let Some(rows) = rows else { return Ok(None) };
+                rows.into_iter().collect()
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Owners::new(),
             Err(source) => return Err(StateError::Io { action: "read", path, source }),
         };
         Ok(Some(LayerDir::new(dir, owners)))
     }
 
-    /// Is the snapshot there?
+    /// Is the snapshot there, with an undamaged table of owners?
     pub fn has_snapshot(&self, id: &SnapshotId) -> bool {
-        id.is_safe() && self.snapshot_dir(id).join("fs").is_dir()
+        let base = self.snapshot_dir(id);
+        if !id.is_safe() || !base.join("fs").is_dir() {
+            return false;
+        }
+        match fs::read(base.join("owners")) {
+            Ok(bytes) => unseal(&bytes).is_some(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
     }
 
     /// The layer a snapshot was packed into before, with the same options (`variant`).
     pub fn packed(&self, id: &SnapshotId, variant: &str) -> Option<Packed> {
         let bytes = fs::read(self.snapshot_dir(id).join(format!("packed-{variant}"))).ok()?;
-        let packed: Packed = serde_json::from_slice(&bytes).ok()?;
+        let packed: Packed = serde_json::from_slice(unseal(&bytes)?).ok()?;
         // One that was cut short is packed again.
         let blob = self.store.blob_path(&packed.digest);
         fs::metadata(blob).is_ok_and(|meta| meta.len() == packed.size).then_some(packed)
@@ -236,17 +268,52 @@ impl State {
 
     /// Remembers a packed layer.
     pub fn set_packed(&self, id: &SnapshotId, variant: &str, packed: &Packed) -> Result<(), StateError> {
-        self.write_atomically(&self.snapshot_dir(id).join(format!("packed-{variant}")), &serde_json::to_vec(packed).unwrap_or_default())
+        let bytes = seal(&serde_json::to_vec(packed).unwrap_or_default());
+        self.write_atomically(&self.snapshot_dir(id).join(format!("packed-{variant}")), &bytes)
+    }
+
+    /// Marks of the secrets that a snapshot was searched for, and does not hold.
+    pub fn searched(&self, id: &SnapshotId) -> BTreeSet<String> {
+        fs::read(self.snapshot_dir(id).join("searched")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    /// Remembers them.
+    pub fn set_searched(&self, id: &SnapshotId, marks: &BTreeSet<String>) -> Result<(), StateError> {
+        self.write_atomically(&self.snapshot_dir(id).join("searched"), &serde_json::to_vec(marks).unwrap_or_default())
+    }
+
+    /// Key of those marks: random, of this state folder, readable by its owner alone.
+    pub fn leak_key(&self) -> Result<[u8; 32], StateError> {
+        let path = self.root.join("leak-key");
+        if let Ok(Ok(key)) = fs::read(&path).map(<[u8; 32]>::try_from) {
+            return Ok(key);
+        }
+        let key = random::<32>();
+        self.write_atomically_as(&path, &key, 0o600)?;
+        Ok(key)
     }
 
     /// Reads a cache record.
     pub fn read_record(&self, name: &str) -> Option<Vec<u8>> {
-        fs::read(self.ids.join("cache").join(name)).ok()
+        let bytes = fs::read(self.ids.join("cache").join(name)).ok()?;
+        unseal(&bytes).map(<[u8]>::to_vec)
+    }
+
+    /// Says that a cache record was of use; what was not for long is pruned first.
+    pub fn touch_record(&self, name: &str) {
+        let path = self.ids.join("cache").join(name);
+        let old = |time: std::time::SystemTime| time.elapsed().is_ok_and(|age| age > TOUCH);
+        // Not worth a write more often, and a disk that cannot be written is no reason to fail.
+        if fs::metadata(&path).and_then(|meta| meta.modified()).is_ok_and(old) {
+            let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+            let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
+            let _ = rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty());
+        }
     }
 
     /// Writes a cache record.
     pub fn write_record(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
-        self.write_atomically(&self.ids.join("cache").join(name), bytes)
+        self.write_atomically(&self.ids.join("cache").join(name), &seal(bytes))
     }
 
     /// Folder that holds the traces.
@@ -262,16 +329,22 @@ impl State {
     /// Says where a blob that is not in the store can be had.
     pub fn set_origin(&self, blob: &Digest, origin: &Reference) -> Result<(), StateError> {
         let path = self.root.join("origins").join(blob.hex());
-        let text = origin.to_string();
-        if fs::read_to_string(&path).is_ok_and(|old| old == text) {
+        let bytes = seal(origin.to_string().as_bytes());
+        if fs::read(&path).is_ok_and(|old| old == bytes) {
             return Ok(());
         }
-        self.write_atomically(&path, text.as_bytes())
+        self.write_atomically(&path, &bytes)
+    }
+
+    /// Folder that holds the origins.
+    pub fn origins_dir(&self) -> PathBuf {
+        self.root.join("origins")
     }
 
     /// Where a blob can be had.
     pub fn origin(&self, blob: &Digest) -> Option<Reference> {
-        fs::read_to_string(self.root.join("origins").join(blob.hex())).ok()?.parse().ok()
+        let bytes = fs::read(self.root.join("origins").join(blob.hex())).ok()?;
+        std::str::from_utf8(unseal(&bytes)?).ok()?.parse().ok()
     }
 
     /// Waits until no other process uses this state folder, and keeps it alone until the guard is dropped.
@@ -298,7 +371,7 @@ impl State {
         entries
             .flatten()
             .filter(|entry| entry.file_name().to_string_lossy().starts_with("packed-"))
-            .filter_map(|entry| serde_json::from_slice::<Packed>(&fs::read(entry.path()).ok()?).ok())
+            .filter_map(|entry| serde_json::from_slice::<Packed>(unseal(&fs::read(entry.path()).ok()?)?).ok())
             .map(|packed| packed.digest)
             .collect()
     }
@@ -313,8 +386,13 @@ impl State {
     }
 
     fn write_atomically(&self, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+        self.write_atomically_as(path, bytes, 0o666)
+    }
+
+    fn write_atomically_as(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateError> {
         let temporary = self.build.dir.join(format!("file-{}", self.build.next.fetch_add(1, Ordering::Relaxed)));
-        fs::write(&temporary, bytes).map_err(io_error("write", &temporary))?;
+        let file = File::options().write(true).create_new(true).mode(mode).open(&temporary);
+        file.and_then(|mut file| file.write_all(bytes)).map_err(io_error("write", &temporary))?;
         fs::rename(&temporary, path).map_err(io_error("write", path))
     }
 }
@@ -349,14 +427,27 @@ impl Drop for WorkDir {
 
 fn check_version(root: &Path) -> Result<(), StateError> {
     let path = root.join("version");
-    match fs::read_to_string(&path) {
-        Ok(text) if text == VERSION => Ok(()),
-        // An empty file is one that a full disk or a kill cut short.
-        Ok(text) if !text.is_empty() => Err(StateError::Version { path: root.to_owned(), found: text.trim().to_owned() }),
-        Ok(_) => fs::write(&path, VERSION).map_err(io_error("write", &path)),
+    match fs::read(&path) {
+        Ok(text) if text == VERSION.as_bytes() => Ok(()),
+        Ok(text) => match std::str::from_utf8(&text).map(|text| (text.trim(), text.trim().parse::<u32>())) {
+            Ok((found, Ok(_))) => Err(StateError::Version { path: root.to_owned(), found: found.to_owned() }),
+            // No number: a full disk, a kill or a bad disk. Whatever else is damaged shows when it is read.
+            _ => fs::write(&path, VERSION).map_err(io_error("write", &path)),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => fs::write(&path, VERSION).map_err(io_error("write", &path)),
         Err(source) => Err(StateError::Io { action: "read", path, source }),
     }
+}
+
+/// The bytes with their SHA-256 before them.
+fn seal(bytes: &[u8]) -> Vec<u8> {
+    [Digest::of(bytes).hex().as_bytes(), b"\n", bytes].concat()
+}
+
+/// What was sealed; `None` when it was damaged.
+pub(crate) fn unseal(bytes: &[u8]) -> Option<&[u8]> {
+    let (seal, rest) = bytes.split_at_checked(65)?;
+    (seal[64] == b'\n' && Digest::of(rest).hex().as_bytes() == &seal[..64]).then_some(rest)
 }
 
 fn lock_file(path: &Path) -> Result<File, StateError> {
@@ -389,11 +480,16 @@ fn open_work(tmp: &Path) -> Result<Work, StateError> {
     }
 }
 
-fn unique_name() -> String {
-    let mut bytes = [0; 12];
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
     if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).is_err() {
         let _ = File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes));
     }
+    bytes
+}
+
+fn unique_name() -> String {
+    let bytes = random::<12>();
     Digest::from_bytes({
         let mut whole = [0; 32];
         whole[..12].copy_from_slice(&bytes);
@@ -430,11 +526,49 @@ mod tests {
     }
 
     #[test]
+    fn damaged_files_count_as_missing() {
+        let root = tempfile::tempdir().unwrap();
+        let state = State::open(root.path(), None).unwrap();
+        let owners = Owners::from([("a".into(), Owner { uid: 5, gid: 6, node: None })]);
+        let commit = || {
+            let work = state.work_dir().unwrap();
+            work.subdir("fs").unwrap();
+            state.commit(work, Some(SnapshotId("layer-1".into())), &owners).unwrap()
+        };
+        let id = commit();
+        state.write_record("r", b"record").unwrap();
+        state.set_origin(&Digest::of(b""), &"r.example/a:1".parse().unwrap()).unwrap();
+        assert!(state.has_snapshot(&id) && state.read_record("r").is_some() && state.origin(&Digest::of(b"")).is_some());
+        let snapshot = root.path().join("recorded/snapshots/layer-1");
+        for file in [snapshot.join("owners"), root.path().join("recorded/cache/r"), state.origins_dir().join(Digest::of(b"").hex())] {
+            let whole = fs::read(&file).unwrap();
+            for at in [0, 64, 66] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 1;
+                fs::write(&file, &bytes).unwrap();
+                let intact = [state.has_snapshot(&id), state.read_record("r").is_some(), state.origin(&Digest::of(b"")).is_some()];
+                assert_eq!(intact.iter().filter(|whole| !**whole).count(), 1, "{} byte {at}", file.display());
+            }
+            fs::write(&file, whole).unwrap();
+        }
+        // Made again, it takes the place of the damaged one.
+        fs::write(snapshot.join("owners"), "[").unwrap();
+        assert!(!state.has_snapshot(&id) && state.layer_dir(&id).unwrap().is_none());
+        commit();
+        assert_eq!(*state.layer_dir(&id).unwrap().unwrap().owners, owners);
+    }
+
+    #[test]
     fn other_versions_are_refused() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("version"), "99\n").unwrap();
         let error = State::open(root.path(), None).unwrap_err();
         assert!(matches!(&error, StateError::Version { found, .. } if found == "99"), "{error}");
+        for damaged in [&b""[..], b"\0\0", b"\xb1\n", b"q\n"] {
+            fs::write(root.path().join("version"), damaged).unwrap();
+            State::open(root.path(), None).unwrap();
+            assert_eq!(fs::read_to_string(root.path().join("version")).unwrap(), VERSION);
+        }
     }
 
     #[test]

@@ -179,6 +179,44 @@ fn prune_leaves_a_state_that_builds() {
 }
 
 #[test]
+fn prune_takes_what_was_used_longest_ago() {
+    use std::time::{Duration, SystemTime};
+    let bench = Bench::new(&[("x", "1"), ("z", "2")]);
+    let named = |dockerfile: &str, name: &str| {
+        let built = bench.build(dockerfile).unwrap();
+        bench.engine().store().tag(&name.parse().unwrap(), &built.target).unwrap();
+    };
+    named(TWO_STAGES, "old");
+    let root = bench.root.path();
+    std::fs::write(root.join("recorded/traces/of-another"), "").unwrap();
+    let old = SystemTime::now() - Duration::from_hours(100);
+    for dir in ["recorded/cache", "recorded/traces", "store/images"] {
+        for entry in std::fs::read_dir(root.join(dir)).unwrap().flatten() {
+            std::fs::File::options().write(true).open(entry.path()).unwrap().set_modified(old).unwrap();
+        }
+    }
+    named("FROM scratch\nCOPY z /new\n", "new");
+    let names = || bench.engine().store().images().unwrap().iter().map(|(name, _)| name.familiar()).collect::<Vec<_>>();
+    let prune = |all, keep_bytes, hours: Option<u64>| {
+        let options = PruneOptions { all, keep_bytes, filter_until: hours.map(Duration::from_hours) };
+        bench.engine().prune(&options).unwrap().bytes
+    };
+    let traces = || std::fs::read_dir(root.join("recorded/traces")).unwrap().count();
+    let traced = traces();
+    assert_eq!((prune(true, None, Some(200)), names()), (0, vec!["new:latest".to_owned(), "old:latest".into()]));
+    let whole = bench.engine().disk_usage().unwrap().total();
+    assert_eq!(prune(true, Some(whole), None), 0);
+    assert!(prune(true, Some(whole - 1), None) > 0);
+    assert!(bench.engine().disk_usage().unwrap().total() < whole);
+    prune(true, None, Some(24));
+    assert_eq!(names(), ["new:latest"], "the old name went by its age");
+    assert!(traces() + 1 == traced);
+    assert_eq!(bench.build("FROM scratch\nCOPY z /new\n").unwrap().ran, 0, "the young record stayed");
+    prune(true, None, None);
+    assert_eq!((names(), traces()), (vec![], 0));
+}
+
+#[test]
 fn a_snapshot_removed_behind_our_back_is_built_again() {
     let bench = Bench::new(&[("x", "1"), ("z", "2")]);
     bench.build(TWO_STAGES).unwrap();

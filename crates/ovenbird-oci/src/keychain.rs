@@ -67,6 +67,19 @@ pub enum Credential {
     RegistryToken(Secret),
 }
 
+impl Credential {
+    /// Every form in which it is written down or sent.
+    pub fn forms(&self) -> Vec<Vec<u8>> {
+        match self {
+            Self::Password { username, password } => {
+                let pair = BASE64.encode(format!("{username}:{}", password.expose()));
+                vec![password.expose().into(), pair.trim_end_matches('=').into()]
+            }
+            Self::IdentityToken(token) | Self::RegistryToken(token) => vec![token.expose().into()],
+        }
+    }
+}
+
 /// What can go wrong with credentials.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -174,6 +187,11 @@ impl Keychain {
             }
         }
         Ok(None)
+    }
+
+    /// What stands in the files themselves, without asking any helper.
+    pub fn recorded(&self, registry: &str, repository: &str) -> Option<Credential> {
+        self.files().find_map(|path| from_auths(&read(&path).ok()??, &path, registry, repository).ok()?)
     }
 
     /// Keeps name and password: with the helper that is configured for the registry, else in the first file, which is replaced

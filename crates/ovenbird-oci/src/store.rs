@@ -125,10 +125,16 @@ impl Store {
             fs::create_dir_all(&path).map_err(io_error("make", &path))?;
         }
         let path = dir.join("version");
-        match fs::read_to_string(&path) {
-            Ok(text) if text.trim() == VERSION.to_string() => {}
+        match fs::read(&path) {
+            Ok(text) if text.trim_ascii() == VERSION.to_string().as_bytes() => {}
             Ok(text) => {
-                let found: String = text.trim().chars().take(20).collect();
+                let found = String::from_utf8_lossy(&text).trim().to_owned();
+                if found.parse::<u32>().is_err() {
+                    // No number: a full disk, a kill or a bad disk. Blobs and names show their own damage.
+                    store.replace(&path, format!("{VERSION}\n").as_bytes())?;
+                    store.remove_leftovers()?;
+                    return Ok(store);
+                }
                 let reason = format!("it says format {found:?} and this program knows {VERSION}; use the newer program or another --root");
                 return Err(StoreError::Format { path, reason });
             }
@@ -330,7 +336,8 @@ impl Store {
         File::open(&self.dir).and_then(|dir| rustix::fs::syncfs(&dir).map_err(Into::into)).map_err(error)
     }
 
-    fn image_path(&self, name: &Reference) -> PathBuf {
+    /// File that holds a name; its time is when the name was given.
+    pub fn image_path(&self, name: &Reference) -> PathBuf {
         self.dir.join("images").join(format!("{}.json", Digest::of(name.to_string().as_bytes()).hex()))
     }
 
@@ -346,12 +353,8 @@ impl Store {
                 let reason = "it names another image or is of another version; remove it and name the image again".into();
                 Err(StoreError::Format { path: path.to_owned(), reason })
             }
-            // What a crash leaves of a name that never reached the disk: as if it had not been given.
-            Err(_) if bytes.iter().all(|&b| b == 0) => Ok(None),
-            Err(e) => {
-                let reason = format!("{e}; remove it and name the image again");
-                Err(StoreError::Format { path: path.to_owned(), reason })
-            }
+            // What a crash leaves of a name that never reached the disk, or a bad disk: as if it had not been given.
+            Err(_) => Ok(None),
         }
     }
 
@@ -595,10 +598,12 @@ mod tests {
         assert!(matches!(store.tag(&name(&format!("a@{one}")), &descriptor(one)), Err(StoreError::Untagged { .. })));
         assert!(store.untag(&name("a")).unwrap());
         assert!(!store.untag(&name("a")).unwrap());
-        fs::write(store.image_path(&name("b")), "{").unwrap();
-        assert!(store.images().unwrap_err().to_string().contains("name the image again"));
-        fs::write(store.image_path(&name("b")), "").unwrap();
-        assert_eq!(store.images().unwrap(), []);
+        for damaged in ["{", "", "\0\0"] {
+            fs::write(store.image_path(&name("b")), damaged).unwrap();
+            assert_eq!(store.images().unwrap(), [], "{damaged:?}");
+        }
+        fs::write(store.dir().join("version"), "\u{fffd}").unwrap();
+        Store::open(dir.path()).unwrap();
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use ovenbird_engine::Event;
+
 use crate::builder::{Builder, Image, Job};
 use crate::error::{Error, Kind};
 use crate::report::{self, BuildReport, PlatformReport, Timings};
@@ -98,12 +100,24 @@ impl<B: Builder> Driver for LocalDriver<B> {
             source::fetch(request, &self.temp, &mut **stdin)?
         };
         timings.source = start.elapsed();
-        let start = Instant::now();
-        let image = self.builder.build(&tree, request, job)?;
-        timings.build = start.elapsed();
-        let start = Instant::now();
-        let (names, pushed) = self.deliver(&image, request, job)?;
-        timings.export = start.elapsed();
+        let once = |timings: &mut Timings| {
+            let start = Instant::now();
+            let image = self.builder.build(&tree, request, job)?;
+            timings.build += start.elapsed();
+            let start = Instant::now();
+            let delivered = self.deliver(&image, request, job);
+            timings.export += start.elapsed();
+            delivered.map(|(names, pushed)| (image, names, pushed))
+        };
+        let (image, names, pushed) = match once(&mut timings) {
+            // What is on standard output already cannot be taken back.
+            Err(error) if error.is_damage() && !request.outputs.iter().any(Output::uses_stdout) => {
+                let message = format!("{error}; the image is built again");
+                job.sink.emit(Event::Warning { code: "corrupt-blob".into(), message, line: None });
+                once(&mut timings)?
+            }
+            done => done?,
+        };
         Ok(BuildReport {
             version: report::VERSION,
             digest: image.target.digest,
@@ -137,7 +151,7 @@ mod tests {
 
     /// Writes down what it is told to do.
     #[derive(Default)]
-    struct Recorder(Mutex<Vec<String>>);
+    struct Recorder(Mutex<Vec<String>>, Mutex<usize>);
 
     impl Recorder {
         fn say(&self, text: String) {
@@ -167,6 +181,13 @@ mod tests {
         }
         fn publish(&self, _: &Image, to: &[Reference], _: &Job) -> Result<(), Error> {
             self.say(format!("push {}", list(to)));
+            let mut damages = self.1.lock().unwrap();
+            if *damages > 0 {
+                *damages -= 1;
+                let mut error = Error::new(Kind::Configuration, "blob x is corrupt");
+                error.detail = Some(Box::new(crate::error::Detail::Damage));
+                return Err(error);
+            }
             Ok(())
         }
         fn export(&self, _: &Image, output: &OutputKind, names: &[Reference], _: &Job) -> Result<(), Error> {
@@ -202,6 +223,28 @@ mod tests {
                 Err(error) => format!("! {error}"),
             };
             assert!(got.starts_with(expect), "{names:?} {outputs:?}: {got}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_blob_is_made_again_once() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("Dockerfile"), "X").unwrap();
+        for (damages, outputs, expect) in [
+            (1, &["type=registry"][..], "build X; name a:latest; push a:latest; build X; name a:latest; push a:latest"),
+            (2, &["type=registry"], "! blob x is corrupt"),
+            (1, &["type=oci,dest=-", "type=registry"], "! blob x is corrupt"),
+        ] {
+            let mut request = BuildRequest::new(Source::Path(dir.path().into()));
+            request.names = vec!["a".into()];
+            request.outputs = outputs.iter().map(|o| o.parse().unwrap()).collect();
+            let driver = LocalDriver::new(Recorder(Mutex::default(), Mutex::new(damages)), dir.path(), io::empty());
+            let job = Job { sink: Arc::new(Silent), cancel: Cancel::default() };
+            let got = match driver.run(&request, &job) {
+                Ok(_) => driver.builder().0.lock().unwrap().join("; "),
+                Err(error) => format!("! {error}"),
+            };
+            assert_eq!(got, expect, "{damages} {outputs:?}");
         }
     }
 

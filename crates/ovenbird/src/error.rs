@@ -28,7 +28,7 @@ pub enum Kind {
     Registry,
     /// This machine does not allow what a step needs.
     Sandbox,
-    /// A plugin said no.
+    /// A plugin or the leak gate said no.
     Veto,
     /// A driver, a remote worker or a Docker Engine failed.
     Driver,
@@ -97,6 +97,8 @@ pub enum Detail {
         /// Last lines of output, oldest first.
         tail: Vec<String>,
     },
+    /// A blob of the state directory was damaged: another build makes or fetches it again.
+    Damage,
     /// An instruction that failed without running anything.
     Instruction {
         /// Its first line, from 1.
@@ -146,6 +148,11 @@ impl Error {
     /// Something asked for that is refused by name.
     pub fn refused(option: &str, reason: impl fmt::Display) -> Self {
         Self::new(Kind::Usage, format!("{option} is not supported: {reason}"))
+    }
+
+    /// Was a blob of the state directory damaged, and will another build make it again?
+    pub fn is_damage(&self) -> bool {
+        matches!(self.detail.as_deref(), Some(Detail::Damage))
     }
 
     /// Adds a hint.

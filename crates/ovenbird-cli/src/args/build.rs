@@ -43,6 +43,9 @@ pub(crate) struct BuildArgs {
     /// Secret for RUN --mount=type=secret: `id=token,src=FILE` or `id=token,env=NAME`. Never in a layer, the cache or a log
     #[arg(long = "secret", value_name = "id=ID[,src=FILE|,env=NAME]")]
     secrets: Vec<SecretSpec>,
+    /// Let this secret (its id), or the password for this registry, be in the image: without it such an image is refused with code 9
+    #[arg(long = "allow-leak", value_name = "ID|REGISTRY")]
+    allow_leak: Vec<String>,
     /// Ssh agent for RUN --mount=type=ssh: `default` (SSH_AUTH_SOCK) or ID=SOCKET
     #[arg(long = "ssh", value_name = "default|ID[=SOCKET]")]
     ssh: Vec<SshSpec>,
@@ -233,6 +236,7 @@ impl BuildArgs {
             pull: self.pull,
             outputs: self.outputs()?,
             secrets: self.secrets.clone(),
+            allow_leak: self.allow_leak.clone(),
             ssh: self.ssh.clone(),
             network: self.network,
             add_hosts: self.add_hosts.clone(),
@@ -299,6 +303,7 @@ mod tests {
             (". --target s", "target: Some(\"s\")"),
             (". --platform linux/amd64,linux/arm64", "\"arm64\""),
             (". --secret id=a,env=SECRET", "secrets: [SecretSpec { id: \"a\", origin: Env(\"SECRET\") }]"),
+            (". --allow-leak a --allow-leak r.io:5000", "allow_leak: [\"a\", \"r.io:5000\"]"),
             (". --ssh default", "ssh: [SshSpec { id: \"default\", socket: None }]"),
             (". --label a=b --label c", "labels: {\"a\": \"b\", \"c\": \"\"}"),
             (". --annotation a=b --annotation manifest:c=d", "annotations: {\"a\": \"b\", \"c\": \"d\"}"),

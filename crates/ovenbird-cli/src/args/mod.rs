@@ -17,7 +17,7 @@ use crate::commands;
 #[derive(Debug, Parser)]
 #[command(name = "ovenbird", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Exit codes: 0 ok, 1 bug, 2 usage, 3 configuration, 4 Dockerfile, 5 source, 6 a step exited non-zero, 7 registry \
-or authentication, 8 sandbox not possible here, 9 plugin veto, 10 driver or remote, 130 cancelled.")]
+or authentication, 8 sandbox not possible here, 9 veto (a plugin, or a secret in the image), 10 driver or remote, 130 cancelled.")]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,

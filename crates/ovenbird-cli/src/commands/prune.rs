@@ -18,7 +18,7 @@ pub(crate) struct PruneArgs {
     #[arg(short, long)]
     all: bool,
     /// Keep this much, the most recently used first
-    #[arg(long, visible_alias = "max-used-space", value_name = "BYTES")]
+    #[arg(long, visible_aliases = ["max-used-space", "reserved-space"], value_name = "BYTES")]
     keep_storage: Option<ByteSize>,
     /// `until=24h`: only what was not used for that long
     #[arg(long, value_name = "until=DURATION", value_parser = until)]

@@ -10,6 +10,7 @@ use ovenbird_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform};
 use crate::cache::{self, Link};
 use crate::error::BuildError;
 use crate::event::Event;
+use crate::export::leak::Gate;
 use crate::ops::{Session, image};
 use crate::plan::Plan;
 use crate::state::SnapshotId;
@@ -27,8 +28,8 @@ pub struct Assembled {
 
 /// Makes the image of a solved plan. Its times are those of its steps, so an unchanged build gives the same image; with a fixed time they
 /// are all that time.
-pub fn assemble(session: &Session, plan: &Plan, chain: &[Link]) -> Result<Assembled, BuildError> {
-    let Parts { layers, diff_ids, inherited, created } = parts(session, chain)?;
+pub fn assemble(session: &Session, gate: &Gate, plan: &Plan, chain: &[Link]) -> Result<Assembled, BuildError> {
+    let Parts { layers, diff_ids, inherited, created } = parts(session, gate, chain)?;
     let fixed = session.input.source_date_epoch.map(rfc3339);
     let base_created = plan.base.as_ref().and_then(|base| base.config.created.clone());
     let mut latest = fixed.clone().or(base_created).unwrap_or_else(|| rfc3339(0));
@@ -57,6 +58,8 @@ pub fn assemble(session: &Session, plan: &Plan, chain: &[Link]) -> Result<Assemb
         });
     }
     config.created = Some(latest);
+    gate.check_document("config", &config)?;
+    gate.check_document("annotations", &session.input.annotations)?;
     let docker = session.input.docker_media_types;
     let config_digest = write_json(session, &config)?;
     let manifest = Manifest {
@@ -101,7 +104,7 @@ struct Parts {
     created: Vec<i64>,
 }
 
-fn parts(session: &Session, chain: &[Link]) -> Result<Parts, BuildError> {
+fn parts(session: &Session, gate: &Gate, chain: &[Link]) -> Result<Parts, BuildError> {
     let mut parts = Parts::default();
     for link in chain {
         session.check_stop()?;
@@ -116,7 +119,7 @@ fn parts(session: &Session, chain: &[Link]) -> Result<Parts, BuildError> {
                 parts.diff_ids.extend(config.rootfs.diff_ids);
             }
             Link::Diff { id, created } => {
-                let packed = pack(session, id)?;
+                let packed = pack(session, gate, id)?;
                 parts.layers.push(Descriptor {
                     media_type: layer_media_type(&packed.media_type, session.input.docker_media_types),
                     digest: packed.digest,
@@ -142,7 +145,7 @@ fn layer_media_type(media_type: &str, docker: bool) -> String {
     }
 }
 
-fn pack(session: &Session, id: &SnapshotId) -> Result<Packed, BuildError> {
+fn pack(session: &Session, gate: &Gate, id: &SnapshotId) -> Result<Packed, BuildError> {
     let options = PackOptions { compression: session.input.compression, mtime: session.input.source_date_epoch, threads: threads() };
     let compression = match options.compression {
         Compression::None => "tar".to_owned(),
@@ -153,13 +156,25 @@ fn pack(session: &Session, id: &SnapshotId) -> Result<Packed, BuildError> {
         Some(time) => format!("{compression}-{time}"),
         None => compression,
     };
-    if let Some(packed) = session.state.packed(id, &variant) {
-        return Ok(packed);
+    let cached = session.state.packed(id, &variant);
+    let unsearched = gate.unsearched(session.state, id);
+    if let (Some(packed), None) = (&cached, &unsearched) {
+        return Ok(packed.clone());
     }
     let layer = session.state.layer_dir(id)?.ok_or_else(|| BuildError::Malformed {
         digest: id.as_str().to_owned(),
         reason: "its files were removed while the build ran".into(),
     })?;
+    let failed = |source| BuildError::Layer { layer: id.as_str().to_owned(), source };
+    if let (Some(packed), Some((needles, places))) = (cached, unsearched) {
+        let mut found = layer::search(&layer.dir, &layer.owners, &needles).map_err(failed)?;
+        for found in &mut found {
+            found.needle = places[found.needle];
+        }
+        gate.check_layer(&packed.digest, &found)?;
+        gate.passed(session.state, id)?;
+        return Ok(packed);
+    }
     let event = |current, total, done| Event::Progress {
         id: format!("packing {}", id.as_str()),
         label: "packing layer".into(),
@@ -168,10 +183,12 @@ fn pack(session: &Session, id: &SnapshotId) -> Result<Packed, BuildError> {
         done,
     };
     session.sink.emit(event(0, None, false));
-    let packed = layer::pack(&layer.dir, &layer.owners, &options, session.state.store())
-        .map_err(|source| BuildError::Layer { layer: id.as_str().to_owned(), source })?;
+    let (packed, found) =
+        layer::pack_searched(&layer.dir, &layer.owners, &options, session.state.store(), gate.needles()).map_err(failed)?;
     session.sink.emit(event(packed.size, Some(packed.size), true));
     session.state.set_packed(id, &variant, &packed)?;
+    gate.check_layer(&packed.digest, &found)?;
+    gate.passed(session.state, id)?;
     Ok(packed)
 }
 

@@ -1,4 +1,5 @@
 //! Snapshots to images, images to files.
 
 pub mod assemble;
+pub mod leak;
 pub mod output;

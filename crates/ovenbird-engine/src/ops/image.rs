@@ -45,7 +45,8 @@ pub fn resolve(session: &Session, request: &ImageRequest) -> Result<ResolvedImag
         _ if pull == PullPolicy::Always => None,
         // The name says its digest: what is damaged is fetched below.
         Err(StoreError::Corrupt { .. }) => None,
-        other => other?.map(|found| found.digest),
+        // A name whose image is gone says nothing.
+        other => other?.map(|found| found.digest).filter(|digest| store.blob_path(digest).exists()),
     };
     let known = local.or_else(|| reference.digest().copied().filter(|digest| store.has(digest)));
     let (media_type, bytes, digest) = match known {

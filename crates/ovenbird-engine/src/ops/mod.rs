@@ -106,7 +106,7 @@ impl<'a> Session<'a> {
             runtime,
             input,
             contexts,
-            stat_cache: FileStatCache::new(state.stat_cache()),
+            stat_cache: FileStatCache::new(state.stat_cache(), state.temporary()),
             sink,
             stop,
             slots: Slots::new(input.parallelism.max(1)),

@@ -72,13 +72,15 @@ struct Table {
 #[derive(Debug)]
 pub struct FileStatCache {
     file: PathBuf,
+    /// Where the new file is written.
+    aside: PathBuf,
     table: Mutex<Option<Table>>,
 }
 
 impl FileStatCache {
-    /// Kept in `file`, which need not exist.
-    pub fn new(file: impl Into<PathBuf>) -> Self {
-        Self { file: file.into(), table: Mutex::new(None) }
+    /// Kept in `file`, which need not exist. It is written in the folder `aside` of the same file system, and moved.
+    pub fn new(file: impl Into<PathBuf>, aside: impl Into<PathBuf>) -> Self {
+        Self { file: file.into(), aside: aside.into(), table: Mutex::new(None) }
     }
 
     /// Writes the file atomically (a new file takes the old one's place) when something changed.
@@ -86,8 +88,7 @@ impl FileStatCache {
     pub fn save(&self) -> io::Result<()> {
         let mut guard = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(table) = guard.as_mut().filter(|t| t.changed) else { return Ok(()) };
-        let folder = self.file.parent().unwrap_or(Path::new("."));
-        let mut new = tempfile::NamedTempFile::new_in(folder)?;
+        let mut new = tempfile::NamedTempFile::new_in(&self.aside)?;
         // The file system's own clock is the one that stamps are compared with.
         let now = new.as_file().metadata()?.mtime();
         table.records.retain(|_, r| {
@@ -200,14 +201,14 @@ mod tests {
         let file = dir.path().join("stat");
         let digest = Digest::of(b"abc");
         let now = fs::metadata(dir.path()).unwrap().mtime();
-        let cache = FileStatCache::new(&file);
+        let cache = FileStatCache::new(&file, dir.path());
         cache.put(Path::new("/a"), &entry(1, now - 100), (now - 100, 0), digest);
         cache.put(Path::new("/young mtime"), &entry(2, now), (now - 100, 0), digest);
         cache.put(Path::new("/young ctime"), &entry(3, now - 100), (now, 0), digest);
         assert_eq!(cache.get(Path::new("/young mtime"), &entry(2, now), (now - 100, 0)), Some(digest));
         cache.save().unwrap();
 
-        let again = FileStatCache::new(&file);
+        let again = FileStatCache::new(&file, dir.path());
         assert_eq!(again.get(Path::new("/a"), &entry(1, now - 100), (now - 100, 0)), Some(digest));
         for (what, path, meta, ctime) in [
             ("other inode", "/a", entry(9, now - 100), now - 100),
@@ -226,9 +227,9 @@ mod tests {
             let mut bad = good.clone();
             bad[at] ^= 1;
             fs::write(&file, &bad).unwrap();
-            assert_eq!(FileStatCache::new(&file).get(Path::new("/a"), &entry(1, now - 100), (now - 100, 0)), None, "byte {at}");
+            assert_eq!(FileStatCache::new(&file, dir.path()).get(Path::new("/a"), &entry(1, now - 100), (now - 100, 0)), None, "byte {at}");
         }
         fs::write(&file, &good[..good.len() - 5]).unwrap();
-        assert_eq!(FileStatCache::new(&file).get(Path::new("/a"), &entry(1, now - 100), (now - 100, 0)), None);
+        assert_eq!(FileStatCache::new(&file, dir.path()).get(Path::new("/a"), &entry(1, now - 100), (now - 100, 0)), None);
     }
 }

@@ -13,6 +13,7 @@ use crate::digest::Hasher;
 use crate::image::media;
 use crate::store::{Partial, Store};
 
+use super::pack::Sink;
 use super::{Compression, LayerError, Packed};
 
 /// Uncompressed bytes of a gzip member, and of a write when nothing is compressed.
@@ -110,31 +111,6 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    /// Room for the next bytes, never empty; tell with [`advance`](Self::advance) how much of it was filled.
-    pub(super) fn room(&mut self) -> Result<&mut [u8], LayerError> {
-        if self.filled == self.buffer.len() {
-            self.flush()?;
-        }
-        Ok(&mut self.buffer[self.filled..])
-    }
-
-    /// The first `n` bytes of the room are filled.
-    pub(super) fn advance(&mut self, n: usize) {
-        self.filled += n;
-    }
-
-    /// Adds bytes.
-    pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<(), LayerError> {
-        while !bytes.is_empty() {
-            let room = self.room()?;
-            let n = room.len().min(bytes.len());
-            room[..n].copy_from_slice(&bytes[..n]);
-            self.advance(n);
-            bytes = &bytes[n..];
-        }
-        Ok(())
-    }
-
     fn flush(&mut self) -> Result<(), LayerError> {
         let length = std::mem::take(&mut self.filled);
         if length == 0 {
@@ -174,6 +150,30 @@ impl Feed {
         self.flush()?;
         while !self.pending.is_empty() {
             self.collect()?;
+        }
+        Ok(())
+    }
+}
+
+impl Sink for Feed {
+    fn room(&mut self) -> Result<&mut [u8], LayerError> {
+        if self.filled == self.buffer.len() {
+            self.flush()?;
+        }
+        Ok(&mut self.buffer[self.filled..])
+    }
+
+    fn advance(&mut self, n: usize) {
+        self.filled += n;
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), LayerError> {
+        while !bytes.is_empty() {
+            let room = self.room()?;
+            let n = room.len().min(bytes.len());
+            room[..n].copy_from_slice(&bytes[..n]);
+            self.advance(n);
+            bytes = &bytes[n..];
         }
         Ok(())
     }

@@ -8,6 +8,7 @@
 
 mod compress;
 mod pack;
+mod search;
 pub mod tar;
 mod unpack;
 mod walk;
@@ -26,7 +27,8 @@ use serde::{Deserialize, Serialize};
 use crate::Digest;
 use crate::store::{StoreError, remedy};
 
-pub use pack::pack;
+pub use pack::{pack, pack_searched, search};
+pub use search::{Found, Needles};
 pub use unpack::{Lower, extract, unpack};
 pub(crate) use unpack::{decompress, root_parts};
 pub use walk::remove;

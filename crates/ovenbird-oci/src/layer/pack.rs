@@ -12,23 +12,68 @@ use rustix::io::Errno;
 
 use crate::store::Store;
 
-use super::compress::{Feed, compress};
+use super::compress::compress;
+use super::search::{Found, Needles, Watch};
 use super::tar::{self, Header, Kind};
 use super::walk::{FOLDER, Walk, open_lent};
 use super::{CAPABILITY, LayerError, MAX_PATH, Owner, Owners, PackOptions, Packed, STASHED_CAPABILITY};
 
 /// Packs the diff folder into a blob of `store`: sorted, PAX, hard links kept, whiteouts turned into OCI form.
 pub fn pack(dir: &Path, owners: &Owners, options: &PackOptions, store: &Store) -> Result<Packed, LayerError> {
-    compress(options.compression, options.threads, store, |feed| {
-        Packer { root: dir, owners, mtime: options.mtime, links: HashMap::new(), head: vec![], list: vec![0; 4096], value: vec![] }
-            .run(feed)
-    })
+    pack_searched(dir, owners, options, store, &Needles::default()).map(|(packed, _)| packed)
 }
 
-struct Packer<'a> {
+/// The same, and says which of the needles went into the layer, and where. Nothing is read twice.
+pub fn pack_searched(
+    dir: &Path,
+    owners: &Owners,
+    options: &PackOptions,
+    store: &Store,
+    needles: &Needles,
+) -> Result<(Packed, Vec<Found>), LayerError> {
+    let mut watch = Watch::new(needles);
+    let packed =
+        compress(options.compression, options.threads, store, |feed| Packer::new(dir, owners, options.mtime, &mut watch).run(feed))?;
+    Ok((packed, watch.found()))
+}
+
+/// Looks for the needles in what [`pack`] would pack, and packs nothing.
+pub fn search(dir: &Path, owners: &Owners, needles: &Needles) -> Result<Vec<Found>, LayerError> {
+    let mut watch = Watch::new(needles);
+    Packer::new(dir, owners, None, &mut watch).run(&mut Nowhere(vec![0; 256 * 1024]))?;
+    Ok(watch.found())
+}
+
+/// Where a tar goes, in order.
+pub(super) trait Sink {
+    /// Room for the next bytes, never empty; tell with [`advance`](Self::advance) how much of it was filled.
+    fn room(&mut self) -> Result<&mut [u8], LayerError>;
+    /// The first `n` bytes of the room are filled.
+    fn advance(&mut self, n: usize);
+    /// Adds bytes.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), LayerError>;
+}
+
+/// Takes a tar that nobody wants.
+struct Nowhere(Vec<u8>);
+
+impl Sink for Nowhere {
+    fn room(&mut self) -> Result<&mut [u8], LayerError> {
+        Ok(&mut self.0)
+    }
+
+    fn advance(&mut self, _: usize) {}
+
+    fn write(&mut self, _: &[u8]) -> Result<(), LayerError> {
+        Ok(())
+    }
+}
+
+struct Packer<'a, 'n> {
     root: &'a Path,
     owners: &'a Owners,
     mtime: Option<i64>,
+    watch: &'a mut Watch<'n>,
     /// Inodes with several names: the first one, and how many are still to come.
     links: HashMap<(u64, u64), (Vec<u8>, u64)>,
     /// Buffers used again and again: headers, names and value of xattrs.
@@ -45,8 +90,12 @@ struct Attributes {
     whiteout: bool,
 }
 
-impl Packer<'_> {
-    fn run(&mut self, feed: &mut Feed) -> Result<(), LayerError> {
+impl<'a, 'n> Packer<'a, 'n> {
+    fn new(root: &'a Path, owners: &'a Owners, mtime: Option<i64>, watch: &'a mut Watch<'n>) -> Self {
+        Self { root, owners, mtime, watch, links: HashMap::new(), head: vec![], list: vec![0; 4096], value: vec![] }
+    }
+
+    fn run(&mut self, feed: &mut impl Sink) -> Result<(), LayerError> {
         let root = rustix::fs::open(self.root, FOLDER, Mode::empty()).map_err(|e| self.error("open", b"")(e.into()))?;
         let mut walk = Walk::new(root).map_err(self.error("list", b""))?;
         loop {
@@ -61,7 +110,7 @@ impl Packer<'_> {
         feed.write(&[0; 2 * tar::BLOCK])
     }
 
-    fn entry(&mut self, walk: &mut Walk, name: CString, feed: &mut Feed) -> Result<(), LayerError> {
+    fn entry(&mut self, walk: &mut Walk, name: CString, feed: &mut impl Sink) -> Result<(), LayerError> {
         let mut path = [walk.path(), name.to_bytes()].concat();
         if path.len() >= MAX_PATH {
             return Err(self.unpackable(&path, "its path is longer than 4,096 bytes, which no program can open"));
@@ -176,21 +225,23 @@ impl Packer<'_> {
     }
 
     /// `.wh.NAME` in the folder `prefix`.
-    fn whiteout(&mut self, prefix: &[u8], name: &CStr, feed: &mut Feed) -> Result<(), LayerError> {
+    fn whiteout(&mut self, prefix: &[u8], name: &CStr, feed: &mut impl Sink) -> Result<(), LayerError> {
         let mut header = Header::new([prefix, b".wh.", name.to_bytes()].concat(), Kind::File);
         // Overlayfs shares one inode among whiteouts of a boot, so its time says nothing.
         header.mtime = self.mtime.unwrap_or(0);
         self.put(&header, feed)
     }
 
-    fn put(&mut self, header: &Header, feed: &mut Feed) -> Result<(), LayerError> {
+    fn put(&mut self, header: &Header, feed: &mut impl Sink) -> Result<(), LayerError> {
+        self.watch.entry(header);
         self.head.clear();
         tar::encode(header, &mut self.head);
         feed.write(&self.head)
     }
 
-    fn content(&self, fd: &OwnedFd, header: &Header, feed: &mut Feed) -> Result<(), LayerError> {
-        let error = |e: io::Error| self.error("read", &header.path)(e);
+    fn content(&mut self, fd: &OwnedFd, header: &Header, feed: &mut impl Sink) -> Result<(), LayerError> {
+        let root = self.root;
+        let error = |source: io::Error| LayerError::Io { action: "read", path: root.join(OsStr::from_bytes(&header.path)), source };
         let changed = || error(io::Error::other("it changed while it was being packed; build again"));
         let mut left = header.size;
         while left > 0 {
@@ -199,6 +250,7 @@ impl Packer<'_> {
             match rustix::io::read(fd, &mut room[..most]) {
                 Ok(0) => return Err(changed()),
                 Ok(n) => {
+                    self.watch.content(&header.path, &room[..n]);
                     feed.advance(n);
                     left -= n as u64;
                 }

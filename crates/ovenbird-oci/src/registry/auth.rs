@@ -78,6 +78,16 @@ impl Auth {
         let found = cell.get_or_try_init(|| self.keychain.get(&endpoint.registry, repository)).await;
         found.cloned().map_err(|source| RegistryError::Keychain { registry: endpoint.registry.clone(), source: Box::new(source) })
     }
+
+    /// What was looked up for the repository already, or can be read without running a helper.
+    pub(crate) fn recorded(&self, registry: &str, repository: &str) -> Option<Credential> {
+        let key = (registry.to_owned(), repository.to_owned());
+        let cell = self.credentials.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        match cell.and_then(|cell| cell.get().cloned()) {
+            Some(found) => found,
+            None => self.keychain.recorded(registry, repository),
+        }
+    }
 }
 
 impl Inner {

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
-use crate::keychain::{Keychain, Secret};
+use crate::keychain::{Credential, Keychain, Secret};
 use crate::store::{Store, StoreError};
 use crate::{Descriptor, Digest, Platform, Reference};
 
@@ -158,6 +158,12 @@ impl Client {
         progress: &ProgressFn,
     ) -> Result<(), RegistryError> {
         push::push(&self.inner, store, target, to, origins, progress).await
+    }
+
+    /// The credentials for a repository, as far as they are known without asking anybody: those that were used already, and those that
+    /// stand in a file. `None` also when a file cannot be read: who needs them will say so.
+    pub fn recorded_credential(&self, repository: &Reference) -> Option<Credential> {
+        self.inner.auth.recorded(repository.registry(), repository.repository())
     }
 
     /// Asks a registry (`docker.io`, `localhost:5000`) whether it takes this name and password. Nothing is kept.

@@ -216,6 +216,8 @@ impl EngineBuilder {
             docker_media_types: agreed(&request.outputs, "oci-mediatypes", |o| o.oci_media_types)?.is_some_and(|oci| !oci),
             parallelism: [request.parallel, self.parallel, processors].into_iter().find(|n| *n > 0).unwrap_or(1),
             annotations,
+            publish_to: publish_to(request)?,
+            allow_leak: request.allow_leak.clone(),
         })
     }
 }
@@ -271,6 +273,12 @@ fn agreed<T: PartialEq + Copy>(outputs: &[Output], field: &str, get: impl Fn(&Ou
             .hint("build twice; the second build takes every step from the cache"));
     }
     Ok(first)
+}
+
+/// Every name that the request pushes to.
+fn publish_to(request: &BuildRequest) -> Result<Vec<Reference>, Error> {
+    let pushed = request.outputs.iter().filter(|output| output.kind == OutputKind::Registry);
+    Ok(pushed.map(|output| request.references(Some(output))).collect::<Result<Vec<_>, _>>()?.concat())
 }
 
 fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<String, SecretSource>, Error> {
@@ -343,6 +351,7 @@ pub fn told(error: BuildError, source: Option<&SourceTree>) -> Error {
         ErrorKind::Step => Kind::Step,
         ErrorKind::Registry => Kind::Registry,
         ErrorKind::Sandbox => Kind::Sandbox,
+        ErrorKind::Veto => Kind::Veto,
         ErrorKind::Cancelled => Kind::Cancelled,
     };
     let mut this = Error::from_chain(kind, &error);
@@ -352,6 +361,13 @@ pub fn told(error: BuildError, source: Option<&SourceTree>) -> Error {
     }
     if let BuildError::Instruction { hint, .. } = &error {
         this.hints.push((*hint).into());
+    }
+    if let BuildError::Leak { id, .. } = &error {
+        this.hints.push(
+            "do not write it in that step: what a later step removes stays in the layer; use RUN --mount=type=secret and keep it in a variable"
+                .into(),
+        );
+        this.hints.push(format!("--allow-leak {id} lets it out, where it is no secret after all"));
     }
     let line = match &error {
         BuildError::File { line, .. }
@@ -371,6 +387,7 @@ pub fn told(error: BuildError, source: Option<&SourceTree>) -> Error {
             }
             Some(Box::new(Detail::Step { name, command, code, lines, dockerfile, tail }))
         }
+        damage if damage.is_damage() => Some(Box::new(Detail::Damage)),
         _ => line.zip(dockerfile).map(|(line, dockerfile)| Box::new(Detail::Instruction { line, dockerfile })),
     };
     this

@@ -237,6 +237,9 @@ pub struct BuildRequest {
     /// `--secret`.
     #[serde(default)]
     pub secrets: Vec<SecretSpec>,
+    /// `--allow-leak`: ids of secrets, and registries, whose secret may be in the image.
+    #[serde(default)]
+    pub allow_leak: Vec<String>,
     /// `--ssh`.
     #[serde(default)]
     pub ssh: Vec<SshSpec>,
@@ -285,6 +288,7 @@ impl BuildRequest {
             pull: false,
             outputs: vec![],
             secrets: vec![],
+            allow_leak: vec![],
             ssh: vec![],
             network: Network::Default,
             add_hosts: vec![],

@@ -884,7 +884,7 @@ fn content_keys() {
 fn the_stat_cache_is_used_and_noticed() {
     let dir = tempfile::tempdir().unwrap();
     make(&dir.path().join("c"), "a=1");
-    let (cache, copy) = (FileStatCache::new(dir.path().join("stat")), Path::new(""));
+    let (cache, copy) = (FileStatCache::new(dir.path().join("stat"), dir.path()), Path::new(""));
     let tree = Folder::new(dir.path().join("c"), Patterns::default());
     let before = content::of_path(&tree, copy, &cache).unwrap().digest;
     assert_eq!(content::of_path(&tree, copy, &cache).unwrap().digest, before);
