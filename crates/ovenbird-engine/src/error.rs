@@ -227,6 +227,8 @@ impl BuildError {
             Self::Registry(source) if !matches!(source, RegistryError::Store { .. }) => ErrorKind::Registry,
             Self::File { source, .. } => match source {
                 FileError::Io { .. } => ErrorKind::Configuration,
+                // What the instruction itself says.
+                FileError::Owner { .. } | FileError::Mode { .. } | FileError::Pattern(_) => ErrorKind::Dockerfile,
                 _ => ErrorKind::Source,
             },
             Self::Fetch { .. } | Self::Layout { .. } => ErrorKind::Source,

@@ -13,8 +13,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -140,6 +142,9 @@ pub fn write_oci_dir(store: &Store, target: &Descriptor, names: &[Reference], di
         put_file(&layout, &mut io::Cursor::new(layout_json()))?;
     }
     let index = dir.join("index.json");
+    // Two that add to one index must not take turns.
+    let lock = File::open(dir).map_err(written)?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(|error| written(error.into()))?;
     let mut all: Value = if index.exists() { parse(&read_file(&index)?, "index.json")? } else { empty_index() };
     for blob in closure(store, target)? {
         let path = folder.join(blob.digest.hex());
@@ -538,10 +543,9 @@ fn read_file(path: &Path) -> Result<Vec<u8>, ArchiveError> {
 
 /// Whole or not at all.
 fn put_file(path: &Path, content: &mut dyn Read) -> Result<(), ArchiveError> {
-    let temporary = path.with_file_name(format!(".{}.{}", path.file_name().unwrap_or_default().to_string_lossy(), std::process::id()));
-    let result = File::create(&temporary).and_then(|mut f| io::copy(content, &mut f)).and_then(|_| fs::rename(&temporary, path));
-    result.map_err(|e| {
-        let _ = fs::remove_file(&temporary);
-        written(e)
-    })
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mode = fs::Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().prefix(".ovenbird-").permissions(mode).tempfile_in(folder).map_err(written)?;
+    io::copy(content, &mut file).map_err(written)?;
+    file.persist(path).map(drop).map_err(|error| written(error.error))
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use ovenbird_oci::archive::ArchiveError;
@@ -227,32 +228,169 @@ pub fn complete(session: &Session, target: &Descriptor) -> Result<(), BuildError
     Ok(())
 }
 
-/// Writes a file beside its place and renames it, so that a failure leaves the old one. What is no regular file (a pipe, `/dev/null`) is
-/// written to directly.
+/// Writes a file beside its place under a name that nobody else has, and renames it when it is whole, so that a failure leaves the old
+/// one. A link stays a link: its target is replaced. What is no regular file (a pipe, `/dev/null`) is written to directly.
 fn write_to(to: &PathOrStdout, write: impl FnOnce(&mut dyn Write) -> Result<(), BuildError>) -> Result<(), BuildError> {
     match to {
-        PathOrStdout::Stdout => {
-            let mut out = BufWriter::with_capacity(1 << 18, io::stdout().lock());
-            write(&mut out)?;
-            out.flush().map_err(BuildError::output("standard output".as_ref()))
-        }
-        PathOrStdout::Path(path) => {
-            let special = fs::metadata(path).is_ok_and(|meta| !meta.is_file());
-            let temporary = if special { path.clone() } else { path.with_added_extension("partial") };
-            let file =
-                File::options().write(true).create(true).truncate(!special).open(&temporary).map_err(BuildError::output(&temporary))?;
-            let mut out = BufWriter::with_capacity(1 << 18, file);
-            let written = write(&mut out).and_then(|()| out.flush().map_err(BuildError::output(&temporary)));
-            if special {
-                return written;
+        PathOrStdout::Stdout => buffered(io::stdout().lock(), "standard output".as_ref(), write).map(drop),
+        PathOrStdout::Path(path) => match place(path).map_err(BuildError::output(path))? {
+            Place::InPlace => {
+                let file = File::options().write(true).truncate(true).open(path).map_err(BuildError::output(path))?;
+                buffered(file, path, write).map(drop)
             }
-            match written {
-                Ok(()) => fs::rename(&temporary, path).map_err(BuildError::output(path)),
-                Err(error) => {
-                    let _ = fs::remove_file(&temporary);
-                    Err(error)
-                }
+            Place::Replaced(target) => {
+                let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                // Readable by whom the umask says, like any file that a command writes.
+                let mode = fs::Permissions::from_mode(0o666);
+                let file = tempfile::Builder::new().prefix(".ovenbird-").permissions(mode).tempfile_in(folder);
+                // On an error it is removed.
+                let whole = buffered(file.map_err(BuildError::output(path))?, path, write)?;
+                whole.persist(&target).map(drop).map_err(|error| BuildError::output(path)(error.error))
             }
+        },
+    }
+}
+
+fn buffered<W: Write>(out: W, path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), BuildError>) -> Result<W, BuildError> {
+    let mut out = BufWriter::with_capacity(1 << 18, out);
+    write(&mut out)?;
+    out.into_inner().map_err(|error| BuildError::output(path)(error.into_error()))
+}
+
+/// How a file is written.
+enum Place {
+    /// It is a device, a pipe or a file that this process has open: `/dev/stdout`.
+    InPlace,
+    /// A new file takes this place.
+    Replaced(PathBuf),
+}
+
+/// Most links that are followed, as in the kernel.
+const MAX_LINKS: usize = 40;
+
+fn place(path: &Path) -> io::Result<Place> {
+    if fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+        return Ok(Place::InPlace);
+    }
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = fs::read_link(&path) else { return Ok(Place::Replaced(path)) };
+        let folder = path.parent().unwrap_or(Path::new("")).join(".").canonicalize()?;
+        // `/proc/self/fd/1`: what its target says is no name that could be replaced.
+        if folder.starts_with("/proc") {
+            return Ok(Place::InPlace);
         }
+        path = folder.join(target);
+    }
+    Err(Errno::LOOP.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::unix::fs::{FileTypeExt, symlink};
+    use std::sync::Barrier;
+
+    use super::*;
+
+    fn put(path: &Path, content: &[u8]) -> Result<(), BuildError> {
+        write_to(&PathOrStdout::Path(path.to_owned()), |out| out.write_all(content).map_err(BuildError::output(path)))
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn writers_of_one_file_do_not_meet() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("u.tar");
+        fs::write(dir.path().join("u.tar.partial"), "mine").unwrap();
+        let (halfway, whole) = (Barrier::new(2), [vec![b'a'; 700_000], vec![b'b'; 500_000]]);
+        std::thread::scope(|scope| {
+            for content in &whole {
+                let (to, halfway) = (&to, &halfway);
+                scope.spawn(move || {
+                    let (first, second) = content.split_at(300_000);
+                    let form = PathOrStdout::Path(to.clone());
+                    write_to(&form, |out| {
+                        out.write_all(first).map_err(BuildError::output(to))?;
+                        halfway.wait();
+                        out.write_all(second).map_err(BuildError::output(to))
+                    })
+                    .unwrap();
+                });
+            }
+        });
+        assert!(whole.contains(&fs::read(&to).unwrap()), "one of the two, whole");
+        assert_eq!(fs::read_to_string(dir.path().join("u.tar.partial")).unwrap(), "mine");
+        assert_eq!(names(dir.path()), ["u.tar", "u.tar.partial"]);
+    }
+
+    #[test]
+    fn an_error_leaves_the_old_file_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("u.tar");
+        fs::write(&to, "old").unwrap();
+        let form = PathOrStdout::Path(to.clone());
+        let failed = write_to(&form, |out| {
+            out.write_all(b"new").map_err(BuildError::output(&to))?;
+            Err(BuildError::Cancelled)
+        });
+        assert!(matches!(failed, Err(BuildError::Cancelled)));
+        assert_eq!((fs::read_to_string(&to).unwrap().as_str(), names(dir.path())), ("old", vec!["u.tar".to_owned()]));
+        assert!(put(&dir.path().join("missing/u.tar"), b"").is_err());
+        assert!(put(dir.path(), b"").is_err(), "a folder");
+    }
+
+    #[test]
+    fn links_stay_and_their_targets_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("real")).unwrap();
+        fs::write(at("real/file"), "old").unwrap();
+        symlink("real", at("folder")).unwrap();
+        for (name, target, real) in [
+            ("a", "real/file", "real/file"),
+            ("b", "folder/../real/new", "real/new"),
+            ("c", "b", "real/new"),
+            ("d", "folder/far", "real/far"),
+        ] {
+            symlink(target, at(name)).unwrap();
+            put(&at(name), name.as_bytes()).unwrap();
+            assert!(fs::symlink_metadata(at(name)).unwrap().is_symlink(), "{name}");
+            assert_eq!(fs::read_to_string(at(real)).unwrap(), name);
+        }
+        symlink("loop", at("loop")).unwrap();
+        assert!(put(&at("loop"), b"").is_err());
+        assert_eq!(names(&at("real")), ["far", "file", "new"]);
+    }
+
+    #[test]
+    fn pipes_devices_and_open_files_are_written_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || fs::read(pipe).unwrap()
+        });
+        put(&pipe, b"through").unwrap();
+        assert_eq!(reader.join().unwrap(), b"through");
+        assert!(fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
+        put(Path::new("/dev/null"), b"away").unwrap();
+        assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        // As /dev/stdout when it is a file.
+        use std::os::fd::AsRawFd;
+        let mut open = File::options().read(true).write(true).create_new(true).open(dir.path().join("open")).unwrap();
+        let link = dir.path().join("link");
+        symlink(format!("/proc/self/fd/{}", open.as_raw_fd()), &link).unwrap();
+        put(&link, b"same file").unwrap();
+        let mut text = String::new();
+        open.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "same file");
+        assert_eq!(names(dir.path()), ["link", "open", "pipe"]);
     }
 }

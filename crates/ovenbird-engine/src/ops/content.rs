@@ -90,7 +90,7 @@ enum Item {
 fn collect(walk: Walk, root: &Path, items: &mut Vec<Item>) -> Result<usize, FileError> {
     let mut found = 0;
     for visit in walk {
-        let visit = visit.map_err(FileError::unreadable("read", root))?;
+        let visit = visit.map_err(FileError::walk)?;
         if visit.entry.kind == Kind::Socket {
             continue;
         }
@@ -176,28 +176,31 @@ struct Read {
 }
 
 fn read(from: &dyn Tree, visit: &Visit, cache: &dyn StatCache) -> Result<Read, FileError> {
-    let disk = &visit.entry.disk;
+    let (disk, path) = (&visit.entry.disk, &visit.path);
     // Most files of most builds end here: no system call but the walk's own.
     let known = if visit.entry.kind == Kind::File { cache.get(disk, &visit.entry) } else { None };
     if let Some(Known { digest, plain: true }) = known {
         return Ok(Read { content: digest.as_bytes().to_vec(), xattrs: Vec::new() });
     }
-    let Some(location) = from.locate(&visit.path).map_err(FileError::unreadable("read", disk))? else {
-        // An empty root has no place on disk; anything else was removed meanwhile.
-        return Ok(Read { content: Vec::new(), xattrs: Vec::new() });
+    let Some(location) = from.locate(path).map_err(FileError::unreadable("read", path))? else {
+        // An empty root has no place on disk.
+        if path.as_os_str().is_empty() {
+            return Ok(Read { content: Vec::new(), xattrs: Vec::new() });
+        }
+        return Err(FileError::unreadable("read", path)(rustix::io::Errno::NOENT));
     };
-    let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", disk))?;
+    let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", path))?;
     let content = match visit.entry.kind {
-        Kind::Symlink => location.read_link().map_err(FileError::unreadable("read", disk))?.into_os_string().into_encoded_bytes(),
+        Kind::Symlink => location.read_link().map_err(FileError::replaced("read", path))?.into_os_string().into_encoded_bytes(),
         Kind::File => {
-            let stat = location.stat().map_err(FileError::unreadable("read", disk))?;
+            let stat = location.stat().map_err(FileError::unreadable("read", path))?;
             let meta = Entry::from_stat(&stat, disk.clone());
             let digest = if let Some(known) = known {
                 known.digest
             } else {
-                let file = location.open().map_err(FileError::unreadable("read", disk))?;
-                let (digest, read) = digest_of(&file, meta.size).map_err(FileError::unreadable("read", disk))?;
-                let after = rustix::fs::fstat(&file).map_err(FileError::unreadable("read", disk))?;
+                let file = location.open().map_err(FileError::replaced("read", path))?;
+                let (digest, read) = digest_of(&file, meta.size).map_err(FileError::unreadable("read", path))?;
+                let after = rustix::fs::fstat(&file).map_err(FileError::unreadable("read", path))?;
                 if read == meta.size && (after.st_ctime, after.st_ctime_nsec as u32) == visit.entry.ctime && after.st_ino == stat.st_ino {
                     cache.put(disk, &meta, Known { digest, plain: xattrs.is_empty() });
                 }

@@ -27,7 +27,7 @@ use crate::plan::{CopyAction, FileAction, FileOp, VertexId};
 use crate::snapshot::Snapshot;
 use crate::snapshot::tree::{self, Kind, Tree, clean};
 
-pub(crate) use dest::{Dest, Inode, Trail, inode_in_layer};
+pub(crate) use dest::{Dest, Trail};
 use select::Selected;
 use transfer::Meta;
 
@@ -115,14 +115,24 @@ pub enum FileError {
         reason: String,
     },
     /// A source cannot be read.
-    #[error("cannot {action} {}: {source}; make it readable for the user who builds, or leave it out (.dockerignore)", path.display())]
+    #[error("cannot {action} {path:?}: {source}; make it readable for the user who builds, or leave it out (.dockerignore)")]
     Unreadable {
         /// What was tried.
         action: &'static str,
-        /// On what.
-        path: PathBuf,
+        /// In the place that is copied from, absolute.
+        path: String,
         /// Why.
         source: io::Error,
+    },
+    /// Somebody changes the sources.
+    #[error(
+        "cannot {action} {path:?}: it was removed or replaced a moment ago; the context changed while it was read: build again when nobody writes to it"
+    )]
+    Changed {
+        /// What was tried.
+        action: &'static str,
+        /// In the place that is copied from, absolute.
+        path: String,
     },
     /// The machine refused.
     #[error("cannot {action} {}: {source}", path.display())]
@@ -160,16 +170,34 @@ impl FileError {
     pub(crate) fn unreadable<E: Into<io::Error>>(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(E) -> Self {
         use rustix::io::Errno;
         move |error| match Self::io(action, path)(error) {
-            Self::Io { action, path, source }
-                if !matches!(
-                    Errno::from_io_error(&source),
-                    Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::ROFS | Errno::NOMEM | Errno::MFILE | Errno::NFILE)
-                ) =>
-            {
-                Self::Unreadable { action, path, source }
+            Self::Io { action, path, source } => {
+                let shown = Path::new("/").join(&path).display().to_string();
+                match Errno::from_io_error(&source) {
+                    Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::ROFS | Errno::NOMEM | Errno::MFILE | Errno::NFILE) => {
+                        Self::Io { action, path, source }
+                    }
+                    // It was found, else nobody would read it.
+                    Some(Errno::NOENT | Errno::NOTDIR | Errno::STALE) => Self::Changed { action, path: shown },
+                    _ => Self::Unreadable { action, path: shown, source },
+                }
             }
             other => other,
         }
+    }
+
+    /// [`FileError::unreadable`] for what was seen as a file or a link: when it is neither any more, somebody put something else there.
+    pub(crate) fn replaced(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        use rustix::io::Errno;
+        move |error| match Errno::from_io_error(&error) {
+            Some(Errno::LOOP | Errno::NXIO | Errno::INVAL) => Self::unreadable(action, path)(Errno::NOENT),
+            None if error.kind() == io::ErrorKind::InvalidInput => Self::unreadable(action, path)(Errno::NOENT),
+            _ => Self::unreadable(action, path)(error),
+        }
+    }
+
+    /// What a walk of the sources cannot read.
+    pub(crate) fn walk(error: tree::WalkError) -> Self {
+        Self::unreadable("read", error.path)(error.source)
     }
 
     /// For `map_err`: what was tried on what.
@@ -313,7 +341,7 @@ fn copy_one(
     dest.write(|dest, queue| {
         let mut open = Trail::default();
         for visit in walk {
-            let visit = visit.map_err(FileError::unreadable("read", &source.entry.disk))?;
+            let visit = visit.map_err(FileError::walk)?;
             any |= visit.depth > 0 || !source.filtered();
             let meta = changes.apply(&visit.entry);
             if visit.depth == 0 {

@@ -12,10 +12,10 @@ use ovenbird_oci::layer::{Owners, Ownership};
 use tar::{EntryType, Header};
 
 use super::file::transfer::Meta;
-use super::file::{Dest, FileError, Inode, Trail, inode_in_layer};
+use super::file::{Dest, FileError, Trail};
 use crate::snapshot::Snapshot;
 use crate::snapshot::folder::Folder;
-use crate::snapshot::tree::{Choice, Entry, Kind, Location, Tree, Visit, resolve, walk, walk_with};
+use crate::snapshot::tree::{Choice, Entry, Kind, Location, Tree, Visit, WalkError, resolve, walk, walk_with};
 use crate::snapshot::view::View;
 
 /// Copies the whole root file system into the existing empty folder `dest`. Everything in it may be modified afterwards.
@@ -44,7 +44,7 @@ fn copy_recorded(from: &dyn Tree, path: &Path, dest: &Path, ownership: Ownership
     if !from.entry(path).map_err(FileError::io("read", path))?.is_some_and(|entry| entry.is_dir()) {
         return Ok(Owners::new());
     }
-    let mut target = Dest::with_links(&Snapshot::default(), dest, ownership, false)?;
+    let mut target = Dest::new(&Snapshot::default(), dest, ownership)?;
     write_visits(&mut target, from, walk(from, path))?;
     target.finish()
 }
@@ -53,7 +53,7 @@ fn keep(entry: &Entry) -> Meta {
     Meta { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: Some(entry.mtime) }
 }
 
-fn write_visits(dest: &mut Dest, from: &dyn Tree, visits: impl Iterator<Item = io::Result<Visit>>) -> Result<(), FileError> {
+fn write_visits(dest: &mut Dest, from: &dyn Tree, visits: impl Iterator<Item = Result<Visit, WalkError>>) -> Result<(), FileError> {
     dest.write(|dest, queue| {
         let mut open = Trail::default();
         for visit in visits {
@@ -191,7 +191,7 @@ pub fn diff(before: &Index, dir: &Path, out: &Path, owners: Owners) -> Result<Ow
     for path in changed.iter().chain(gone.iter().copied()) {
         needed.extend(path.ancestors().skip(1));
     }
-    let mut dest = Dest::with_links(&Snapshot::default(), out, ownership, false)?;
+    let mut dest = Dest::new(&Snapshot::default(), out, ownership)?;
     let choose = |path: &Path, entry: &Entry| {
         // Ancestors keep their metadata, as in a copy-up.
         if path.as_os_str().is_empty() || changed.contains(path) || (entry.is_dir() && needed.contains(path)) {
@@ -219,7 +219,7 @@ pub fn diff(before: &Index, dir: &Path, out: &Path, owners: Owners) -> Result<Ow
 pub fn write_tar(snapshot: &Snapshot, out: &mut dyn Write, mtime: Option<i64>) -> Result<(), FileError> {
     let view = View::new(snapshot);
     let mut builder = tar::Builder::new(out);
-    let mut firsts: HashMap<Inode, PathBuf> = HashMap::new();
+    let mut firsts: HashMap<(u64, u64), PathBuf> = HashMap::new();
     for visit in walk(&view, Path::new("")) {
         let visit = visit.map_err(FileError::io("read", "the files"))?;
         if visit.depth == 0 || visit.entry.kind == Kind::Socket {
@@ -227,7 +227,7 @@ pub fn write_tar(snapshot: &Snapshot, out: &mut dyn Write, mtime: Option<i64>) -
         }
         let Some(location) = view.locate(&visit.path).map_err(FileError::io("read", &visit.entry.disk))? else { continue };
         let entry = &visit.entry;
-        let inode = (entry.kind == Kind::File && entry.inode.2 > 1).then(|| inode_in_layer(&visit));
+        let inode = (entry.kind == Kind::File && entry.inode.2 > 1).then_some((entry.inode.0, entry.inode.1));
         let first = inode.as_ref().and_then(|inode| firsts.get(inode).cloned());
         if let Some(inode) = inode {
             firsts.entry(inode).or_insert_with(|| visit.path.clone());

@@ -143,6 +143,6 @@ impl Tree for Folder {
 
     fn locate(&self, path: &Path) -> io::Result<Option<Location>> {
         let name = path.file_name().unwrap_or(OsStr::new(".")).to_owned();
-        Ok(self.find(path)?.map(|(dir, _)| Location { dir, name, immutable: false }))
+        Ok(self.find(path)?.map(|(dir, _)| Location { dir, name }))
     }
 }

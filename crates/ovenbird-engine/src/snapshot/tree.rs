@@ -137,8 +137,6 @@ pub struct Location {
     pub dir: Arc<OwnedFd>,
     /// Name in it; `.` is the folder itself.
     pub name: OsString,
-    /// Nothing ever modifies the entry in place, so it may be hard-linked.
-    pub immutable: bool,
 }
 
 impl Location {
@@ -247,7 +245,7 @@ pub trait Tree: Send + Sync {
             _ => (entry.disk.as_path(), OsStr::new(".")),
         };
         let dir = open_dir_path(dir)?;
-        Ok(Some(Location { dir: Arc::new(dir), name: name.to_owned(), immutable: false }))
+        Ok(Some(Location { dir: Arc::new(dir), name: name.to_owned() }))
     }
 }
 
@@ -366,6 +364,22 @@ pub struct Visit {
     pub partial: bool,
 }
 
+/// A walk came to something that it cannot read.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", path.display())]
+pub struct WalkError {
+    /// Path in the tree.
+    pub path: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
+
+impl From<WalkError> for io::Error {
+    fn from(error: WalkError) -> Self {
+        error.source
+    }
+}
+
 /// Decides about each entry of a walk.
 pub type Chooser<'t> = Box<dyn Fn(&Path, &Entry) -> Choice + 't>;
 
@@ -396,9 +410,13 @@ pub fn walk_with<'t>(tree: &'t dyn Tree, path: &Path, choose: Chooser<'t>) -> Wa
 }
 
 impl Walk<'_> {
-    fn visit(&mut self, path: PathBuf) -> io::Result<()> {
-        check_length(&path)?;
-        let Some(entry) = self.tree.entry(&path)? else { return Ok(()) };
+    fn visit(&mut self, path: PathBuf) -> Result<(), WalkError> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| WalkError { path, source }
+        };
+        check_length(&path).map_err(io::Error::from).map_err(at(&path))?;
+        let Some(entry) = self.tree.entry(&path).map_err(at(&path))? else { return Ok(()) };
         let choice = (self.choose)(&path, &entry);
         let is_dir = entry.is_dir();
         if choice == Choice::Skip || (choice == Choice::Descend && !is_dir) {
@@ -414,7 +432,7 @@ impl Walk<'_> {
             (visit.path.clone(), Some(visit))
         };
         if is_dir {
-            let names = self.tree.names(&path)?.into_iter();
+            let names = self.tree.names(&path).map_err(at(&path))?.into_iter();
             self.frames.push(Frame { path, names, held });
         }
         Ok(())
@@ -422,7 +440,7 @@ impl Walk<'_> {
 }
 
 impl Iterator for Walk<'_> {
-    type Item = io::Result<Visit>;
+    type Item = Result<Visit, WalkError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(start) = self.start.take()

@@ -277,7 +277,7 @@ impl Tree for View {
             cache.handles.insert(key, dir.clone());
             dir
         };
-        Ok(Some(Location { dir, name, immutable: true }))
+        Ok(Some(Location { dir, name }))
     }
 }
 

@@ -153,7 +153,8 @@ impl FromStr for Output {
             None => Ok(()),
         };
         let to = |dest: Option<String>| match dest.as_deref() {
-            None | Some("-") => Dest::Stdout,
+            // By its other names, too: nothing but the archive may be written there.
+            None | Some("-" | "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => Dest::Stdout,
             Some(path) => Dest::Path(path.into()),
         };
         let folder = |dest: Option<String>| match dest.as_deref() {
@@ -226,6 +227,7 @@ mod tests {
             ("type=oci,tar=false", "! type=oci needs a folder"),
             ("type=docker", "Load"),
             ("type=docker,dest=-", "DockerTar(Stdout)"),
+            ("type=oci,dest=/dev/stdout", "OciTar(Stdout)"),
             ("type=docker,dest=d,tar=false", "! type=docker,tar=false is not supported"),
             ("type=image,name=a:1", "Image"),
             ("type=image,push=true", "Registry"),

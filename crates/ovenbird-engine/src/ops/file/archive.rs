@@ -24,7 +24,7 @@ type Head<R> = Chain<Cursor<Vec<u8>>, R>;
 
 /// Unpacks `source` into `to`; false when it is no archive.
 pub(super) fn unpack(dest: &mut Dest, from: &dyn Tree, source: &Selected, to: &str, chown: Option<(u32, u32)>) -> Result<bool, FileError> {
-    let open = || tree::open(from, &source.path).map_err(FileError::unreadable("read", &source.entry.disk));
+    let open = || tree::open(from, &source.path).map_err(FileError::replaced("read", &source.path));
     let is_archive = match decompress(open()?) {
         Ok(reader) => matches!(Tar::new(reader).next(), Ok(Some(_))),
         Err(_) => false,

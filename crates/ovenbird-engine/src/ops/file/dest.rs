@@ -1,6 +1,6 @@
 //! The tree that is being written: a base and a new diff folder above it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -36,16 +36,6 @@ pub(crate) struct DirHandle {
 struct Final {
     mode: u32,
     mtime: Option<(i64, u32)>,
-}
-
-/// Device, inode and the layer: files of two layers that share an inode were linked to save space, not by the image.
-pub(crate) type Inode = (u64, u64, OsString);
-
-/// The [`Inode`] of an entry.
-pub(crate) fn inode_in_layer(visit: &Visit) -> Inode {
-    let disk = visit.entry.disk.as_os_str().as_bytes();
-    let layer = disk.len().saturating_sub(visit.path.as_os_str().len());
-    (visit.entry.inode.0, visit.entry.inode.1, OsStr::from_bytes(&disk[..layer]).to_owned())
 }
 
 /// A later name of a file that is being copied.
@@ -101,21 +91,14 @@ pub(crate) struct Dest {
     sink: Arc<Sink>,
     finals: HashMap<PathBuf, Final>,
     handles: HashMap<PathBuf, Arc<DirHandle>>,
-    /// Inodes of other snapshots that were linked already: once more would make hard links of unrelated files.
-    linked: HashSet<(u64, u64)>,
-    /// Hard links within one source: inode → first path.
-    firsts: HashMap<Inode, PathBuf>,
+    /// Hard links within one source: device and inode → first path.
+    firsts: HashMap<(u64, u64), PathBuf>,
     links: Vec<Link>,
 }
 
 impl Dest {
     /// Writes into the existing empty folder `out`, which gets the metadata of the base's root.
     pub(crate) fn new(base: &Snapshot, out: &Path, ownership: Ownership) -> Result<Self, FileError> {
-        Self::with_links(base, out, ownership, true)
-    }
-
-    /// `links`: files of other snapshots may be hard-linked, for nobody will write to them.
-    pub(crate) fn with_links(base: &Snapshot, out: &Path, ownership: Ownership, links: bool) -> Result<Self, FileError> {
         let root = Arc::new(open_dir_path(out).map_err(FileError::io("open", out))?);
         let mut layers = base.layers.clone();
         layers.push(LayerDir::growing(out));
@@ -123,10 +106,9 @@ impl Dest {
             base: View::new(base),
             now: View::new(&Snapshot { layers }),
             root: root.clone(),
-            sink: Arc::new(Sink::new(ownership, links)),
+            sink: Arc::new(Sink::new(ownership)),
             finals: HashMap::new(),
             handles: HashMap::new(),
-            linked: HashSet::new(),
             firsts: HashMap::new(),
             links: Vec::new(),
         };
@@ -355,8 +337,8 @@ impl Dest {
             }
             Some(_) => return Err(FileError::NotDirectory { path: absolute(&parent.path.join(name)) }),
         };
-        if let Some(location) = from.locate(&visit.path).map_err(FileError::unreadable("read", &visit.entry.disk))? {
-            let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", &visit.entry.disk))?;
+        if let Some(location) = from.locate(&visit.path).map_err(FileError::unreadable("read", &visit.path))? {
+            let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", &visit.path))?;
             set_dir_xattrs(&handle.fd, &xattrs).map_err(FileError::io("set the attributes of", &handle.path))?;
         }
         Ok(handle)
@@ -366,9 +348,9 @@ impl Dest {
     pub(crate) fn describe_root(&mut self, from: &dyn Tree, visit: &Visit, meta: Meta) -> Result<Arc<DirHandle>, FileError> {
         let handle = self.dir(Path::new(""))?;
         self.describe_dir(&handle.fd, Path::new(""), meta)?;
-        if let Some(location) = from.locate(&visit.path).map_err(FileError::unreadable("read", &visit.entry.disk))? {
-            let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", &visit.entry.disk))?;
-            set_dir_xattrs(&handle.fd, &xattrs).map_err(FileError::unreadable("set the attributes of", &visit.entry.disk))?;
+        if let Some(location) = from.locate(&visit.path).map_err(FileError::unreadable("read", &visit.path))? {
+            let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", &visit.path))?;
+            set_dir_xattrs(&handle.fd, &xattrs).map_err(FileError::unreadable("set the attributes of", &visit.path))?;
         }
         Ok(handle)
     }
@@ -404,13 +386,13 @@ impl Dest {
             return Ok(());
         }
         self.make_room(parent, name, &path)?;
-        let located = || from.locate(&visit.path).map_err(FileError::unreadable("read", &entry.disk));
-        let location = located()?.ok_or(Errno::NOENT).map_err(FileError::unreadable("read", &entry.disk))?;
+        let located = || from.locate(&visit.path).map_err(FileError::unreadable("read", &visit.path));
+        let location = located()?.ok_or(Errno::NOENT).map_err(FileError::unreadable("read", &visit.path))?;
         match entry.kind {
             Kind::Dir => return Err(FileError::IsDirectory { path: absolute(&path) }),
             Kind::Socket => {}
             Kind::Symlink => {
-                let target = location.read_link().map_err(FileError::unreadable("read", &entry.disk))?;
+                let target = location.read_link().map_err(FileError::replaced("read", &visit.path))?;
                 self.sink.make_symlink(&parent.fd, name, &path, &target, &meta)?;
             }
             Kind::Char(major, minor) => self.sink.make_node(&parent.fd, name, &path, FileType::CharacterDevice, (major, minor), &meta)?,
@@ -420,19 +402,17 @@ impl Dest {
                 let (device, inode, count) = entry.inode;
                 if count > 1 {
                     // A hard link counts within one source only, as in BuildKit.
-                    let key = inode_in_layer(visit);
-                    if let Some(first) = self.firsts.get(&key) {
+                    if let Some(first) = self.firsts.get(&(device, inode)) {
                         let first = first.clone();
                         self.links.push(Link { first, path });
                         return Ok(());
                     }
-                    self.firsts.insert(key, path.clone());
+                    self.firsts.insert((device, inode), path.clone());
                 }
-                let same = self.is_same(&location, entry, &meta) && self.linked.insert((device, inode));
                 return queue.push(FileJob {
+                    source: visit.path.clone(),
                     from: location,
                     meta,
-                    same,
                     size: entry.size,
                     into: parent.fd.clone(),
                     name: name.to_owned(),
@@ -449,19 +429,6 @@ impl Dest {
             Some(Kind::Dir) => Err(FileError::IsDirectory { path: absolute(path) }),
             _ => self.clear(parent, name),
         }
-    }
-
-    /// Would a hard link have the wanted metadata?
-    fn is_same(&self, location: &Location, entry: &Entry, meta: &Meta) -> bool {
-        if !location.immutable || meta.mode != entry.mode || meta.mtime != Some(entry.mtime) {
-            return false;
-        }
-        let Ok(stat) = location.stat() else { return false };
-        stat.st_mode & 0o7777 == meta.mode
-            && match self.sink.ownership() {
-                Ownership::Real => (stat.st_uid, stat.st_gid) == (meta.uid, meta.gid),
-                Ownership::Recorded => (stat.st_uid, stat.st_gid) == self.sink.ids(),
-            }
     }
 
     /// Runs `action`, which writes; then waits for the copying threads and makes the hard links.
@@ -595,9 +562,9 @@ impl Dest {
         let meta = Meta { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: Some(entry.mtime) };
         match entry.kind {
             Kind::File => self.sink.copy(&FileJob {
+                source: path.to_owned(),
                 from: location,
                 meta,
-                same: false,
                 size: entry.size,
                 into: holder.fd.clone(),
                 name: name.to_owned(),

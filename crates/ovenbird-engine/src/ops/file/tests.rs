@@ -508,12 +508,27 @@ fn hard_links_count_within_one_source() {
         ran.result.as_ref().unwrap();
         assert_ne!(inode(&ran, "x/a"), inode(&ran, "x/b"), "{line}, two sources");
     }
-    // Data moves by link only where nothing changes.
-    let ran = run("", "a=1 b=2", "COPY --from a /x ; COPY --from --chmod=600 b /y");
-    assert_eq!(inode(&ran, "x"), fs::metadata(ran.dir.path().join("context/a")).unwrap().ino());
-    assert_ne!(inode(&ran, "y"), fs::metadata(ran.dir.path().join("context/b")).unwrap().ino());
-    let ran = run("", "a=1", "COPY a /x");
-    assert_ne!(inode(&ran, "x"), fs::metadata(ran.dir.path().join("context/a")).unwrap().ino(), "a context is somebody else's");
+}
+
+#[test]
+fn a_copy_is_no_link_of_its_source() {
+    if !is_root() {
+        return;
+    }
+    for line in ["COPY a /x", "COPY --from a /x", "COPY --from d /y", "COPY --from a /x ; COPY --from a /y"] {
+        let ran = run("", "a=1 d/b=1", line);
+        ran.result.as_ref().unwrap();
+        for visit in walk(&Raw(ran.dir.path().to_owned()), Path::new("")) {
+            let visit = visit.unwrap();
+            assert!(visit.entry.is_dir() || visit.entry.inode.2 == 1, "{line}: {:?} has {} links", visit.path, visit.entry.inode.2);
+        }
+    }
+    // What is linked in the source has as many links in the copy.
+    let ran = run("", "d/a=1 d/b=link:d/a d/c=1", "COPY --from d /x");
+    let links = |path: &str| fs::metadata(ran.out().join(path)).unwrap().nlink();
+    assert_eq!([links("x/a"), links("x/b"), links("x/c")], [2, 2, 1]);
+    let ran = run("", "d/a=1 d/b=link:d/a", "COPY --from d/a /x");
+    assert_eq!(fs::metadata(ran.out().join("x")).unwrap().nlink(), 1, "its other name is not copied");
 }
 
 #[test]
@@ -554,6 +569,114 @@ fn content_kinds_are_copied_whole() {
     assert_eq!(&middle, b"middle");
     for n in 0..300 {
         assert_eq!(fs::read_to_string(out.join(format!("many/{}/{n}", n % 7))).unwrap(), n.to_string());
+    }
+}
+
+/// A context that changes after the walk has seen it.
+struct Changing {
+    tree: Folder,
+    victim: PathBuf,
+    then: fn(&Path),
+}
+
+impl Tree for Changing {
+    fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
+        self.tree.entry(path)
+    }
+    fn names(&self, dir: &Path) -> io::Result<Vec<std::ffi::OsString>> {
+        self.tree.names(dir)
+    }
+    fn locate(&self, path: &Path) -> io::Result<Option<crate::snapshot::tree::Location>> {
+        let found = self.tree.locate(path)?;
+        if self.victim.ends_with(path) && !path.as_os_str().is_empty() {
+            (self.then)(&self.victim);
+        }
+        Ok(found)
+    }
+}
+
+#[test]
+fn a_context_that_changes_is_named() {
+    let changes: &[(&str, &str, fn(&Path))] = &[
+        ("d/f=1", "d/f", |path| fs::remove_file(path).unwrap()),
+        ("d/f=1", "d/f", |path| {
+            fs::remove_file(path).unwrap();
+            symlink("elsewhere", path).unwrap();
+        }),
+        ("d/f=1", "d/f", |path| {
+            fs::remove_file(path).unwrap();
+            fs::create_dir(path).unwrap();
+        }),
+        ("d/l->f d/f=1", "d/l", |path| fs::remove_file(path).unwrap()),
+        ("d/l->f d/f=1", "d/l", |path| {
+            fs::remove_file(path).unwrap();
+            fs::write(path, "").unwrap();
+        }),
+    ];
+    if !is_root() {
+        return;
+    }
+    for (number, (context, victim, then)) in changes.iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ctx, out) = (dir.path().join("context"), dir.path().join("out"));
+        let (actions, _) = parse("COPY d /elsewhere/x");
+        for keys in [true, false] {
+            let _ = fs::remove_dir_all(&ctx);
+            let _ = fs::remove_dir_all(&out);
+            make(&ctx, context);
+            fs::create_dir(&out).unwrap();
+            let tree = Arc::new(Changing { tree: Folder::new(&ctx, Patterns::default()), victim: ctx.join(victim), then: *then });
+            let error = if keys {
+                let FileAction::Copy(copy) = &actions[0] else { panic!() };
+                content::of_copy(&*tree, copy, &NoStatCache).map(drop).unwrap_err()
+            } else {
+                let op = FileOp { base: None, actions: actions.clone() };
+                apply(&op, &Snapshot::default(), &|_| Ok(tree.clone()), &out, Ownership::Real).map(drop).unwrap_err()
+            };
+            let text = error.to_string();
+            let named = text.contains(&format!("\"/{victim}\"")) && text.contains("the context changed while it was read");
+            assert!(named && !text.contains("elsewhere"), "{number} {keys}: {text}");
+        }
+    }
+}
+
+/// A context with a folder that this user cannot list.
+struct Locked {
+    tree: Folder,
+    locked: &'static Path,
+}
+
+impl Tree for Locked {
+    fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
+        self.tree.entry(path)
+    }
+    fn names(&self, dir: &Path) -> io::Result<Vec<std::ffi::OsString>> {
+        if dir == self.locked { Err(rustix::io::Errno::ACCESS.into()) } else { self.tree.names(dir) }
+    }
+    fn locate(&self, path: &Path) -> io::Result<Option<crate::snapshot::tree::Location>> {
+        self.tree.locate(path)
+    }
+}
+
+#[test]
+fn an_unreadable_folder_is_named() {
+    if !is_root() {
+        return;
+    }
+    for (locked, line) in [("locked", "COPY . /x"), ("a/locked", "COPY a /x"), ("a/locked", "COPY --parents . /x"), ("a", "COPY a/* /x")] {
+        let dir = tempfile::tempdir().unwrap();
+        make(&dir.path().join("context"), "locked/f=1 a/locked/f=1");
+        let out = dir.path().join("out");
+        fs::create_dir(&out).unwrap();
+        let tree = Arc::new(Locked { tree: Folder::new(dir.path().join("context"), Patterns::default()), locked: Path::new(locked) });
+        let (actions, _) = parse(line);
+        let FileAction::Copy(copy) = &actions[0] else { panic!() };
+        let key = content::of_copy(&*tree, copy, &NoStatCache).map(drop).unwrap_err().to_string();
+        let op = FileOp { base: None, actions: actions.clone() };
+        let copied = apply(&op, &Snapshot::default(), &|_| Ok(tree.clone()), &out, Ownership::Real).map(drop).unwrap_err().to_string();
+        for text in [key, copied] {
+            assert!(text.starts_with(&format!("cannot read \"/{locked}\": Permission denied")), "{line}: {text}");
+        }
     }
 }
 

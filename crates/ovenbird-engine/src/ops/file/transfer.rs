@@ -1,5 +1,6 @@
-//! Moves file content and metadata onto the disk: by hard link where nothing can ever modify the
-//! source, else by reflink, `copy_file_range` or plain reading, on a few threads.
+//! Moves file content and metadata onto the disk: by reflink, `copy_file_range` or plain reading, on a few threads.
+//!
+//! Never by hard link: a step would see the link count, and two names of one file where the image has two files.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -60,16 +61,14 @@ pub(crate) struct Sink {
     failure: Mutex<Option<FileError>>,
     /// Cleared when the file system refuses.
     reflinks: AtomicBool,
-    /// Hard links into other snapshots are allowed.
-    links: bool,
 }
 
 /// One regular file to copy.
 pub(crate) struct FileJob {
+    /// In the tree that it comes from.
+    pub(crate) source: PathBuf,
     pub(crate) from: Location,
     pub(crate) meta: Meta,
-    /// Its disk owner, permission bits and mtime are already the wanted ones.
-    pub(crate) same: bool,
     /// Size, to balance the work.
     pub(crate) size: u64,
     pub(crate) into: Arc<OwnedFd>,
@@ -79,17 +78,9 @@ pub(crate) struct FileJob {
 }
 
 impl Sink {
-    pub(crate) fn new(ownership: Ownership, links: bool) -> Self {
+    pub(crate) fn new(ownership: Ownership) -> Self {
         let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Self { ownership, ids, owners: Mutex::default(), failure: Mutex::default(), reflinks: AtomicBool::new(true), links }
-    }
-
-    pub(crate) fn ownership(&self) -> Ownership {
-        self.ownership
-    }
-
-    pub(crate) fn ids(&self) -> (u32, u32) {
-        self.ids
+        Self { ownership, ids, owners: Mutex::default(), failure: Mutex::default(), reflinks: AtomicBool::new(true) }
     }
 
     pub(crate) fn owners(&self) -> std::sync::MutexGuard<'_, Owners> {
@@ -204,17 +195,11 @@ impl Sink {
 
     /// Copies one file.
     pub(crate) fn copy(&self, job: &FileJob) -> Result<(), FileError> {
-        let FileJob { from, meta, into, name, path, .. } = job;
-        if self.links && job.same && from.immutable && rustix::fs::linkat(&from.dir, &from.name, into, name, AtFlags::empty()).is_ok() {
-            if self.ownership == Ownership::Recorded && (meta.uid, meta.gid) != self.ids {
-                self.record(path, Owner { uid: meta.uid, gid: meta.gid, node: None });
-            }
-            return Ok(());
-        }
-        let source = from.open().map_err(FileError::unreadable("read", path))?;
+        let FileJob { source: origin, from, meta, into, name, path, .. } = job;
+        let source = from.open().map_err(FileError::replaced("read", origin))?;
         let target = create(into, name, 0o600).map_err(FileError::io("make", path))?;
-        self.copy_content(&source, &target).map_err(FileError::unreadable("copy", path))?;
-        let xattrs = file_xattrs(&source).map_err(FileError::unreadable("read the attributes of", path))?;
+        self.copy_content(&source, &target).map_err(FileError::unreadable("copy", origin))?;
+        let xattrs = file_xattrs(&source).map_err(FileError::unreadable("read the attributes of", origin))?;
         self.finish_file(&target, path, &xattrs, meta)
     }
 
