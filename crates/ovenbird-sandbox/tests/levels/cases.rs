@@ -686,6 +686,23 @@ pub(crate) fn all() -> Vec<Case> {
             },
         },
         Case {
+            name: "owners_of_mounts",
+            levels: &[Level::Root, Level::SingleId, Level::Chroot],
+            script: "stat -c %u:%g /run/s /c; ls -ldn /c | tr -s ' ' | cut -d ' ' -f 3,4",
+            set_up: |place, step| {
+                step.mounts.push(Mount {
+                    target: "/run/s".into(),
+                    source: MountSource::Secret { content: b"hidden".to_vec(), mode: 0o400, uid: 1000, gid: 7 },
+                    read_only: true,
+                });
+                // Where the disk can hold the owner, it does.
+                let _ = std::os::unix::fs::chown(place.path("outside"), Some(1000), Some(7));
+                step.mounts.push(bind(place.path("outside"), "/c", false));
+                step.mount_owners.push(("/c".into(), 1000, 7));
+            },
+            check: |ran| ran.says("1000:7\n1000:7\n1000 7\n"),
+        },
+        Case {
             name: "nested_mounts",
             levels: ALL,
             script: "cat /cache/inner/s",

@@ -146,6 +146,7 @@ impl Place {
             stdin: Vec::new(),
             scratch: self.path("scratch"),
             lower_owners: Vec::new(),
+            mount_owners: Vec::new(),
         }
     }
 
