@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ovenbird_sandbox::{Level, Limits, Mount, MountSource, Network, Outcome, SandboxError, Step, StepUser, Stream};
 
-use crate::fixture::{Place, listing, open_files};
+use crate::fixture::{Place, install, listing, open_files};
 
 const ALL: &[Level] = &Level::ALL;
 const NAMESPACES: &[Level] = &[Level::Root, Level::Rootless, Level::SingleId];
@@ -96,18 +96,6 @@ const GNU: [&str; 2] = ["/usr/bin/stat", "/usr/bin/cp"];
 pub(crate) fn missing(case: &str) -> Option<&'static str> {
     let gnu = || GNU.iter().all(|path| fs::read(path).is_ok_and(|bytes| bytes.windows(13).any(|part| part == b"GNU coreutils")));
     (case == COREUTILS && !gnu()).then_some("the machine's stat and cp are not those of GNU coreutils")
-}
-
-/// Copies a program with the libraries that it is linked to into the root file system.
-fn install(program: &Path, to: &Path, place: &Place) {
-    fs::copy(program, to).unwrap();
-    // Fails for a static one.
-    let list = std::process::Command::new("ldd").arg(to).output().unwrap();
-    for library in String::from_utf8_lossy(&list.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
-        let to = place.path("lower").join(&library[1..]);
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::copy(library, to).unwrap();
-    }
 }
 
 pub(crate) fn all() -> Vec<Case> {
@@ -949,7 +937,7 @@ pub(crate) fn all() -> Vec<Case> {
 fn mounts(folder: &Path) -> String {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     let folder = folder.to_str().expect("UTF-8");
-    table.lines().filter(|line| line.contains(folder)).map(|line| format!("{line}\n")).collect()
+    table.lines().filter(|line| line.contains(folder)).fold(String::new(), |all, line| all + line + "\n")
 }
 
 impl Case {
