@@ -18,7 +18,7 @@ use crate::export::{assemble, output};
 use crate::frontend::{self, Images, Lowered, Options};
 use crate::input::{BuildInput, BuildOutput, Cancel};
 use crate::ops::{LazyRuntime, Session, image, progress_events};
-use crate::plan::{ImageRequest, Op, Plan, ResolvedImage};
+use crate::plan::{ExecMountKind, ImageRequest, Op, Plan, ResolvedImage};
 use crate::prune::{self, DiskUsage, PruneOptions, PruneReport};
 use crate::snapshot::folder::Folder;
 use crate::snapshot::tree::Tree;
@@ -70,6 +70,7 @@ impl Engine {
         self.check_contexts(input)?;
         self.describe_isolation(&**sink);
         let session = self.session(input, sink, cancel);
+        let sink = &session.sink.clone();
         let mut seen = std::collections::HashSet::new();
         let mut warn = |diagnostic: Diagnostic| {
             let line = input.dockerfile[..diagnostic.span.start.min(input.dockerfile.len())].matches('\n').count() as u32 + 1;
@@ -85,6 +86,7 @@ impl Engine {
             check_emulator(&session, &plan, &options.build_platform)?;
             plans.push(plan);
         }
+        self.warn_writable(&plans, &**sink);
         let epoch = input.source_date_epoch.or_else(|| plans.iter().find_map(|plan| plan.source_date_epoch));
         let dated = BuildInput { source_date_epoch: epoch, ..input.clone() };
         let session = Session { input: &dated, ..session };
@@ -259,6 +261,18 @@ impl Engine {
         sink.emit(Event::Isolation { level: level.into(), detail: detail.into() });
     }
 
+    /// Without mounts of the kernel's own a read-only bind mount is a copy, which the step can change.
+    fn warn_writable(&self, plans: &[Plan], sink: &dyn EventSink) {
+        let bound = |op: &Op| match op {
+            Op::Exec(exec) => exec.mounts.iter().any(|m| matches!(m.kind, ExecMountKind::Bind { writable: false, .. })),
+            _ => false,
+        };
+        if self.options.level == Some(Level::Chroot) && plans.iter().flat_map(|plan| &plan.vertices).any(|vertex| bound(&vertex.op)) {
+            let message = "at the chroot level a read-only bind mount is a copy that the step can write to; what it writes is dropped";
+            sink.emit(Event::Warning { code: "writable-bind".into(), message: message.into(), line: None });
+        }
+    }
+
     /// Runs a future until it ends or the build is cancelled.
     fn cancellable<F: Future>(&self, cancel: &Cancel, future: F) -> Result<F::Output, BuildError> {
         let flag = cancel.follow();
@@ -313,7 +327,12 @@ fn lower(
         let lowered = frontend::lower(dockerfile, &session.input.dockerfile, options, &images)
             .map_err(|diagnostics| dockerfile_error(session.input, diagnostics))?;
         match lowered {
-            Lowered::Done(plan, warnings) => return Ok((*plan, warnings)),
+            Lowered::Done(mut plan, warnings) => {
+                for vertex in &mut plan.vertices {
+                    vertex.name = session.masks.text(std::mem::take(&mut vertex.name));
+                }
+                return Ok((*plan, warnings));
+            }
             Lowered::Needs(requests) => {
                 for request in requests {
                     let resolved = image::resolve(session, &request)?;

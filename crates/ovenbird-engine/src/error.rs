@@ -109,6 +109,18 @@ pub enum BuildError {
         /// How to give it.
         hint: String,
     },
+    /// A secret was given and cannot be read (any more).
+    #[error("{step}: cannot read the secret {id:?}: {source}")]
+    Secret {
+        /// Name of the step.
+        step: String,
+        /// First line of the instruction.
+        line: Option<u32>,
+        /// Its id.
+        id: String,
+        /// Why.
+        source: io::Error,
+    },
     /// An instruction asks for something that cannot be.
     #[error("{step}: {reason}")]
     Instruction {
@@ -231,7 +243,7 @@ impl BuildError {
                 FileError::Owner { .. } | FileError::Mode { .. } | FileError::Pattern(_) => ErrorKind::Dockerfile,
                 _ => ErrorKind::Source,
             },
-            Self::Fetch { .. } | Self::Layout { .. } => ErrorKind::Source,
+            Self::Fetch { .. } | Self::Layout { .. } | Self::Secret { .. } => ErrorKind::Source,
             Self::NotGiven { .. } | Self::Refused { .. } => ErrorKind::Usage,
             Self::Step { .. } => ErrorKind::Step,
             Self::Sandbox { source, .. } => match source {

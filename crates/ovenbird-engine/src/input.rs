@@ -1,8 +1,10 @@
 //! What a build is given and what it gives: the engine's own request and result.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -63,6 +65,58 @@ pub enum SecretSource {
     File(PathBuf),
     /// Value (from an environment variable, read at the door).
     Value(Secret),
+}
+
+/// Largest secret, in bytes, as in BuildKit.
+pub const MAX_SECRET: u64 = 500 * 1024;
+
+impl SecretSource {
+    /// A file for `src=`. A pipe that the caller's shell opened (`<(command)`) can be read once only, so it is read now.
+    pub fn file(path: PathBuf) -> io::Result<Self> {
+        let (file, regular) = open_secret(&path)?;
+        if !regular {
+            return read_secret(file).map(|value| Self::Value(Secret(value)));
+        }
+        if file.metadata()?.len() > MAX_SECRET {
+            return Err(too_large());
+        }
+        Ok(Self::File(path))
+    }
+
+    /// The bytes.
+    pub fn read(&self) -> io::Result<Vec<u8>> {
+        match self {
+            Self::Value(value) => Ok(value.0.clone()),
+            Self::File(path) => read_secret(open_secret(path)?.0),
+        }
+    }
+}
+
+/// Opens a regular file (`true`) or a pipe that is open already. Anything else may give bytes for ever, or none.
+fn open_secret(path: &Path) -> io::Result<(File, bool)> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = std::fs::metadata(path)?.file_type();
+    // Opening a pipe that has a name waits for a writer who may never come; one that is open already has none.
+    let unnamed = || std::fs::canonicalize(path).is_err();
+    let what = match kind {
+        _ if kind.is_file() => return Ok((File::open(path)?, true)),
+        _ if kind.is_fifo() && unnamed() => return Ok((File::open(path)?, false)),
+        _ if kind.is_dir() => "a folder",
+        _ if kind.is_fifo() => "a named pipe",
+        _ if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, expected a regular file")))
+}
+
+fn read_secret(file: File) -> io::Result<Vec<u8>> {
+    let mut content = vec![];
+    file.take(MAX_SECRET + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > MAX_SECRET { Err(too_large()) } else { Ok(content) }
+}
+
+fn too_large() -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {} KiB, the most a secret may have", MAX_SECRET / 1024))
 }
 
 /// Bytes that print as `***`.
@@ -169,5 +223,44 @@ impl Default for BuildInput {
             publish_to: vec![],
             allow_leak: vec![],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn secrets_are_files_of_bounded_size_or_open_pipes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for (name, size) in [("most", MAX_SECRET), ("more", MAX_SECRET + 1)] {
+            std::fs::write(path(name), vec![b'x'; usize::try_from(size).unwrap()]).unwrap();
+        }
+        rustix::fs::mknodat(rustix::fs::CWD, path("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        for (path, expect) in [
+            (path("most"), "ok 512000"),
+            (path("more"), "it is larger than 500 KiB"),
+            (path("pipe"), "it is a named pipe, expected a regular file"),
+            (path("socket"), "it is a socket"),
+            (path("."), "it is a folder"),
+            ("/dev/zero".into(), "it is a device"),
+            (path("none"), "No such file"),
+        ] {
+            let said = |result: io::Result<Vec<u8>>| result.map_or_else(|e| e.to_string(), |bytes| format!("ok {}", bytes.len()));
+            let early = said(SecretSource::file(path.clone()).and_then(|source| source.read()));
+            let late = said(SecretSource::File(path.clone()).read());
+            assert!(early.starts_with(expect) && late.starts_with(expect), "{}: {early} {late}", path.display());
+        }
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"hunter22").unwrap();
+        drop(writer);
+        let source = SecretSource::file(format!("/dev/fd/{}", reader.as_raw_fd()).into()).unwrap();
+        assert_eq!(source.read().unwrap(), b"hunter22");
+        assert_eq!(source.read().unwrap(), b"hunter22", "a second step reads it too");
     }
 }

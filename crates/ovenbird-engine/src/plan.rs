@@ -223,8 +223,6 @@ pub struct ExecOp {
     pub hostname: String,
     /// `--add-host`.
     pub hosts: Vec<(String, IpAddr)>,
-    /// CDI device requests.
-    pub devices: Vec<String>,
 }
 
 /// One `RUN --mount`.

@@ -149,7 +149,6 @@ fn exec_parts(exec: &ExecOp, parts: &mut Vec<Part>) {
         said("the security mode", &exec.security),
         said("the host name", &exec.hostname),
         said("--add-host", &exec.hosts),
-        said("the devices", &exec.devices),
     ]);
     for mount in &exec.mounts {
         let name = match &mount.kind {

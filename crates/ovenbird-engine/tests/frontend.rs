@@ -642,7 +642,10 @@ fn run() {
         ("FROM debian\nRUN --network=host x", "network host", &[r#"op 1 /Exec/network "Host""#]),
         ("FROM debian\nRUN --security=insecure x", "", &["error entitlement security.insecure"]),
         ("FROM debian\nRUN --security=insecure x", "allow security.insecure", &[r#"op 1 /Exec/security "Insecure""#]),
-        ("FROM debian\nRUN --device=a.b/c x", "", &[r#"op 1 /Exec/devices ["a.b/c"]"#]),
+        ("FROM debian\nRUN --device=a.b/c x", "", &["error device: RUN --device=a.b/c cannot be honoured"]),
+        ("FROM debian\nRUN []", "", &["error RUN has no command: the command is empty"]),
+        ("FROM debian\nRUN [\"\", \"x\"]", "", &["error RUN has no command: the command is empty"]),
+        ("FROM debian\nCMD []\nENTRYPOINT []", "", &["quiet"]),
     ]);
 }
 

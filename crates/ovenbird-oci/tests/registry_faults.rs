@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use ovenbird_oci::image::media;
-use ovenbird_oci::registry::{MAX_MANIFEST, RegistryError};
+use ovenbird_oci::registry::{Client, ClientOptions, MAX_MANIFEST, RegistryError, Timeouts};
 use ovenbird_oci::{Descriptor, Digest, Reference};
 use registry_servers::*;
 
@@ -252,4 +252,55 @@ async fn credentials_stay_with_the_registry() {
     let (to_registry, to_storage) = (log.lock().unwrap().to_lowercase(), storage_log.lock().unwrap().to_lowercase());
     assert_eq!(to_registry.matches("authorization: basic").count(), 2, "{to_registry}");
     assert!(to_storage.contains("get /x?sig=1") && !to_storage.contains("authorization"), "{to_storage}");
+}
+
+/// Takes connections, says `head` to each and nothing more; counts them.
+fn silent_server(head: &'static str) -> (Reference, std::sync::Arc<std::sync::Mutex<Vec<std::net::TcpStream>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let reference = format!("127.0.0.1:{}/app:1", listener.local_addr().unwrap().port()).parse().unwrap();
+    let open = std::sync::Arc::new(std::sync::Mutex::new(vec![]));
+    let kept = std::sync::Arc::clone(&open);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            if !head.is_empty() {
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = stream.write_all(head.as_bytes());
+            }
+            kept.lock().unwrap().push(stream);
+        }
+    });
+    (reference, open)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_says_nothing_is_given_up() {
+    let manifest = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.manifest.v1+json\r\nContent-Length: 99\r\n\r\n{";
+    let blob = "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{";
+    let limit = std::time::Duration::from_millis(300);
+    let client = || {
+        let timeouts = Timeouts { answer: limit, idle: limit };
+        Client::new(ClientOptions { timeouts, ..ClientOptions::default() })
+    };
+    for head in ["", manifest] {
+        let (reference, connections) = silent_server(head);
+        let error = client().manifest(&reference).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Silent { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(reference.registry()) && text.contains("silent for 0.3 s"), "{text}");
+        // The body of a manifest is read once; what comes before it is asked for again.
+        assert_eq!(connections.lock().unwrap().len(), if head.is_empty() { 3 } else { 1 }, "{text}");
+    }
+    let (reference, connections) = silent_server(blob);
+    let (there, bytes) = (place(), vec![b'{'; 99]);
+    let descriptor = Descriptor {
+        media_type: media::OCI_CONFIG.into(),
+        digest: Digest::of(&bytes),
+        size: 99,
+        platform: None,
+        annotations: BTreeMap::new(),
+    };
+    let error = client().fetch_blob(&reference, &descriptor, &there.store, &quiet()).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Silent { .. }), "{error}");
+    assert_eq!(connections.lock().unwrap().len(), 3);
 }

@@ -99,6 +99,7 @@ fn main() -> ExitCode {
             stdin: vec![],
             scratch,
             lower_owners: lower_owners.clone(),
+            mount_owners: Vec::new(),
         };
         let start = Instant::now();
         let mut show = |stream: Stream, bytes: &[u8]| {

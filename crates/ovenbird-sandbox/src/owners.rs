@@ -7,12 +7,14 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::syscall::{c_path, check};
+use crate::mounts::open_in;
+use crate::spec::{MountSource, Step};
+use crate::syscall::{self, c_path, check};
 
 /// Device node as (`st_mode`, major, minor).
 pub(crate) type Device = (u32, u32, u32);
@@ -103,6 +105,24 @@ impl Owners {
         !self.differs
     }
 
+    /// Notes who is to own what is mounted in `root`. One folder at two places belongs to whom the later one says.
+    pub(crate) fn add_mounts(&mut self, root: BorrowedFd<'_>, step: &Step) {
+        let own = step.mounts.iter().filter_map(|mount| match &mount.source {
+            MountSource::Secret { uid, gid, .. } | MountSource::Socket { uid, gid, .. } => Some((&mount.target, *uid, *gid)),
+            _ => None,
+        });
+        for (target, uid, gid) in own.chain(step.mount_owners.iter().map(|(target, uid, gid)| (target, *uid, *gid))) {
+            // Another mount may hide it.
+            let Ok(mounted) = open_in(root, target, libc::O_PATH) else { continue };
+            if (uid, gid) != (0, 0)
+                && let Ok(seen) = look(mounted.as_fd(), syscall::EMPTY)
+            {
+                self.lower.insert(seen.inode, (uid, gid, None));
+                self.differs = true;
+            }
+        }
+    }
+
     pub(crate) fn set(&mut self, seen: &Seen, uid: u32, gid: u32, node: Option<Device>) {
         let node = node.or_else(|| self.known(seen).and_then(|known| known.2));
         self.differs |= (uid, gid) != (0, 0) || node.is_some();
@@ -178,7 +198,6 @@ fn copied_up(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;

@@ -141,6 +141,8 @@ pub struct Step {
     /// Intended owners of the merged lower layers (single-id level), as in [`Outcome::owners`]: merged path, relative → (uid, gid,
     /// device node).
     pub lower_owners: Vec<(PathBuf, u32, u32, Option<(u32, u32, u32)>)>,
+    /// Intended owners of mounted folders (single-id level): mount target → (uid, gid). Secrets and sockets say their own.
+    pub mount_owners: Vec<(PathBuf, u32, u32)>,
 }
 
 /// Which stream.

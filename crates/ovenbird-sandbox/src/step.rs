@@ -166,7 +166,11 @@ fn inside(job: Job<'_>, home: BorrowedFd<'_>) -> Result<Table, SandboxError> {
 fn live(job: Job<'_>, rooted: &mut Rooted) -> Result<Owners, SandboxError> {
     let Job { level, step, .. } = job;
     let filled = prepare::fill(level, step, rooted)?;
-    let lower = if level == Level::SingleId { owners::lower(rooted.clean.as_fd(), &step.lower_owners) } else { Owners::default() };
+    let mut lower = Owners::default();
+    if level == Level::SingleId {
+        lower = owners::lower(rooted.clean.as_fd(), &step.lower_owners);
+        lower.add_mounts(rooted.root.as_fd(), step);
+    }
     let started = spawn(job, rooted, filled, lower)?;
     // A caller that went away has dropped (and so killed) the step already.
     let _ = job.running.send(started);

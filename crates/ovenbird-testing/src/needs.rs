@@ -29,8 +29,6 @@ pub enum Need {
     Docker,
     /// The two test users, and the right to become them.
     Users,
-    /// A level whose steps see the owners that files have, not only record them (all but `single-id`).
-    Owners,
     /// `git`, for sources in repositories.
     Git,
 }
@@ -46,7 +44,6 @@ impl Need {
             "root" => Self::Root,
             "docker" => Self::Docker,
             "users" => Self::Users,
-            "owners" => Self::Owners,
             "git" => Self::Git,
             _ => return None,
         })
@@ -76,8 +73,6 @@ impl Need {
                 .or_else(|| users::User::SubId.ensure().err().map(|error| error.to_string()))
                 .or_else(|| users::User::Plain.ensure().err().map(|error| error.to_string())),
             Self::Git => program("git", "git"),
-            // The test knows the level: see `missing_at`.
-            Self::Owners => None,
         }
     }
 }
@@ -86,7 +81,6 @@ impl Need {
 pub fn missing_at(level: Level, need: Need) -> Option<&'static str> {
     match (need, level) {
         (Need::Root, Level::Rootless | Level::SingleId) => Some("only for root"),
-        (Need::Owners, Level::SingleId) => Some("steps do not see owners at this level"),
         _ => None,
     }
 }

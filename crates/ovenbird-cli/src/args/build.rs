@@ -220,14 +220,8 @@ impl BuildArgs {
             build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.to_owned());
         }
         let mut annotations = BTreeMap::new();
-        for (name, value) in pairs("--annotation", &self.annotations)? {
-            let name = match name.split_once(':') {
-                Some(("manifest", name)) => name.to_owned(),
-                Some((level, _)) if level.split(',').any(|l| l.starts_with("index") || l.starts_with("manifest")) => {
-                    return Err(Error::refused(&format!("--annotation {level}:…"), "annotations go on manifests only, without platforms"));
-                }
-                _ => name,
-            };
+        for row in &self.annotations {
+            let (name, value) = annotation(row)?;
             annotations.insert(name, value);
         }
         Ok(BuildRequest {
@@ -280,6 +274,26 @@ impl BuildArgs {
         }
         Ok(outputs)
     }
+}
+
+/// `[LEVEL:]KEY=VALUE`. As in buildx, what is before a colon is a level unless it looks like a key (`org.example/a:b`).
+fn annotation(row: &str) -> Result<(String, String), Error> {
+    let wrong = |why: &str| Error::new(Kind::Usage, format!("--annotation {row:?} {why}: expected KEY=VALUE or manifest:KEY=VALUE"));
+    let (name, value) = row.split_once('=').ok_or_else(|| wrong("has no value"))?;
+    // `manifest[linux/amd64]`
+    let known = |level: &str| {
+        let kind = level.split_once('[').map_or(level, |(kind, _)| kind);
+        matches!(kind, "manifest" | "index" | "manifest-descriptor" | "index-descriptor")
+    };
+    let name = match name.split_once(':') {
+        Some(("manifest", name)) => name,
+        Some((levels, _)) if levels.split(',').all(known) => {
+            return Err(Error::refused(&format!("--annotation {levels}:…"), "annotations go on manifests only, without platforms"));
+        }
+        Some((levels, _)) if !levels.contains(['.', '/']) => return Err(wrong(&format!("has the unknown level {levels:?}"))),
+        _ => name,
+    };
+    if name.is_empty() { Err(wrong("has no name")) } else { Ok((name.to_owned(), value.to_owned())) }
 }
 
 #[cfg(test)]
@@ -369,6 +383,11 @@ mod tests {
             (". --rm=false", "! 2 --rm is not supported"),
             (". --disable-content-trust=false", "! 2 --disable-content-trust is not supported"),
             (". --annotation index:a=b", "! 2 --annotation index:… is not supported"),
+            (". --annotation index-descriptor:a=b", "! 2 --annotation index-descriptor:… is not supported"),
+            (". --annotation manifest[linux/amd64]:a=b", "! 2 --annotation manifest[linux/amd64]:… is not supported"),
+            (". --annotation foo", "! 2 --annotation \"foo\" has no value"),
+            (". --annotation =x", "! 2 --annotation \"=x\" has no name"),
+            (". --annotation bogus:foo=bar", "! 2 --annotation \"bogus:foo=bar\" has the unknown level \"bogus\""),
             (". --network mynet", "! invalid value 'mynet'"),
             (". --memory lots", "! invalid value 'lots'"),
             (". --secret src=x", "! invalid value 'src=x'"),

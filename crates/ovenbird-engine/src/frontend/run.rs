@@ -34,7 +34,18 @@ impl Lowering<'_> {
         let mounts = self.mounts(id, run, step)?;
         let network = self.network_mode(run, span)?;
         let security = self.security(run, span)?;
-        let devices = run.devices.iter().map(|device| self.word(id, device, span)).collect::<Outcome<_>>()?;
+        if let Some(device) = run.devices.first() {
+            let mut diagnostic = error("device", span, format!("RUN --device={device} cannot be honoured: no device is given to a step"));
+            diagnostic.help = Some("remove the flag".into());
+            return Err(diagnostic);
+        }
+        if let Script::Exec(args) = &script
+            && args.first().is_none_or(String::is_empty)
+        {
+            let mut diagnostic = error("empty-command", span, "RUN has no command: the command is empty");
+            diagnostic.help = Some("name a program, for example RUN [\"make\"], or remove the instruction".into());
+            return Err(diagnostic);
+        }
 
         let name = self.run_name(id, run, step, &mounts)?;
         let state = &self.nodes[id].state;
@@ -57,7 +68,6 @@ impl Lowering<'_> {
             inline_files,
             hostname: hostname.filter(|h| !h.is_empty()).cloned().unwrap_or_else(|| "buildkitsandbox".into()),
             hosts: self.options.add_hosts.clone(),
-            devices,
         });
         let root = self.vertices.add(op, name, self.lines(span), self.nodes[id].no_cache);
         let state = &mut self.nodes[id].state;

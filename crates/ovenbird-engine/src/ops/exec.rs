@@ -58,7 +58,11 @@ impl StepName {
         })
     }
 
-    fn sandbox(&self, source: SandboxError) -> BuildError {
+    fn sandbox(&self, session: &Session, source: SandboxError) -> BuildError {
+        let source = match source {
+            SandboxError::Exec { program, source } => SandboxError::Exec { program: session.masks.text(program), source },
+            other => other,
+        };
         BuildError::Sandbox { step: self.name.clone(), line: self.line(), source }
     }
 }
@@ -72,14 +76,11 @@ pub fn run(
     chain: &dyn Fn(usize, &str) -> Result<Vec<Link>, BuildError>,
 ) -> Result<SnapshotId, BuildError> {
     let level = session.level.ok_or_else(|| {
-        step.sandbox(SandboxError::Impossible { reason: "no isolation level works; `ovenbird doctor` says what is missing".into() })
+        step.sandbox(
+            session,
+            SandboxError::Impossible { reason: "no isolation level works; `ovenbird doctor` says what is missing".into() },
+        )
     })?;
-    if let Some(device) = op.devices.first() {
-        return Err(BuildError::Refused {
-            option: format!("RUN --device={device}"),
-            reason: "devices cannot be given to a step yet; remove the flag".into(),
-        });
-    }
     refuse_nul(step, op)?;
     let base = image::snapshot(session, base)?;
     let work = session.state.work_dir()?;
@@ -143,10 +144,11 @@ pub fn run(
         insecure: op.security == Security::Insecure,
         stdin: vec![],
         scratch: scratch.subdir("sandbox")?,
+        mount_owners: mounts.owners.clone(),
         lower_owners: owners.into_iter().map(|(path, Owner { uid, gid, node })| (PathBuf::from(path), uid, gid, node)).collect(),
     };
 
-    let mut streams = [LogText::new(&mounts.masked), LogText::new(&mounts.masked)];
+    let mut streams = [LogText::new(&session.masks), LogText::new(&session.masks)];
     let mut tail = Tail::default();
     let mut tell = |stream: LogStream, text: String| {
         if !text.is_empty() {
@@ -165,7 +167,7 @@ pub fn run(
     );
     tell(LogStream::Stdout, streams[0].finish());
     tell(LogStream::Stderr, streams[1].finish());
-    let outcome = outcome.map_err(|error| step.sandbox(error))?;
+    let outcome = outcome.map_err(|error| step.sandbox(session, error))?;
     if outcome.cancelled {
         return Err(BuildError::Cancelled);
     }
@@ -173,7 +175,7 @@ pub fn run(
         return Err(BuildError::Step {
             name: step.name.clone(),
             lines: step.lines,
-            command: op.args.join(" "),
+            command: session.masks.text(op.args.join(" ")),
             code: outcome.code,
             out_of_memory: outcome.out_of_memory,
             tail: tail.into_lines(),

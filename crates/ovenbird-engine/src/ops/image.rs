@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use ovenbird_oci::archive::ArchiveError;
 use ovenbird_oci::image::media;
@@ -76,7 +77,7 @@ fn document(session: &Session, from: &Reference, digest: &Digest, name: &str) ->
         Err(other) => return Err(other.into()),
     };
     warn_damaged(session, &damage);
-    let fetched = session.runtime.block_on(session.client.manifest(&from.with_digest(*digest)));
+    let fetched = session.ask(from.registry(), session.client.manifest(&from.with_digest(*digest)))?;
     let fetched = fetched.map_err(|source| BuildError::Damaged { damage, source })?;
     session.state.store().write(&fetched.bytes)?;
     Ok(fetched.bytes)
@@ -176,7 +177,7 @@ fn read_config(session: &Session, config: &Descriptor, from: &Reference, name: &
     if !missing {
         warn_damaged(session, &damage);
     }
-    let fetched = session.runtime.block_on(session.client.fetch_blob(from, config, store, &session.progress("pulling")));
+    let fetched = session.ask(from.registry(), session.client.fetch_blob(from, config, store, &session.progress("pulling")))?;
     fetched.map_err(|source| {
         if missing {
             BuildError::Image { name: name.to_owned(), reason: source.to_string(), source: Some(source) }
@@ -228,7 +229,7 @@ fn resolve_layout(session: &Session, layout: &str, request: &ImageRequest) -> Re
 
 fn fetch_manifest(session: &Session, reference: &Reference, name: &str) -> Result<Fetched, BuildError> {
     session.sink.emit(Event::Message { text: format!("resolving {}", reference.familiar()) });
-    let fetched = session.runtime.block_on(session.client.manifest(reference)).map_err(|source| BuildError::Image {
+    let fetched = session.ask(reference.registry(), session.client.manifest(reference))?.map_err(|source| BuildError::Image {
         name: name.to_owned(),
         reason: source.to_string(),
         source: Some(source),
@@ -342,7 +343,7 @@ pub fn fetch(session: &Session, blobs: &[&Descriptor], reference: &Reference) ->
         return Ok(());
     }
     let progress = session.progress("pulling");
-    session.runtime.block_on(async {
+    let pulled = async {
         let mut tasks = tokio::task::JoinSet::new();
         for (blob, origin, damage) in missing {
             let (client, store, progress) = (session.client.clone(), store.clone(), progress.clone());
@@ -362,7 +363,9 @@ pub fn fetch(session: &Session, blobs: &[&Descriptor], reference: &Reference) ->
             }
         }
         Ok(())
-    })
+    };
+    // Progress says what is waited for.
+    session.runtime.block_on(super::attend(pulled, &session.stop, Duration::MAX, || {}))?
 }
 
 fn unpack_layer(

@@ -1,21 +1,83 @@
 //! A step's output on its way to the sink: secrets masked, text made valid, the end kept.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::event::{Event, EventSink};
 
 /// Shorter values would mask half of every log; they are refused as secrets by nobody and masked by nobody.
 const SHORTEST_MASKED: usize = 4;
 
+/// Values that nobody may see: what the secrets of a build hold.
+#[derive(Clone, Default)]
+pub struct Masks(Vec<Vec<u8>>);
+
+impl std::fmt::Debug for Masks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Masks {
+    /// The values that each secret's content stands for: all but the end of its last line, and its longer lines.
+    pub fn of(contents: impl IntoIterator<Item = Vec<u8>>) -> Self {
+        let mut values = vec![];
+        for content in contents {
+            values.extend(content.split(|b| *b == b'\n').filter(|line| line.len() > 7).map(<[u8]>::to_vec));
+            values.push(content.trim_ascii_end().to_vec());
+        }
+        values.retain(|value| value.len() >= SHORTEST_MASKED);
+        // What holds another one goes first: no rest of it may stay.
+        values.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        values.dedup();
+        Self(values)
+    }
+
+    /// The text with each value masked.
+    pub fn text(&self, text: String) -> String {
+        let secrets = self.0.iter().filter_map(|value| std::str::from_utf8(value).ok());
+        secrets.fold(text, |text, secret| if text.contains(secret) { text.replace(secret, "***") } else { text })
+    }
+
+    /// A sink that masks the text of every event.
+    pub fn sink(&self, inner: Arc<dyn EventSink>) -> Arc<dyn EventSink> {
+        if self.0.is_empty() { inner } else { Arc::new(Masking { masks: self.clone(), inner }) }
+    }
+}
+
+struct Masking {
+    masks: Masks,
+    inner: Arc<dyn EventSink>,
+}
+
+impl EventSink for Masking {
+    fn emit(&self, mut event: Event) {
+        let mask = |text: &mut String| *text = self.masks.text(std::mem::take(text));
+        match &mut event {
+            Event::Started { name, .. } | Event::Cached { name, .. } => mask(name),
+            Event::Explained { causes, .. } => causes.iter_mut().for_each(mask),
+            Event::Message { text } => mask(text),
+            Event::Failed { error, .. } => mask(error),
+            Event::Progress { label, .. } => mask(label),
+            Event::Warning { message, .. } => mask(message),
+            // A step's output was masked by `LogText`, which also finds what is cut in two.
+            Event::Isolation { .. } | Event::Log { .. } | Event::Finished { .. } => {}
+        }
+        self.inner.emit(event);
+    }
+}
+
 /// One output stream.
 #[derive(Debug)]
 pub struct LogText<'a> {
-    masked: &'a [Vec<u8>],
+    masks: &'a Masks,
     held: Vec<u8>,
 }
 
 impl<'a> LogText<'a> {
     /// A stream in which these values are masked.
-    pub fn new(masked: &'a [Vec<u8>]) -> Self {
-        Self { masked, held: vec![] }
+    pub fn new(masks: &'a Masks) -> Self {
+        Self { masks, held: vec![] }
     }
 
     /// Takes bytes, gives the text that is certain by now.
@@ -31,13 +93,13 @@ impl<'a> LogText<'a> {
 
     fn take(&mut self, all: bool) -> String {
         let mut bytes = std::mem::take(&mut self.held);
-        for secret in self.masked.iter().filter(|s| s.len() >= SHORTEST_MASKED) {
+        for secret in &self.masks.0 {
             while let Some(at) = find(&bytes, secret) {
                 bytes.splice(at..at + secret.len(), *b"***");
             }
         }
         if !all {
-            let keep = self.masked.iter().map(|s| longest_prefix_at_end(&bytes, s)).max().unwrap_or(0).max(incomplete_utf8(&bytes));
+            let keep = self.masks.0.iter().map(|s| longest_prefix_at_end(&bytes, s)).max().unwrap_or(0).max(incomplete_utf8(&bytes));
             self.held = bytes.split_off(bytes.len() - keep);
         }
         String::from_utf8_lossy(&bytes).into_owned()
@@ -114,7 +176,7 @@ mod tests {
 
     #[test]
     fn secrets_are_masked_over_any_cut() {
-        let secrets = vec![b"hunter22".to_vec(), b"ab".to_vec()];
+        let secrets = Masks::of([b"hunter22".to_vec(), b"ab".to_vec()]);
         let text = "x hunter22 y häunt ab hunter2";
         for cut in 0..text.len() {
             for second in cut..text.len() {
@@ -126,6 +188,29 @@ mod tests {
                 got += &log.finish();
                 assert_eq!(got, "x *** y häunt ab hunter2", "{cut} {second}");
             }
+        }
+    }
+
+    #[test]
+    fn names_and_causes_are_masked() {
+        struct Kept(std::sync::Mutex<Vec<Event>>);
+        impl EventSink for Kept {
+            fn emit(&self, event: Event) {
+                self.0.lock().unwrap().push(event);
+            }
+        }
+        // The newline at the end of a file is no part of what is said elsewhere.
+        let masks = Masks::of([b"hunter2\n".to_vec(), b"abc".to_vec(), b"first line\nsecond line\n".to_vec()]);
+        let kept = Arc::new(Kept(std::sync::Mutex::default()));
+        let sink = masks.sink(kept.clone());
+        let text = || String::from("RUN hunter2 abc second line");
+        sink.emit(Event::Started { vertex: 0, name: text(), line: None });
+        sink.emit(Event::Explained { vertex: 0, causes: vec![text()] });
+        sink.emit(Event::Failed { vertex: 0, error: text() });
+        sink.emit(Event::Message { text: text() });
+        for event in kept.0.lock().unwrap().iter() {
+            let said = format!("{event:?}");
+            assert!(said.contains("RUN *** abc ***") && !said.contains("hunter2"), "{said}");
         }
     }
 

@@ -15,6 +15,7 @@ pub mod remote;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use ovenbird_oci::Digest;
 use ovenbird_oci::registry::{Client, ProgressFn};
@@ -52,6 +53,31 @@ impl LazyRuntime {
     }
 }
 
+/// After this time without an answer the user is told who is waited for.
+const LONG_WAIT: Duration = Duration::from_secs(5);
+/// How often a waiting thread looks whether the build stopped.
+const STOP_POLL: Duration = Duration::from_millis(20);
+
+async fn attend<F: Future>(request: F, stop: &AtomicBool, patience: Duration, say: impl FnOnce()) -> Result<F::Output, BuildError> {
+    let mut request = std::pin::pin!(request);
+    let start = tokio::time::Instant::now();
+    let mut say = Some(say);
+    loop {
+        tokio::select! {
+            done = &mut request => return Ok(done),
+            () = tokio::time::sleep(STOP_POLL) => {}
+        }
+        if stop.load(Ordering::SeqCst) {
+            return Err(BuildError::Cancelled);
+        }
+        if start.elapsed() >= patience
+            && let Some(say) = say.take()
+        {
+            say();
+        }
+    }
+}
+
 /// Everything the operations of one build share.
 pub struct Session<'a> {
     /// The state folder.
@@ -70,7 +96,9 @@ pub struct Session<'a> {
     pub contexts: BTreeMap<String, Arc<dyn Tree>>,
     /// Hashes of context files.
     pub stat_cache: FileStatCache,
-    /// Takes events.
+    /// What no text that leaves the build may hold.
+    pub masks: log::Masks,
+    /// Takes events, and masks them.
     pub sink: Arc<dyn EventSink>,
     /// Set when the build must stop, for whatever reason.
     pub stop: Arc<AtomicBool>,
@@ -98,6 +126,8 @@ impl<'a> Session<'a> {
         sink: Arc<dyn EventSink>,
         stop: Arc<AtomicBool>,
     ) -> Self {
+        // A secret that cannot be read is an error of the step that needs it.
+        let masks = log::Masks::of(input.secrets.values().filter_map(|secret| secret.read().ok()));
         Self {
             state,
             level,
@@ -107,7 +137,8 @@ impl<'a> Session<'a> {
             input,
             contexts,
             stat_cache: FileStatCache::new(state.stat_cache(), state.temporary()),
-            sink,
+            sink: masks.sink(sink),
+            masks,
             stop,
             slots: Slots::new(input.parallelism.max(1)),
             unpacking: Mutex::default(),
@@ -119,6 +150,12 @@ impl<'a> Session<'a> {
     /// Fails when the build was stopped.
     pub fn check_stop(&self) -> Result<(), BuildError> {
         if self.stop.load(Ordering::SeqCst) { Err(BuildError::Cancelled) } else { Ok(()) }
+    }
+
+    /// Asks a registry something short, until it answers or the build stops. Says so when it takes long.
+    pub fn ask<F: Future>(&self, registry: &str, request: F) -> Result<F::Output, BuildError> {
+        let say = || self.sink.emit(Event::Message { text: format!("waiting for {registry}") });
+        self.runtime.block_on(attend(request, &self.stop, LONG_WAIT, say))
     }
 
     /// A progress function that turns bytes into events.
@@ -188,5 +225,20 @@ impl Slots {
         }
         *free -= 1;
         Guard(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_registry_is_named_and_can_be_left() {
+        let runtime = LazyRuntime::default();
+        let told = tokio::sync::Notify::new();
+        let answered = runtime.block_on(attend(told.notified(), &AtomicBool::new(false), Duration::ZERO, || told.notify_one()));
+        assert!(answered.is_ok());
+        let stopped = runtime.block_on(attend(std::future::pending::<()>(), &AtomicBool::new(true), Duration::MAX, || {}));
+        assert!(matches!(stopped, Err(BuildError::Cancelled)));
     }
 }

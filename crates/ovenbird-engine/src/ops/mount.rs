@@ -15,7 +15,6 @@ use rustix::fs::FlockOperation;
 
 use crate::cache::Link;
 use crate::error::BuildError;
-use crate::input::SecretSource;
 use crate::ops::{Session, exec::StepName, image, merged};
 use crate::plan::{ExecMount, ExecMountKind};
 use crate::snapshot::Snapshot;
@@ -28,8 +27,8 @@ pub struct Mounts {
     pub mounts: Vec<Mount>,
     /// `NAME=value` that mounts add.
     pub env: Vec<String>,
-    /// Values that must not show in the log.
-    pub masked: Vec<Vec<u8>>,
+    /// Who is to own what is mounted where the disk does not hold it: path, user, group.
+    pub owners: Vec<(PathBuf, u32, u32)>,
     locks: Vec<File>,
     folders: Vec<WorkDir>,
 }
@@ -74,13 +73,12 @@ pub fn prepare(
                     }
                     Ok(())
                 })?;
+                all.owners.push((PathBuf::from(&mount.target), *uid, *gid));
                 all.push(&mount.target, MountSource::Bind(dir), *read_only);
             }
             ExecMountKind::Tmpfs { size } => all.push(&mount.target, MountSource::Tmpfs { size: *size }, false),
             ExecMountKind::Secret { id, env, required, mode, uid, gid } => {
                 let Some(content) = secret(session, step, id, *required)? else { continue };
-                all.masked.push(content.clone());
-                all.masked.extend(content.split(|b| *b == b'\n').filter(|line| line.len() > 7).map(<[u8]>::to_vec));
                 if let Some(name) = env {
                     all.env.push(format!("{name}={}", String::from_utf8_lossy(&content)));
                 }
@@ -112,10 +110,12 @@ pub fn prepare(
 
 fn secret(session: &Session, step: &StepName, id: &str, required: bool) -> Result<Option<Vec<u8>>, BuildError> {
     match session.input.secrets.get(id) {
-        Some(SecretSource::Value(value)) => Ok(Some(value.0.clone())),
-        Some(SecretSource::File(path)) => fs::read(path)
-            .map(Some)
-            .map_err(|error| step.not_given(format!("the secret {id:?}"), format!("its file {} cannot be read: {error}", path.display()))),
+        Some(source) => source.read().map(Some).map_err(|source| BuildError::Secret {
+            step: step.name.clone(),
+            line: step.line(),
+            id: id.to_owned(),
+            source,
+        }),
         None if required => {
             Err(step.not_given(format!("the secret {id:?}"), format!("give it with --secret id={id},src=FILE or id={id},env=NAME")))
         }

@@ -147,7 +147,7 @@ impl Inner {
         let headers = response.headers().get_all(WWW_AUTHENTICATE);
         let challenges: Vec<Challenge> =
             headers.iter().flat_map(|value| challenge::parse(&String::from_utf8_lossy(value.as_bytes()))).collect();
-        let (said, _) = detail(response).await;
+        let (said, _) = detail(response, endpoint).await;
         let refused = |detail: String| RegistryError::Unauthorized {
             action: call.action.into(),
             registry: endpoint.registry.clone(),
@@ -236,7 +236,7 @@ impl Inner {
                 let status = response.status();
                 return Err(call.protocol(format!("its token server {} answered {status}", host(realm))));
             }
-            let (said, _) = detail(response).await;
+            let (said, _) = detail(response, endpoint).await;
             let who = if credential.is_none() { "nobody is logged in; " } else { "" };
             return Err(RegistryError::Unauthorized {
                 action: action.into(),
@@ -267,13 +267,13 @@ impl Inner {
             if let Payload::Bytes(bytes) = &call.payload {
                 request = request.body(bytes.clone());
             }
-            let error = match tokio::time::timeout(super::transport::READ_TIMEOUT, request.send()).await {
+            let error = match tokio::time::timeout(call.endpoint.timeouts.answer, request.send()).await {
                 Ok(Ok(response)) if response.status() == StatusCode::TOO_MANY_REQUESTS || response.status().is_server_error() => {
                     failure(response, call, "").await
                 }
                 Ok(Ok(response)) => return Ok(response),
                 Ok(Err(error)) => Failure::Http(error).into_error(call.action, call.endpoint, &call.url),
-                Err(_) => Failure::Silence(super::transport::READ_TIMEOUT).into_error(call.action, call.endpoint, &call.url),
+                Err(_) => Failure::Silence(call.endpoint.timeouts.answer).into_error(call.action, call.endpoint, &call.url),
             };
             backoff.pause(error).await?;
         }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use reqwest::Url;
 
-use super::{ClientOptions, RegistryError, RegistryOptions};
+use super::{ClientOptions, RegistryError, RegistryOptions, Timeouts};
 
 /// The name Docker Hub has in references, and the host that serves it.
 const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
@@ -22,6 +22,8 @@ pub(crate) struct Endpoint {
     pub(crate) options: RegistryOptions,
     /// Attempts at a request; fewer for mirrors, which have the registry behind them.
     pub(crate) attempts: usize,
+    /// How long its silence is borne.
+    pub(crate) timeouts: Timeouts,
 }
 
 const ATTEMPTS: usize = 5;
@@ -50,6 +52,7 @@ impl Endpoint {
     }
 
     fn new(said: &str, name: &str, prefix: &str, scheme: Option<&str>, options: &ClientOptions) -> Result<Self, RegistryError> {
+        let timeouts = options.timeouts;
         let options = options.registries.get(name).cloned().unwrap_or_default();
         let host = if name == HUB.0 || name == "index.docker.io" { HUB.1 } else { name };
         let loopback = is_loopback(host_of(host));
@@ -68,7 +71,7 @@ impl Endpoint {
         }
         let origin = Url::parse(&format!("{}://{host}/", if plain { "http" } else { "https" })).map_err(|_| wrong())?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Ok(Self { registry: name.to_owned(), origin, prefix, options, attempts: ATTEMPTS })
+        Ok(Self { registry: name.to_owned(), origin, prefix, options, attempts: ATTEMPTS, timeouts })
     }
 
     /// Whether HTTPS was given up for this endpoint.

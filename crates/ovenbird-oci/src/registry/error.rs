@@ -97,6 +97,18 @@ pub enum RegistryError {
         /// Why.
         reason: String,
     },
+    /// The server took the connection and said nothing, or stopped in the middle of a body.
+    #[error(
+        "cannot {action}: {registry} was silent for {} s; check the name and the port, and that no proxy or firewall on the way swallows the answers", limit.as_secs_f32()
+    )]
+    Silent {
+        /// What was tried.
+        action: String,
+        /// Registry name, or the host it redirected to.
+        registry: String,
+        /// How long was waited.
+        limit: Duration,
+    },
     /// 5xx, and it stayed so.
     #[error("cannot {action}: {registry} failed with status {status} ({detail}), also when tried again; try later or tell its operator")]
     Server {
@@ -206,7 +218,10 @@ pub enum RegistryError {
 impl RegistryError {
     /// Whether the same request may succeed a moment later.
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Self::Connect { .. } | Self::Interrupted { .. } | Self::RateLimited { .. } | Self::Server { .. })
+        matches!(
+            self,
+            Self::Connect { .. } | Self::Interrupted { .. } | Self::Silent { .. } | Self::RateLimited { .. } | Self::Server { .. }
+        )
     }
 
     /// When the server wants to be asked again.
@@ -263,6 +278,7 @@ mod tests {
             RegistryError::Connect { action: action(), registry: registry(), reason: "connection refused".into() },
             RegistryError::PlainHttp { action: action(), registry: registry() },
             RegistryError::Interrupted { action: action(), registry: registry(), reason: "connection reset".into() },
+            RegistryError::Silent { action: action(), registry: registry(), limit: Duration::from_mins(1) },
             RegistryError::Server { action: action(), registry: registry(), status: 503, detail: detail() },
             RegistryError::Corrupt { what: "blob abc".into(), expected: "sha256:1".into(), actual: "sha256:2".into() },
             RegistryError::Protocol { action: action(), registry: registry(), reason: "status 418".into() },

@@ -19,6 +19,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
@@ -56,6 +57,24 @@ pub struct ClientOptions {
     pub auth_file: Option<PathBuf>,
     /// Blob transfers at once (0: 4).
     pub parallel: usize,
+    /// How long silence is borne.
+    pub timeouts: Timeouts,
+}
+
+/// How long a server may be silent before a request counts as failed. Uploads are measured by their own progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From a request that reads until the head of its answer. One that writes has twice as long: registries that write to object
+    /// storage are slow.
+    pub answer: Duration,
+    /// Longest pause within a body that is received.
+    pub idle: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { answer: Duration::from_mins(1), idle: Duration::from_mins(1) }
+    }
 }
 
 /// A manifest or index as it came: raw bytes are kept.

@@ -420,7 +420,7 @@ async fn receive(
         }
     }
     let url = response.url().clone();
-    while let Some(piece) = next_piece(&mut response).await.map_err(|f| f.into_error(call.action, call.endpoint, &url))? {
+    while let Some(piece) = next_piece(&mut response, call.endpoint).await.map_err(|f| f.into_error(call.action, call.endpoint, &url))? {
         let passed = usize::try_from(skip).unwrap_or(usize::MAX).min(piece.len());
         skip -= passed as u64;
         let piece = piece.slice(passed..);

@@ -350,7 +350,7 @@ impl Push {
         if !matches!(status.as_u16(), 400 | 404 | 416) {
             return failure(response, call, &self.to.to_string()).await;
         }
-        let (said, codes) = detail(response).await;
+        let (said, codes) = detail(response, call.endpoint).await;
         let (action, registry) = (call.action.to_owned(), self.endpoint.registry.clone());
         if codes.iter().any(|c| c == "DIGEST_INVALID") {
             let what = format!("blob {} in the store, or on its way to {registry}", blob.digest.short());

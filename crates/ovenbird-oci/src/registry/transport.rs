@@ -25,15 +25,13 @@ use super::error::printable;
 use super::{Inner, RegistryError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// From the request until the head of the answer; registries that write to object storage are slow.
-const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
-/// Longest pause within a body that is received.
-pub(crate) const READ_TIMEOUT: Duration = Duration::from_mins(1);
 /// Longest time without progress of an upload, the registry's own work after the last byte included.
 const UPLOAD_TIMEOUT: Duration = Duration::from_mins(5);
 /// Longest pause that a server may ask for; beyond it the error is shown.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 const MAX_REDIRECTS: usize = 10;
+/// How often silence is borne at one request: each time costs a whole time limit.
+const MAX_SILENCES: usize = 3;
 /// How much of an error's text is read, in bytes.
 const MAX_ERROR_BODY: u64 = 64 * 1024;
 /// Piece in which files are sent, in bytes.
@@ -92,6 +90,7 @@ pub(crate) struct Call<'a> {
 pub(crate) struct Backoff {
     delays: backon::ExponentialBackoff,
     attempts: usize,
+    silences: usize,
 }
 
 impl Backoff {
@@ -102,7 +101,7 @@ impl Backoff {
             .with_max_delay(Duration::from_secs(10))
             .with_max_times(attempts.saturating_sub(1))
             .with_jitter();
-        Self { delays: builder.build(), attempts }
+        Self { delays: builder.build(), attempts, silences: 0 }
     }
 
     /// Like a new one.
@@ -113,6 +112,10 @@ impl Backoff {
     /// Waits before the next attempt, or gives the error back when there is none.
     pub(crate) async fn pause(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         if !error.is_transient() {
+            return Err(error);
+        }
+        self.silences += usize::from(matches!(error, RegistryError::Silent { .. }));
+        if self.silences >= MAX_SILENCES {
             return Err(error);
         }
         let Some(delay) = self.delays.next() else { return Err(error) };
@@ -178,7 +181,7 @@ impl Inner {
                     request.body(open_body(&call.payload, call.action)?)
                 }
             };
-            let response = watch(request.headers(headers).send(), &call.payload).await;
+            let response = watch(request.headers(headers).send(), call).await;
             let response = response.map_err(|failure| failure.into_error(call.action, call.endpoint, &url))?;
             let status = response.status();
             let redirect = matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) && matches!(call.method, Method::GET | Method::HEAD);
@@ -311,9 +314,7 @@ impl Failure {
         let error = match self {
             // Without the URL: redirects carry signatures in it.
             Self::Http(error) => error.without_url(),
-            Self::Silence(time) => {
-                return RegistryError::Interrupted { action, registry, reason: format!("no answer for {} s", time.as_secs()) };
-            }
+            Self::Silence(limit) => return RegistryError::Silent { action, registry, limit },
         };
         let reason = chain(&error);
         match tls_error(&error) {
@@ -356,11 +357,12 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Waits for the head of the answer. The HTTP client's own time-outs would count a long upload as silence.
-async fn watch(request: impl Future<Output = reqwest::Result<Response>>, payload: &Payload) -> Result<Response, Failure> {
-    let Payload::File { sent, .. } = payload else {
-        return match tokio::time::timeout(ANSWER_TIMEOUT, request).await {
+async fn watch(request: impl Future<Output = reqwest::Result<Response>>, call: &Call<'_>) -> Result<Response, Failure> {
+    let Payload::File { sent, .. } = &call.payload else {
+        let limit = call.endpoint.timeouts.answer * if matches!(call.method, Method::GET | Method::HEAD) { 1 } else { 2 };
+        return match tokio::time::timeout(limit, request).await {
             Ok(result) => result.map_err(Failure::Http),
-            Err(_) => Err(Failure::Silence(ANSWER_TIMEOUT)),
+            Err(_) => Err(Failure::Silence(limit)),
         };
     };
     let mut request = std::pin::pin!(request);
@@ -422,7 +424,7 @@ pub(crate) async fn read_limited(response: Response, limit: u64, call: &Call<'_>
     let url = response.url().clone();
     let mut response = response;
     let mut bytes = vec![];
-    while let Some(piece) = next_piece(&mut response).await.map_err(|f| f.into_error(call.action, call.endpoint, &url))? {
+    while let Some(piece) = next_piece(&mut response, call.endpoint).await.map_err(|f| f.into_error(call.action, call.endpoint, &url))? {
         bytes.extend_from_slice(&piece);
         if bytes.len() as u64 > limit {
             return Err(too_large(bytes.len() as u64));
@@ -432,19 +434,19 @@ pub(crate) async fn read_limited(response: Response, limit: u64, call: &Call<'_>
 }
 
 /// The next piece of a body, `None` at its end.
-pub(crate) async fn next_piece(response: &mut Response) -> Result<Option<tokio_util::bytes::Bytes>, Failure> {
-    match tokio::time::timeout(READ_TIMEOUT, response.chunk()).await {
+pub(crate) async fn next_piece(response: &mut Response, endpoint: &Endpoint) -> Result<Option<tokio_util::bytes::Bytes>, Failure> {
+    match tokio::time::timeout(endpoint.timeouts.idle, response.chunk()).await {
         Ok(piece) => piece.map_err(Failure::Http),
-        Err(_) => Err(Failure::Silence(READ_TIMEOUT)),
+        Err(_) => Err(Failure::Silence(endpoint.timeouts.idle)),
     }
 }
 
 /// What a server says about an error: code and message of the first error of the body, or its text.
-pub(crate) async fn detail(mut response: Response) -> (String, Vec<String>) {
+pub(crate) async fn detail(mut response: Response, endpoint: &Endpoint) -> (String, Vec<String>) {
     let status = response.status();
     let html = response.headers().get("content-type").is_some_and(|t| t.as_bytes().starts_with(b"text/html"));
     let mut bytes = vec![];
-    while let Ok(Some(piece)) = next_piece(&mut response).await {
+    while let Ok(Some(piece)) = next_piece(&mut response, endpoint).await {
         bytes.extend_from_slice(&piece);
         if bytes.len() as u64 > MAX_ERROR_BODY {
             break;
@@ -471,7 +473,7 @@ pub(crate) async fn failure(response: Response, call: &Call<'_>, reference: &str
     let (action, registry) = (call.action.to_owned(), call.endpoint.registry.clone());
     let status = response.status();
     let retry_after = retry_after(response.headers());
-    let (detail, codes) = detail(response).await;
+    let (detail, codes) = detail(response, call.endpoint).await;
     match status.as_u16() {
         404 => RegistryError::NotFound { reference: reference.into() },
         401 => {

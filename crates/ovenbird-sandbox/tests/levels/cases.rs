@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ovenbird_sandbox::{Level, Limits, Mount, MountSource, Network, Outcome, SandboxError, Step, StepUser, Stream};
 
-use crate::fixture::{Place, listing, open_files};
+use crate::fixture::{Place, install, listing, open_files};
 
 const ALL: &[Level] = &Level::ALL;
 const NAMESPACES: &[Level] = &[Level::Root, Level::Rootless, Level::SingleId];
@@ -96,18 +96,6 @@ const GNU: [&str; 2] = ["/usr/bin/stat", "/usr/bin/cp"];
 pub(crate) fn missing(case: &str) -> Option<&'static str> {
     let gnu = || GNU.iter().all(|path| fs::read(path).is_ok_and(|bytes| bytes.windows(13).any(|part| part == b"GNU coreutils")));
     (case == COREUTILS && !gnu()).then_some("the machine's stat and cp are not those of GNU coreutils")
-}
-
-/// Copies a program with the libraries that it is linked to into the root file system.
-fn install(program: &Path, to: &Path, place: &Place) {
-    fs::copy(program, to).unwrap();
-    // Fails for a static one.
-    let list = std::process::Command::new("ldd").arg(to).output().unwrap();
-    for library in String::from_utf8_lossy(&list.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
-        let to = place.path("lower").join(&library[1..]);
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::copy(library, to).unwrap();
-    }
 }
 
 pub(crate) fn all() -> Vec<Case> {
@@ -684,6 +672,23 @@ pub(crate) fn all() -> Vec<Case> {
                 ran.says("1777\n");
                 assert_eq!(ran.changed(), Vec::<String>::new());
             },
+        },
+        Case {
+            name: "owners_of_mounts",
+            levels: &[Level::Root, Level::SingleId, Level::Chroot],
+            script: "stat -c %u:%g /run/s /c; ls -ldn /c | tr -s ' ' | cut -d ' ' -f 3,4",
+            set_up: |place, step| {
+                step.mounts.push(Mount {
+                    target: "/run/s".into(),
+                    source: MountSource::Secret { content: b"hidden".to_vec(), mode: 0o400, uid: 1000, gid: 7 },
+                    read_only: true,
+                });
+                // Where the disk can hold the owner, it does.
+                let _ = std::os::unix::fs::chown(place.path("outside"), Some(1000), Some(7));
+                step.mounts.push(bind(place.path("outside"), "/c", false));
+                step.mount_owners.push(("/c".into(), 1000, 7));
+            },
+            check: |ran| ran.says("1000:7\n1000:7\n1000 7\n"),
         },
         Case {
             name: "nested_mounts",

@@ -146,6 +146,7 @@ impl Place {
             stdin: Vec::new(),
             scratch: self.path("scratch"),
             lower_owners: Vec::new(),
+            mount_owners: Vec::new(),
         }
     }
 
@@ -177,4 +178,16 @@ pub(crate) fn open_files() -> usize {
     let own = fs::File::open("/proc/self/fd").expect("/proc");
     let _ = own.as_raw_fd();
     fs::read_dir("/proc/self/fd").expect("/proc").count()
+}
+
+/// Copies a program with the libraries that it is linked to into the root file system.
+pub(crate) fn install(program: &Path, to: &Path, place: &Place) {
+    fs::copy(program, to).unwrap();
+    // Fails for a static one.
+    let list = Command::new("ldd").arg(to).output().unwrap();
+    for library in String::from_utf8_lossy(&list.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
+        let to = place.path("lower").join(&library[1..]);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(library, to).unwrap();
+    }
 }

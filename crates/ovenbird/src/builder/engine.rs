@@ -298,14 +298,10 @@ fn publish_to(request: &BuildRequest) -> Result<Vec<Reference>, Error> {
 fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<String, SecretSource>, Error> {
     let mut found = BTreeMap::new();
     for spec in specs {
-        let from_file = |path: PathBuf| match std::fs::metadata(&path) {
-            Ok(meta) if meta.is_dir() => {
-                Err(Error::new(Kind::Source, format!("secret {:?}: {} is a folder, expected a file", spec.id, path.display())))
-            }
-            Ok(_) => Ok(SecretSource::File(path)),
-            Err(error) => {
-                Err(Error::from_chain(Kind::Source, &error).while_doing(format!("secret {:?}: cannot read {}", spec.id, path.display())))
-            }
+        let from_file = |path: PathBuf| {
+            SecretSource::file(path.clone()).map_err(|error| {
+                Error::from_chain(Kind::Source, &error).while_doing(format!("secret {:?}: cannot read {}", spec.id, path.display()))
+            })
         };
         let from_variable = |name: &str| match environment.get(name) {
             Some(value) => Ok(SecretSource::Value(Secret(value.as_bytes().to_vec()))),
@@ -388,6 +384,7 @@ pub fn told(error: BuildError, source: Option<&SourceTree>) -> Error {
         | BuildError::Fetch { line, .. }
         | BuildError::NotGiven { line, .. }
         | BuildError::Instruction { line, .. }
+        | BuildError::Secret { line, .. }
         | BuildError::Sandbox { line, .. } => *line,
         _ => None,
     };
@@ -439,6 +436,7 @@ mod tests {
             ("id=T".into(), &[("T", "hunter2")][..], "Value(***)"),
             ("id=/nowhere/x".into(), &[][..], "! secret \"/nowhere/x\": cannot read /nowhere/x"),
             (format!("id=a,src={}", dir.path().display()), &[][..], "! secret \"a\": "),
+            ("id=a,src=/dev/zero".into(), &[][..], "! secret \"a\": cannot read /dev/zero: it is a device, expected a regular file"),
         ] {
             let got = match secrets(&[spec.parse().unwrap()], &environment(vars)) {
                 Ok(found) => format!("{:?}", found.values().next().unwrap()),

@@ -167,6 +167,7 @@ impl Settings {
             docker_config: self.docker_config.clone(),
             auth_file: self.auth_file.clone(),
             parallel: self.transfers,
+            ..ClientOptions::default()
         }
     }
 }

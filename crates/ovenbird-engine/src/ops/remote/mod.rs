@@ -30,9 +30,9 @@ fn fetch_error(step: &StepName, url: &str, reason: impl Into<String>) -> BuildEr
 
 /// A secret that BuildKit looks for by name (`GIT_AUTH_TOKEN.host`, `HTTP_AUTH_TOKEN_host`).
 fn named_secret(session: &Session, names: &[String]) -> Option<String> {
-    names.iter().find_map(|name| match session.input.secrets.get(name)? {
-        crate::input::SecretSource::Value(value) => Some(String::from_utf8_lossy(&value.0).trim().to_owned()),
-        crate::input::SecretSource::File(path) => std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned()),
+    names.iter().find_map(|name| {
+        let value = session.input.secrets.get(name)?.read().ok()?;
+        Some(String::from_utf8_lossy(&value).trim().to_owned())
     })
 }
 
