@@ -160,7 +160,7 @@ mod tests {
         let key = key("/a", None, "linux/amd64");
         let record = Record { key, chain: vec![Link::new_diff(id.clone())] };
         save(&state, &key, &record).unwrap();
-        let file = state.records_dir().join(key.file_name());
+        let file = state.trees()[0].records().join(key.file_name());
         std::fs::File::options().write(true).open(&file).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(find(&state, &key), Some(record));
         let age = file.metadata().unwrap().modified().unwrap().elapsed().unwrap();

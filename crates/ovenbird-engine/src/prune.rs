@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -10,7 +11,7 @@ use ovenbird_oci::{Digest, Reference};
 use serde::Serialize;
 
 use crate::cache::{Link, Record};
-use crate::state::{SnapshotId, State, StateError, io_error, remove_tree, unseal};
+use crate::state::{Ids, SnapshotId, State, StateError, io_error, remove_tree, unseal};
 
 /// What to remove.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,12 +56,12 @@ impl DiskUsage {
 /// Counts what the state folder holds; hard links count once.
 pub fn disk_usage(state: &State) -> Result<DiskUsage, StateError> {
     let mut seen = BTreeSet::new();
-    let mut usage = DiskUsage {
-        blobs: size_of(&state.root().join("store/blobs"), &mut seen),
-        snapshots: size_of(&state.snapshots_dir(), &mut seen),
-        cache_mounts: size_of(&state.mounts_dir(), &mut seen),
-        other: 0,
-    };
+    let blobs = size_of(&state.root().join("store/blobs"), &mut seen);
+    let mut usage = DiskUsage { blobs, ..DiskUsage::default() };
+    for tree in state.all_trees() {
+        usage.snapshots += size_of(&tree.snapshots(), &mut seen);
+        usage.cache_mounts += size_of(&tree.mounts(), &mut seen);
+    }
     usage.other = size_of(state.root(), &mut seen);
     Ok(usage)
 }
@@ -90,8 +91,8 @@ struct Item {
 }
 
 enum Keeps {
-    /// A cache record.
-    Record(PathBuf, Vec<Link>),
+    /// A cache record: where it is, and what it says of the snapshots in a folder.
+    Record { path: PathBuf, snapshots: PathBuf, chain: Vec<Link> },
     /// A name of an image.
     Name(Reference, Digest),
     /// The folder of a cache mount.
@@ -99,16 +100,19 @@ enum Keeps {
 }
 
 /// Removes what was not used for the longest time, until the rest is within the budget: cache records, with `all` also names of images and
-/// cache mounts; then what nothing that stays needs. Records go before their files, so that a kill in the middle leaves no record without
+/// cache mounts; then what nothing that stays needs. It is about every isolation level whose files this process may remove. Records go before their files, so that a kill in the middle leaves no record without
 /// them. Waits until no build runs, and builds wait for it.
 pub fn prune(state: &State, options: &PruneOptions) -> Result<PruneReport, StateError> {
     let _alone = state.lock_exclusive()?;
     let mut report = PruneReport::default();
-    let mut items = records(state)?;
+    let mut items = vec![];
+    for tree in state.trees() {
+        items.extend(records(tree)?);
+    }
     let mut fixed: Vec<Item> = vec![];
     let names = names(state)?;
     if options.all {
-        items.extend(names.into_iter().chain(mounts(state)));
+        items.extend(names.into_iter().chain(state.trees().iter().flat_map(mounts)));
     } else {
         fixed.extend(names);
     }
@@ -128,7 +132,7 @@ pub fn prune(state: &State, options: &PruneOptions) -> Result<PruneReport, State
         }
         let stay = needed(state, items.iter().chain(&fixed), &mut HashMap::new());
         sweep(state, &stay, &mut report)?;
-        // Hard links between snapshots make the sum of their sizes an estimate.
+        // What several need makes the sum of the sizes an estimate.
         let over = options.keep_bytes.map(|budget| disk_usage(state).map(|usage| usage.total().saturating_sub(budget))).transpose()?;
         match over {
             Some(over) if over > 0 && !items.is_empty() => wanted = wanted.map(|budget| budget.saturating_sub(over)),
@@ -139,18 +143,19 @@ pub fn prune(state: &State, options: &PruneOptions) -> Result<PruneReport, State
     Ok(report)
 }
 
-fn records(state: &State) -> Result<Vec<Item>, StateError> {
-    let dir = state.records_dir();
-    let entries = fs::read_dir(&dir).map_err(io_error("read", &dir))?.flatten();
-    let items = entries.map(|entry| {
-        let path = entry.path();
+fn records(tree: &Ids) -> Result<Vec<Item>, StateError> {
+    let items = entries(&tree.records())?.map(|path| {
         let bytes = fs::read(&path).unwrap_or_default();
         let bytes = unseal(&bytes).unwrap_or_default();
         let chain = serde_json::from_slice::<Record>(bytes)
             .map(|record| record.chain)
             .or_else(|_| serde_json::from_slice::<Vec<Link>>(bytes))
             .unwrap_or_default();
-        Item { used: changed(&path), own: size_of(&path, &mut BTreeSet::new()), keeps: Keeps::Record(path, chain) }
+        Item {
+            used: changed(&path),
+            own: size_of(&path, &mut BTreeSet::new()),
+            keeps: Keeps::Record { path, snapshots: tree.snapshots(), chain },
+        }
     });
     Ok(items.collect())
 }
@@ -163,8 +168,8 @@ fn names(state: &State) -> Result<Vec<Item>, StateError> {
     Ok(names.collect())
 }
 
-fn mounts(state: &State) -> Vec<Item> {
-    let entries = fs::read_dir(state.mounts_dir()).into_iter().flatten().flatten();
+fn mounts(tree: &Ids) -> Vec<Item> {
+    let entries = fs::read_dir(tree.mounts()).into_iter().flatten().flatten();
     let items = entries.map(|entry| {
         let path = entry.path();
         let below = fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| changed(&entry.path()));
@@ -180,7 +185,7 @@ fn changed(path: &Path) -> SystemTime {
 
 fn remove(state: &State, item: &Item, report: &mut PruneReport) -> Result<(), StateError> {
     match &item.keeps {
-        Keeps::Record(path, _) => fs::remove_file(path).map_err(io_error("remove", path))?,
+        Keeps::Record { path, .. } => fs::remove_file(path).map_err(io_error("remove", path))?,
         Keeps::Name(name, _) => drop(state.store().untag(name)?),
         Keeps::Mount(path) => {
             report.removed += 1;
@@ -195,9 +200,9 @@ fn remove(state: &State, item: &Item, report: &mut PruneReport) -> Result<(), St
 fn surplus(state: &State, items: &[Item], fixed: &[Item], budget: u64) -> Result<usize, StateError> {
     let mut seen = BTreeSet::new();
     let mut sizes: HashMap<Stored, u64> = HashMap::new();
-    let dir = state.snapshots_dir();
-    for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))?.flatten() {
-        sizes.insert(Stored::Snapshot(entry.file_name().to_string_lossy().into_owned()), size_of(&entry.path(), &mut seen));
+    for snapshot in snapshots(state)? {
+        let size = size_of(&snapshot, &mut seen);
+        sizes.insert(Stored::Snapshot(snapshot), size);
     }
     for (digest, _) in state.store().blobs()? {
         sizes.insert(Stored::Blob(digest), size_of(&state.store().blob_path(&digest), &mut seen));
@@ -221,10 +226,28 @@ fn surplus(state: &State, items: &[Item], fixed: &[Item], budget: u64) -> Result
     Ok(if total <= budget { 0 } else { low })
 }
 
+/// Folders of all snapshots.
+fn snapshots(state: &State) -> Result<Vec<PathBuf>, StateError> {
+    let mut all = vec![];
+    for dir in state.trees().iter().map(Ids::snapshots) {
+        all.extend(entries(&dir)?);
+    }
+    Ok(all)
+}
+
+/// Paths of what is in a folder; one that is not there is empty.
+fn entries(dir: &Path) -> Result<impl Iterator<Item = PathBuf> + use<>, StateError> {
+    let found = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        found => Some(found.map_err(io_error("read", dir))?),
+    };
+    Ok(found.into_iter().flatten().flatten().map(|entry| entry.path()))
+}
+
 /// What takes space.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Stored {
-    Snapshot(String),
+    Snapshot(PathBuf),
     Blob(Digest),
 }
 
@@ -241,10 +264,10 @@ fn needed<'a>(state: &State, items: impl Iterator<Item = &'a Item>, known: &mut 
     let mut manifests: Vec<Digest> = vec![];
     for item in items {
         match &item.keeps {
-            Keeps::Record(_, chain) => {
+            Keeps::Record { snapshots, chain, .. } => {
                 for link in chain {
                     match link {
-                        Link::Diff { id, .. } => drop(stay.insert(Stored::Snapshot(id.as_str().to_owned()))),
+                        Link::Diff { id, .. } => drop(stay.insert(Stored::Snapshot(snapshots.join(id.as_str())))),
                         Link::Image { manifest, .. } => manifests.push(*manifest),
                     }
                 }
@@ -263,7 +286,7 @@ fn needed<'a>(state: &State, items: impl Iterator<Item = &'a Item>, known: &mut 
     // A layer packed from a snapshot that stays is worth keeping: the next push needs it.
     let packed: Vec<Stored> = stay
         .iter()
-        .filter_map(|stored| if let Stored::Snapshot(id) = stored { Some(state.packed_blobs(id)) } else { None })
+        .filter_map(|stored| if let Stored::Snapshot(dir) = stored { Some(State::packed_blobs(dir)) } else { None })
         .flatten()
         .map(Stored::Blob)
         .collect();
@@ -292,21 +315,22 @@ fn names_of(state: &State, digest: &Digest) -> Names {
         stored.push(Stored::Blob(config.digest));
         let config: Config =
             state.store().read(&config.digest).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        let ids = config.rootfs.diff_ids.iter().map(|id| SnapshotId::of_layer(id).as_str().to_owned());
-        stored.extend(ids.map(Stored::Snapshot));
+        for tree in state.trees() {
+            let ids = config.rootfs.diff_ids.iter().map(SnapshotId::of_layer);
+            stored.extend(ids.map(|id| Stored::Snapshot(tree.snapshots().join(id.as_str()))));
+        }
     }
     Names { stored, below: links.manifests.iter().map(|m| m.digest).collect() }
 }
 
 /// Removes every snapshot and blob that does not stay.
 fn sweep(state: &State, stay: &BTreeSet<Stored>, report: &mut PruneReport) -> Result<(), StateError> {
-    let dir = state.snapshots_dir();
-    for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))?.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !stay.contains(&Stored::Snapshot(name)) {
-            report.bytes += size_of(&entry.path(), &mut BTreeSet::new());
+    for snapshot in snapshots(state)? {
+        let stored = Stored::Snapshot(snapshot);
+        if let (false, Stored::Snapshot(snapshot)) = (stay.contains(&stored), &stored) {
+            report.bytes += size_of(snapshot, &mut BTreeSet::new());
             report.removed += 1;
-            remove_tree(&entry.path()).map_err(io_error("remove", &entry.path()))?;
+            remove_tree(snapshot).map_err(io_error("remove", snapshot))?;
         }
     }
     for (digest, size) in state.store().blobs()? {
@@ -336,15 +360,12 @@ fn prune_traces(
     if options.keep_bytes.is_some() || (options.filter_until.is_none() && !options.all) {
         return Ok(());
     }
-    let dir = state.traces_dir();
-    for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))?.flatten() {
-        let path = entry.path();
-        if young(entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH)) {
-            continue;
+    for tree in state.trees() {
+        for path in entries(&tree.traces())?.filter(|path| !young(changed(path))) {
+            report.bytes += size_of(&path, &mut BTreeSet::new());
+            report.removed += 1;
+            remove_tree(&path).map_err(io_error("remove", &path))?;
         }
-        report.bytes += size_of(&path, &mut BTreeSet::new());
-        report.removed += 1;
-        remove_tree(&path).map_err(io_error("remove", &path))?;
     }
     Ok(())
 }

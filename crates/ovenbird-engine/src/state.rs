@@ -112,11 +112,42 @@ pub struct State {
     /// Device and inode of `root`.
     inode: (u64, u64),
     ids: PathBuf,
+    /// Trees of this and of lower levels, whose files this process may remove.
+    trees: Vec<Ids>,
     store: Store,
     ownership: Ownership,
     lock: File,
     build: Work,
 }
+
+/// What one way of keeping owners has of the state folder: `ROOT/IDS`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ids(PathBuf);
+
+impl Ids {
+    /// Folder that holds the snapshots.
+    pub fn snapshots(&self) -> PathBuf {
+        self.0.join("snapshots")
+    }
+
+    /// Folder that holds the cache records.
+    pub fn records(&self) -> PathBuf {
+        self.0.join("cache")
+    }
+
+    /// Folder that holds the traces.
+    pub fn traces(&self) -> PathBuf {
+        self.0.join("traces")
+    }
+
+    /// Folder that holds the cache mounts.
+    pub fn mounts(&self) -> PathBuf {
+        self.0.join("mounts")
+    }
+}
+
+/// Names of all [`Ids`].
+const IDS: [&str; 3] = ["real", "mapped", "recorded"];
 
 /// This process' own temporary folder; removed with all it holds on drop.
 #[derive(Debug)]
@@ -129,6 +160,8 @@ struct Work {
 impl Drop for Work {
     fn drop(&mut self) {
         let _ = remove_tree(&self.dir);
+        // Still locked: nobody takes it for a leftover meanwhile.
+        let _ = fs::remove_file(self.dir.with_extension("lock"));
     }
 }
 
@@ -152,10 +185,18 @@ impl State {
         }
         let origins = root.join("origins");
         fs::create_dir_all(&origins).map_err(io_error("make", &origins))?;
+        // Whoever has the ids of a level can remove what a level with fewer of them made, if it is his.
+        let own = IDS.iter().position(|tree| *tree == name).unwrap_or(IDS.len());
+        let user = rustix::process::geteuid().as_raw();
+        let is_ours = |tree: &Ids| fs::metadata(&tree.0).is_ok_and(|meta| meta.is_dir() && (name == IDS[0] || meta.uid() == user));
+        let trees: Vec<Ids> = IDS.iter().skip(own).map(|tree| Ids(root.join(tree))).filter(is_ours).collect();
+        for tree in &trees {
+            clear_leftovers(&tree.0.join("tmp"));
+        }
         let build = open_work(&ids.join("tmp"))?;
         let store = Store::open(&root.join("store"))?;
         let meta = root.metadata().map_err(io_error("read", &root))?;
-        Ok(Self { inode: (meta.dev(), meta.ino()), root, ids, store, ownership, lock, build })
+        Ok(Self { inode: (meta.dev(), meta.ino()), root, ids, trees, store, ownership, lock, build })
     }
 
     /// The blob store.
@@ -355,19 +396,19 @@ impl State {
         self.lock.try_clone().map_err(io_error("lock", &path))
     }
 
-    /// Folder that holds the snapshots.
-    pub fn snapshots_dir(&self) -> PathBuf {
-        self.ids.join("snapshots")
+    /// What this level and those with fewer ids have here: all that this process may remove.
+    pub fn trees(&self) -> &[Ids] {
+        &self.trees
     }
 
-    /// Folder that holds the cache records.
-    pub fn records_dir(&self) -> PathBuf {
-        self.ids.join("cache")
+    /// What every level has here.
+    pub fn all_trees(&self) -> impl Iterator<Item = Ids> {
+        IDS.iter().map(|tree| Ids(self.root.join(tree)))
     }
 
-    /// Blobs that a snapshot was packed into, in any variant.
-    pub fn packed_blobs(&self, id: &str) -> Vec<Digest> {
-        let Ok(entries) = fs::read_dir(self.snapshots_dir().join(id)) else { return vec![] };
+    /// Blobs that the snapshot in a folder was packed into, in any variant.
+    pub fn packed_blobs(snapshot: &Path) -> Vec<Digest> {
+        let Ok(entries) = fs::read_dir(snapshot) else { return vec![] };
         entries
             .flatten()
             .filter(|entry| entry.file_name().to_string_lossy().starts_with("packed-"))
@@ -454,9 +495,9 @@ fn lock_file(path: &Path) -> Result<File, StateError> {
     File::options().create(true).truncate(false).write(true).open(path).map_err(io_error("open", path))
 }
 
-/// Makes this process' temporary folder, and removes those whose lock nobody holds.
-fn open_work(tmp: &Path) -> Result<Work, StateError> {
-    for entry in fs::read_dir(tmp).map_err(io_error("read", tmp))?.flatten() {
+/// Removes the temporary folders whose lock nobody holds.
+fn clear_leftovers(tmp: &Path) {
+    for entry in fs::read_dir(tmp).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(stem) = name.to_str().and_then(|n| n.strip_suffix(".lock")) else { continue };
         let Ok(lock) = File::options().write(true).open(entry.path()) else { continue };
@@ -465,6 +506,10 @@ fn open_work(tmp: &Path) -> Result<Work, StateError> {
             let _ = fs::remove_file(entry.path());
         }
     }
+}
+
+/// Makes this process' temporary folder.
+fn open_work(tmp: &Path) -> Result<Work, StateError> {
     loop {
         let name = unique_name();
         let lock_path = tmp.join(format!("{name}.lock"));
@@ -523,6 +568,27 @@ mod tests {
         assert!(!dead.exists() && mine.exists() && second.has_snapshot(&id));
         drop(state);
         assert!(!mine.exists());
+    }
+
+    #[test]
+    fn leftovers_of_other_levels_go() {
+        let root = tempfile::tempdir().unwrap();
+        let left = || {
+            let names = fs::read_dir(root.path().join("recorded/tmp")).unwrap().map(|entry| entry.unwrap().file_name());
+            names.collect::<Vec<_>>()
+        };
+        drop(State::open(root.path(), Some(Level::SingleId)).unwrap());
+        assert!(left().is_empty(), "an end in order leaves nothing: {:?}", left());
+        for (level, gone) in [(Level::Root, true), (Level::Rootless, true), (Level::SingleId, true)] {
+            fs::create_dir_all(root.path().join("recorded/tmp/dead/work")).unwrap();
+            fs::write(root.path().join("recorded/tmp/dead.lock"), "").unwrap();
+            let running = State::open(root.path(), Some(Level::SingleId)).unwrap();
+            fs::create_dir_all(root.path().join("recorded/tmp/dead2/work")).unwrap();
+            fs::write(root.path().join("recorded/tmp/dead2.lock"), "").unwrap();
+            drop(State::open(root.path(), Some(level)).unwrap());
+            assert_eq!(left().len() == 2, gone, "{level:?}: {:?}", left());
+            assert!(running.build.dir.exists());
+        }
     }
 
     #[test]

@@ -69,8 +69,12 @@ impl Bench {
     }
 
     fn engine(&self) -> Engine {
+        self.engine_at(None)
+    }
+
+    fn engine_at(&self, level: Option<ovenbird_sandbox::Level>) -> Engine {
         let client = Client::new(ClientOptions::default());
-        Engine::open(EngineOptions { root: self.root.path().into(), level: None, overlay: false, client }).unwrap()
+        Engine::open(EngineOptions { root: self.root.path().into(), level, overlay: false, client }).unwrap()
     }
 
     fn build(&self, dockerfile: &str) -> Result<BuildOutput, BuildError> {
@@ -180,6 +184,35 @@ fn prune_leaves_a_state_that_builds() {
 }
 
 #[test]
+fn prune_is_about_every_level() {
+    use ovenbird_sandbox::Level;
+    let bench = Bench::new(&[("x", "1"), ("z", "2")]);
+    let names = |dir: &str| std::fs::read_dir(bench.root.path().join(dir)).unwrap().count();
+    bench.build(TWO_STAGES).unwrap();
+    let snapshots = names("recorded/snapshots");
+    assert!(snapshots > 0);
+    for level in [Level::SingleId, Level::Rootless, Level::Root] {
+        let engine = bench.engine_at(Some(level));
+        let usage = engine.disk_usage().unwrap();
+        assert!(usage.snapshots > 0, "{level:?}");
+        // What a cache record of another level needs stays.
+        engine.prune(&PruneOptions { filter_until: Some(std::time::Duration::from_hours(1)), ..PruneOptions::default() }).unwrap();
+        assert_eq!(names("recorded/snapshots"), snapshots, "{level:?}");
+        drop(engine);
+        assert_eq!(bench.build(TWO_STAGES).unwrap().ran, 0, "{level:?}");
+    }
+    for level in [Level::SingleId, Level::Rootless, Level::Root] {
+        bench.build(TWO_STAGES).unwrap();
+        std::fs::create_dir_all(bench.root.path().join("recorded/mounts/m")).unwrap();
+        bench.engine_at(Some(level)).prune(&PruneOptions { all: true, ..PruneOptions::default() }).unwrap();
+        for dir in ["snapshots", "cache", "traces", "mounts", "tmp"] {
+            assert_eq!(names(&format!("recorded/{dir}")), 0, "{level:?} {dir}");
+        }
+        assert_eq!(names("store/blobs/sha256"), 0, "{level:?}");
+    }
+}
+
+#[test]
 fn prune_takes_what_was_used_longest_ago() {
     use std::time::{Duration, SystemTime};
     let bench = Bench::new(&[("x", "1"), ("z", "2")]);
@@ -214,7 +247,7 @@ fn prune_takes_what_was_used_longest_ago() {
     assert!(bench.engine().disk_usage().unwrap().total() < whole);
     prune(true, None, Some(24));
     assert_eq!(names(), ["new:latest"], "the old name went by its age");
-    assert!(traces() + 1 == traced);
+    assert!((1..traced).contains(&traces()) && !root.join("recorded/traces/of-another").exists());
     assert_eq!(bench.build("FROM scratch\nCOPY z /new\n").unwrap().ran, 0, "the young record stayed");
     prune(true, None, None);
     assert_eq!((names(), traces()), (vec![], 0));
