@@ -93,7 +93,7 @@ fn cases(words: &[&str]) -> Result<(), String> {
     let text = |error: ovenbird_testing::Error| error.to_string();
     let registry = Registry::start_with(Options { bases: &[Base::Busybox, Base::Debian], credentials: None }).map_err(text)?;
     let docker = Dockerd::start_with_mirror(Some(&format!("http://{}", registry.address()))).map_err(text)?;
-    run(command.env("DOCKER_HOST", docker.host()))
+    run(command.env("DOCKER_HOST", docker.host()).envs(docker.config().map(|config| ("DOCKER_CONFIG", config))))
 }
 
 /// Programs the tests talk to. A linker and a C compiler are what Rust needs anyway; they are here for minimal machines.

@@ -49,8 +49,14 @@ pub struct Dockerd {
     programs: Programs,
 }
 
-/// The client that came with the machine's engine: another one on the path may lack the parts that build.
+/// Names a folder with the unpacked packages of the Docker Engine that the tests compare with, instead of the machine's own.
+const UNPACKED: &str = "OVENBIRD_TESTS_DOCKER";
+
+/// The client that came with the engine: another one on the path may lack the parts that build.
 pub fn client() -> PathBuf {
+    if let Some(root) = std::env::var_os(UNPACKED) {
+        return Programs::unpacked(Path::new(&root)).docker;
+    }
     let packaged = PathBuf::from("/usr/bin/docker");
     if packaged.is_file() { packaged } else { "docker".into() }
 }
@@ -63,7 +69,8 @@ impl Dockerd {
 
     /// The same; `mirror` (`http://127.0.0.1:PORT`) stands for Docker Hub.
     pub fn start_with_mirror(mirror: Option<&str>) -> Result<Self> {
-        Self::start_with_programs(&Programs::packaged(), mirror)
+        let unpacked = std::env::var_os(UNPACKED).map(|root| Programs::unpacked(Path::new(&root)));
+        Self::start_with_programs(&unpacked.unwrap_or_else(Programs::packaged), mirror)
     }
 
     /// The same with other programs than the machine's.
@@ -111,10 +118,13 @@ impl Dockerd {
     pub fn docker(&self) -> Command {
         let mut command = Command::new(&self.programs.docker);
         command.env("DOCKER_HOST", self.host());
-        if let Some(dir) = &self.dir {
-            command.env("DOCKER_CONFIG", dir.path().join("client"));
-        }
+        command.envs(self.config().map(|config| ("DOCKER_CONFIG", config)));
         command
+    }
+
+    /// The client's configuration folder, which knows the plugin that builds.
+    pub fn config(&self) -> Option<PathBuf> {
+        self.dir.as_ref().map(|dir| dir.path().join("client"))
     }
 
     /// Process id of the daemon; `None` only while it ends.

@@ -18,8 +18,9 @@ use crate::{AtPath, Error, Result, compare, dockerd, process};
 /// Longest time one build of a case may take.
 const LIMIT: Duration = Duration::from_mins(5);
 
-fn docker_host() -> Option<(&'static str, String)> {
-    std::env::var("DOCKER_HOST").ok().map(|host| ("DOCKER_HOST", host))
+/// What a client needs to find its engine and its plugins.
+fn docker_environment() -> impl Iterator<Item = (&'static str, String)> {
+    ["DOCKER_HOST", "DOCKER_CONFIG"].into_iter().filter_map(|name| Some((name, std::env::var(name).ok()?)))
 }
 
 /// What an engine built. It cannot export an image without layers; then the config is all there is.
@@ -36,9 +37,11 @@ fn from_docker(tag: &str, archive: &Path) -> Result<Image> {
         });
         return Ok(Image { digest: String::new(), manifest: Value::Null, config, layers: Vec::new() });
     }
-    let host = docker_host().map(|(_, host)| format!("--src-daemon-host={host}"));
-    let target = format!("oci-archive:{}", archive.display());
-    process::output(Command::new("skopeo").args(["copy", "--quiet"]).args(host).args([&format!("docker-daemon:{tag}"), &target]))?;
+    // Through a file: skopeo speaks an older language than current engines.
+    let saved = archive.with_extension("saved");
+    process::output(Command::new(dockerd::client()).args(["save", "--output"]).arg(&saved).arg(tag))?;
+    let (source, target) = (format!("docker-archive:{}", saved.display()), format!("oci-archive:{}", archive.display()));
+    process::output(Command::new("skopeo").args(["copy", "--quiet", &source, &target]))?;
     let first = archive::images(archive)?.into_iter().next();
     first.ok_or_else(|| Error::Malformed { place: tag.into(), reason: "no image in the archive".into() })
 }
@@ -138,7 +141,7 @@ impl Place<'_> {
         command.args(["build", "--progress", "plain"]);
         let own_output = build.args.iter().any(|arg| matches!(arg.as_str(), "-o" | "--push" | "--check") || arg.starts_with("--output"));
         if self.level == Level::Docker {
-            command.args(["-t", &tag]).env("DOCKER_BUILDKIT", "1").envs(docker_host());
+            command.args(["-t", &tag]).env("DOCKER_BUILDKIT", "1").envs(docker_environment());
             // The engine of the tests has no bridge.
             if !build.args.iter().any(|arg| arg.starts_with("--network")) {
                 command.arg("--network=host");
