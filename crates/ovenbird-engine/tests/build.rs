@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex};
 use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_engine::frontend::{NoCache, Options};
 use ovenbird_engine::input::LocalContext;
-use ovenbird_engine::plan::NetworkMode;
 use ovenbird_engine::{BuildError, BuildInput, BuildOutput, Cancel, Engine, EngineOptions, ErrorKind, Event, EventSink, PruneOptions};
 use ovenbird_oci::registry::{Client, ClientOptions};
 use ovenbird_oci::{ImageConfig, Manifest, Platform};
@@ -38,21 +37,7 @@ impl Bench {
             root: tempfile::tempdir().unwrap(),
             context: tempfile::tempdir().unwrap(),
             ignore: "",
-            options: Options {
-                target: None,
-                build_args: BTreeMap::new(),
-                labels: BTreeMap::new(),
-                platform: Platform::host(),
-                build_platform: Platform::host(),
-                multi_platform: false,
-                no_cache: NoCache::Off,
-                contexts: BTreeMap::new(),
-                network: NetworkMode::Default,
-                hostname: None,
-                add_hosts: vec![],
-                entitlements: vec![],
-                ignore: Patterns::default(),
-            },
+            options: Options::default(),
             epoch: None,
             events: Arc::default(),
         };

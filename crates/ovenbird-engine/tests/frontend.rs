@@ -1,8 +1,5 @@
 //! Dockerfile text in, plan out: each row is a Dockerfile, options, and what must be true of the result.
 
-use std::collections::BTreeMap;
-
-use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_dockerfile::{Severity, parse};
 use ovenbird_engine::frontend::{Images, Lowered, NamedContext, NoCache, Options, lower};
 use ovenbird_engine::plan::{ImageRequest, NetworkMode, Op, Plan, ResolvedImage};
@@ -42,21 +39,8 @@ fn resolve(request: &ImageRequest) -> Option<ResolvedImage> {
 
 /// `arg A=b; target x; label k=v; context n=SPEC; allow e; platform p; multi; no-cache [stage]; network m; hostname h; host n=ip`.
 fn options(text: &str) -> Options {
-    let mut options = Options {
-        target: None,
-        build_args: BTreeMap::new(),
-        labels: BTreeMap::new(),
-        platform: "linux/amd64".parse().unwrap(),
-        build_platform: "linux/amd64".parse().unwrap(),
-        multi_platform: false,
-        no_cache: NoCache::Off,
-        contexts: BTreeMap::new(),
-        network: NetworkMode::Default,
-        hostname: None,
-        add_hosts: vec![],
-        entitlements: vec![],
-        ignore: Patterns::default(),
-    };
+    let mut options =
+        Options { platform: "linux/amd64".parse().unwrap(), build_platform: "linux/amd64".parse().unwrap(), ..Options::default() };
     for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
         let (key, value) = part.split_once(' ').unwrap_or((part, ""));
         let pair = || value.split_once('=').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();

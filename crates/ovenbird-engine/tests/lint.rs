@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_dockerfile::lint::rules::{self, RULES};
 use ovenbird_dockerfile::{Severity, diagnostic, parse};
-use ovenbird_engine::frontend::{Findings, Images, Lowered, NoCache, Options, check, lower};
-use ovenbird_engine::plan::{ImageRequest, NetworkMode, ResolvedImage};
+use ovenbird_engine::frontend::{Findings, Images, Lowered, Options, check, lower};
+use ovenbird_engine::plan::{ImageRequest, ResolvedImage};
 use ovenbird_oci::Digest;
 use serde_json::json;
 
@@ -33,19 +33,10 @@ fn resolve(request: &ImageRequest) -> Result<ResolvedImage, String> {
 /// From the arguments of a command line: `--build-arg A=B --target T --platform P`.
 fn options(line: &str, ignore: &str) -> Options {
     let mut options = Options {
-        target: None,
-        build_args: BTreeMap::new(),
-        labels: BTreeMap::new(),
         platform: "linux/amd64".parse().unwrap(),
         build_platform: "linux/amd64".parse().unwrap(),
-        multi_platform: false,
-        no_cache: NoCache::Off,
-        contexts: BTreeMap::new(),
-        network: NetworkMode::Default,
-        hostname: None,
-        add_hosts: vec![],
-        entitlements: vec![],
         ignore: Patterns::parse(ignore).unwrap(),
+        ..Options::default()
     };
     let mut words = line.split_whitespace();
     while let Some(flag) = words.next() {

@@ -94,6 +94,27 @@ pub struct Options {
     pub ignore: Patterns,
 }
 
+/// The last stage for this machine, with the cache and without anything of the request.
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            target: None,
+            build_args: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            platform: Platform::host(),
+            build_platform: Platform::host(),
+            multi_platform: false,
+            no_cache: NoCache::Off,
+            contexts: BTreeMap::new(),
+            network: NetworkMode::Default,
+            hostname: None,
+            add_hosts: vec![],
+            entitlements: vec![],
+            ignore: Patterns::default(),
+        }
+    }
+}
+
 /// Images known so far.
 pub type Images = BTreeMap<ImageRequest, ResolvedImage>;
 
