@@ -11,18 +11,17 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use ovenbird_oci::Digest;
-use ovenbird_oci::digest::Hasher;
 
 use super::file::FileError;
 use super::file::select::Selection;
 use crate::plan::CopyAction;
 use crate::snapshot::tree::{self, Entry, Kind, Tree, Visit, Walk, resolve};
-use crate::trace::files::FileState;
+use crate::trace::files::{FileState, Listing};
 
 pub use crate::snapshot::stat_cache::{Known, StatCache};
 
-/// Digested first, so that a change of the form changes every key.
-const FORM: &[u8] = b"ovenbird content 1\n";
+/// Entries that are read together.
+const BATCH: usize = 1024;
 /// Files that are worth a second thread.
 const PARALLEL_FILES: usize = 16;
 /// Files up to this many bytes are read in one go.
@@ -45,7 +44,7 @@ pub struct Contents {
     /// All of it.
     pub digest: Digest,
     /// One by one.
-    pub files: Vec<FileState>,
+    pub listing: Listing,
 }
 
 /// What `copy` selects of `from`: names relative to each source, kinds, modes (unless `--chmod` replaces them), owners (if kept),
@@ -54,17 +53,17 @@ pub fn of_copy(from: &dyn Tree, copy: &CopyAction, cache: &dyn StatCache) -> Res
     let absolute_mode = copy.chmod.as_deref().is_some_and(|mode| mode.bytes().all(|b| b.is_ascii_digit()));
     let counted = Counted { mode: !absolute_mode, owner: copy.keep_owner && copy.chown.is_none(), top: false };
     let selection = Selection::new(from, copy)?;
-    let mut items = Vec::new();
+    let mut reader = Reader { from, cache, counted, listing: Listing::default() };
     let mut any = false;
     for source in &selection.sources {
         // The name matters even for a file that is renamed: the destination may be a folder.
-        items.push(Item::Source(source.name.as_encoded_bytes().to_vec()));
-        let found = collect(selection.walk(from, source), &source.path, &mut items)?;
+        reader.listing.source(source.name.as_encoded_bytes(), &source.path);
+        let found = reader.add(selection.walk(from, source), &source.path)?;
         // Folders made only for the sake of `--parents` do not count.
         any |= found > usize::from(source.filtered());
     }
     selection.check_any(any)?;
-    hash(from, &items, counted, cache)
+    Ok(reader.finish())
 }
 
 /// Everything at and below a path (links in it are followed inside the root) that the ignore file leaves. A path that does not exist
@@ -77,140 +76,129 @@ pub fn of_path(from: &dyn Tree, path: &Path, cache: &dyn StatCache) -> Result<Co
     if !tree::is_visible(from, &target, &entry).map_err(FileError::unreadable("read", path))? {
         return Err(super::file::select::ignored(from, &target, super::file::absolute(path)));
     }
-    let mut items = Vec::new();
-    collect(tree::walk(from, &target), &target, &mut items)?;
-    hash(from, &items, Counted { mode: true, owner: true, top: true }, cache)
+    let counted = Counted { mode: true, owner: true, top: true };
+    let mut reader = Reader { from, cache, counted, listing: Listing::default() };
+    reader.listing.place(&target);
+    reader.add(tree::walk(from, &target), &target)?;
+    Ok(reader.finish())
 }
 
-enum Item {
-    Source(Vec<u8>),
-    Entry { rel: Vec<u8>, visit: Visit },
+/// Reads a tree into a [`Listing`]. Only what must be read from disk waits for others in memory.
+struct Reader<'t> {
+    from: &'t dyn Tree,
+    cache: &'t dyn StatCache,
+    counted: Counted,
+    listing: Listing,
 }
 
-fn collect(walk: Walk, root: &Path, items: &mut Vec<Item>) -> Result<usize, FileError> {
-    let mut found = 0;
-    for visit in walk {
-        let visit = visit.map_err(FileError::walk)?;
-        if visit.entry.kind == Kind::Socket {
-            continue;
-        }
-        found += 1;
-        let rel = visit.path.strip_prefix(root).unwrap_or(&visit.path).as_os_str().as_encoded_bytes().to_vec();
-        items.push(Item::Entry { rel, visit });
+impl Reader<'_> {
+    fn finish(self) -> Contents {
+        Contents { digest: self.listing.digest(), listing: self.listing }
     }
-    Ok(found)
-}
 
-fn hash(from: &dyn Tree, items: &[Item], counted: Counted, cache: &dyn StatCache) -> Result<Contents, FileError> {
-    let parts = in_parallel(items, |item| match item {
-        Item::Source(_) => Ok(None),
-        Item::Entry { visit, .. } => read(from, visit, cache).map(Some),
-    })?;
-    let mut hasher = Hasher::default();
-    hasher.update(FORM);
-    let mut files = Vec::with_capacity(items.len());
-    for (item, read) in items.iter().zip(parts) {
-        match (item, read) {
-            (Item::Entry { visit, .. }, Some(_)) if visit.depth == 0 && visit.entry.is_dir() && !counted.top => hasher.update(b"T"),
-            (Item::Entry { rel, visit }, Some(read)) => files.push(describe(&mut hasher, rel, visit, read, counted)),
-            (Item::Source(name), _) => {
-                hasher.update(b"S");
-                field(&mut hasher, name);
+    /// The entries of one source; returns their number.
+    fn add(&mut self, walk: Walk, root: &Path) -> Result<usize, FileError> {
+        let mut found = 0;
+        let mut waiting: Vec<(Visit, Option<Content>)> = Vec::new();
+        for visit in walk {
+            let visit = visit.map_err(FileError::walk)?;
+            if visit.entry.kind == Kind::Socket {
+                continue;
             }
-            (Item::Entry { .. }, None) => {}
+            found += 1;
+            let known = self.known(&visit)?;
+            match known {
+                Some(content) if waiting.is_empty() => self.list(root, &visit, &content),
+                known => waiting.push((visit, known)),
+            }
+            if waiting.len() == BATCH {
+                self.read(root, &mut waiting)?;
+            }
         }
+        self.read(root, &mut waiting)?;
+        Ok(found)
     }
-    Ok(Contents { digest: hasher.finish().0, files })
+
+    /// What takes no reading of content. Most files of most builds end here: no system call but the walk's own.
+    fn known(&self, visit: &Visit) -> Result<Option<Content>, FileError> {
+        if visit.entry.kind != Kind::File {
+            return read(self.from, visit, None, self.cache).map(Some);
+        }
+        Ok(self.cache.get(&visit.entry).filter(|known| known.plain).map(|known| Content { digest: known.digest, xattrs: Vec::new() }))
+    }
+
+    fn read(&mut self, root: &Path, waiting: &mut Vec<(Visit, Option<Content>)>) -> Result<(), FileError> {
+        let unread: Vec<&Visit> = waiting.iter().filter(|(_, content)| content.is_none()).map(|(visit, _)| visit).collect();
+        let contents = in_parallel(&unread, |visit| read(self.from, visit, self.cache.get(&visit.entry), self.cache))?;
+        let mut contents = contents.into_iter();
+        for (visit, known) in waiting.drain(..) {
+            if let Some(content) = known.or_else(|| contents.next()) {
+                self.list(root, &visit, &content);
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&mut self, root: &Path, visit: &Visit, content: &Content) {
+        let (entry, counted) = (&visit.entry, self.counted);
+        if visit.depth == 0 && entry.is_dir() && !counted.top {
+            return self.listing.top();
+        }
+        let file = FileState {
+            kind: match entry.kind {
+                Kind::File => b'f',
+                Kind::Dir => b'd',
+                Kind::Symlink => b'l',
+                Kind::Fifo => b'p',
+                Kind::Socket => b's',
+                Kind::Char(..) => b'c',
+                Kind::Block(..) => b'b',
+            },
+            // A link has no mode of its own.
+            mode: (counted.mode && entry.kind != Kind::Symlink).then_some(entry.mode),
+            owner: counted.owner.then_some((entry.uid, entry.gid)),
+            content: content.digest,
+            xattrs: (!content.xattrs.is_empty()).then(|| Digest::of(format!("{:?}", content.xattrs).as_bytes())),
+        };
+        self.listing.entry(visit.path.strip_prefix(root).unwrap_or(&visit.path).as_os_str().as_encoded_bytes(), &file);
+    }
 }
 
-fn field(hasher: &mut Hasher, bytes: &[u8]) {
-    hasher.update(&(bytes.len() as u64).to_le_bytes());
-    hasher.update(bytes);
-}
-
-fn describe(hasher: &mut Hasher, rel: &[u8], visit: &Visit, read: Read, counted: Counted) -> FileState {
-    let entry = &visit.entry;
-    hasher.update(b"E");
-    field(hasher, rel);
-    let (kind, device) = match entry.kind {
-        Kind::File => (b'f', (0, 0)),
-        Kind::Dir => (b'd', (0, 0)),
-        Kind::Symlink => (b'l', (0, 0)),
-        Kind::Fifo => (b'p', (0, 0)),
-        Kind::Socket => (b's', (0, 0)),
-        Kind::Char(major, minor) => (b'c', (major, minor)),
-        Kind::Block(major, minor) => (b'b', (major, minor)),
-    };
-    hasher.update(&[kind]);
-    // A link has no mode of its own.
-    let mode = if entry.kind == Kind::Symlink || (!counted.mode) { u32::MAX } else { entry.mode };
-    let (uid, gid) = if counted.owner { (entry.uid, entry.gid) } else { (u32::MAX, u32::MAX) };
-    for number in [mode, uid, gid, device.0, device.1] {
-        hasher.update(&number.to_le_bytes());
-    }
-    field(hasher, &read.content);
-    hasher.update(&(read.xattrs.len() as u64).to_le_bytes());
-    for (name, value) in &read.xattrs {
-        field(hasher, name.as_encoded_bytes());
-        field(hasher, value);
-    }
-    FileState {
-        path: visit.path.to_string_lossy().into_owned(),
-        kind: char::from(kind),
-        mode: (mode != u32::MAX).then_some(mode),
-        owner: (uid != u32::MAX).then_some((uid, gid)),
-        content: match entry.kind {
-            Kind::File => <[u8; 32]>::try_from(read.content).map_or_else(|other| Digest::of(&other), Digest::from_bytes),
-            Kind::Char(..) | Kind::Block(..) => Digest::of(format!("{device:?}").as_bytes()),
-            _ => Digest::of(&read.content),
-        },
-        xattrs: (!read.xattrs.is_empty()).then(|| Digest::of(format!("{:?}", read.xattrs).as_bytes())),
-    }
-}
-
-/// What must be read of an entry.
-struct Read {
-    /// Digest of a file, target of a link.
-    content: Vec<u8>,
+/// What an entry holds.
+struct Content {
+    /// Of a file's bytes, a link's target, a device's number.
+    digest: Digest,
     xattrs: Vec<(OsString, Vec<u8>)>,
 }
 
-fn read(from: &dyn Tree, visit: &Visit, cache: &dyn StatCache) -> Result<Read, FileError> {
-    let (disk, path) = (&visit.entry.disk, &visit.path);
-    // Most files of most builds end here: no system call but the walk's own.
-    let known = if visit.entry.kind == Kind::File { cache.get(disk, &visit.entry) } else { None };
-    if let Some(Known { digest, plain: true }) = known {
-        return Ok(Read { content: digest.as_bytes().to_vec(), xattrs: Vec::new() });
-    }
+fn read(from: &dyn Tree, visit: &Visit, known: Option<Known>, cache: &dyn StatCache) -> Result<Content, FileError> {
+    let path = &visit.path;
     let Some(location) = from.locate(path).map_err(FileError::unreadable("read", path))? else {
         // An empty root has no place on disk.
         if path.as_os_str().is_empty() {
-            return Ok(Read { content: Vec::new(), xattrs: Vec::new() });
+            return Ok(Content { digest: Digest::of(b""), xattrs: Vec::new() });
         }
         return Err(FileError::unreadable("read", path)(rustix::io::Errno::NOENT));
     };
     let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", path))?;
-    let content = match visit.entry.kind {
-        Kind::Symlink => location.read_link().map_err(FileError::replaced("read", path))?.into_os_string().into_encoded_bytes(),
-        Kind::File => {
+    let digest = match (visit.entry.kind, known) {
+        (Kind::File, Some(known)) => known.digest,
+        (Kind::File, None) => {
             let stat = location.stat().map_err(FileError::unreadable("read", path))?;
-            let meta = Entry::from_stat(&stat, disk.clone());
-            let digest = if let Some(known) = known {
-                known.digest
-            } else {
-                let file = location.open().map_err(FileError::replaced("read", path))?;
-                let (digest, read) = digest_of(&file, meta.size).map_err(FileError::unreadable("read", path))?;
-                let after = rustix::fs::fstat(&file).map_err(FileError::unreadable("read", path))?;
-                if read == meta.size && (after.st_ctime, after.st_ctime_nsec as u32) == visit.entry.ctime && after.st_ino == stat.st_ino {
-                    cache.put(disk, &meta, Known { digest, plain: xattrs.is_empty() });
-                }
-                digest
-            };
-            digest.as_bytes().to_vec()
+            let seen = Entry::from_stat(&stat);
+            let file = location.open().map_err(FileError::replaced("read", path))?;
+            let (digest, read) = digest_of(&file, seen.size).map_err(FileError::unreadable("read", path))?;
+            let after = rustix::fs::fstat(&file).map_err(FileError::unreadable("read", path))?;
+            if read == seen.size && (after.st_ctime, after.st_ctime_nsec as u32) == visit.entry.ctime && after.st_ino == stat.st_ino {
+                cache.put(&seen, Known { digest, plain: xattrs.is_empty() });
+            }
+            digest
         }
-        _ => Vec::new(),
+        (Kind::Symlink, _) => Digest::of(location.read_link().map_err(FileError::replaced("read", path))?.as_os_str().as_encoded_bytes()),
+        (Kind::Char(major, minor) | Kind::Block(major, minor), _) => Digest::of(format!("{major}:{minor}").as_bytes()),
+        (Kind::Dir | Kind::Fifo | Kind::Socket, _) => Digest::of(b""),
     };
-    Ok(Read { content, xattrs })
+    Ok(Content { digest, xattrs })
 }
 
 /// Bounded by the size seen: the file may grow without end.
@@ -228,11 +216,11 @@ fn digest_of(file: &File, size: u64) -> io::Result<(Digest, u64)> {
 }
 
 /// Results in the order of the items.
-fn in_parallel<T: Send>(items: &[Item], work: impl Fn(&Item) -> Result<T, FileError> + Sync) -> Result<Vec<T>, FileError> {
-    let files = items.iter().filter(|i| matches!(i, Item::Entry { visit, .. } if visit.entry.kind == Kind::File)).count();
-    let threads = if files < PARALLEL_FILES { 1 } else { thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_THREADS) };
+fn in_parallel<T: Send>(items: &[&Visit], work: impl Fn(&Visit) -> Result<T, FileError> + Sync) -> Result<Vec<T>, FileError> {
+    let threads =
+        if items.len() < PARALLEL_FILES { 1 } else { thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_THREADS) };
     if threads == 1 {
-        return items.iter().map(work).collect();
+        return items.iter().map(|visit| work(visit)).collect();
     }
     // Pieces are small, so that a thread with large files does not keep the others waiting.
     const PIECE: usize = 64;
@@ -245,7 +233,8 @@ fn in_parallel<T: Send>(items: &[Item], work: impl Fn(&Item) -> Result<T, FileEr
                 loop {
                     let piece = next.fetch_add(1, Ordering::Relaxed);
                     let Some(begin) = piece.checked_mul(PIECE).filter(|b| *b < items.len()) else { return };
-                    let results = items[begin..items.len().min(begin + PIECE)].iter().map(&work).collect::<Result<Vec<_>, _>>();
+                    let results =
+                        items[begin..items.len().min(begin + PIECE)].iter().map(|visit| work(visit)).collect::<Result<Vec<_>, _>>();
                     match results {
                         Ok(results) => done.lock().unwrap_or_else(PoisonError::into_inner).push((piece, results)),
                         Err(error) => {

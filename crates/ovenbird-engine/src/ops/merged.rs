@@ -101,9 +101,7 @@ impl Index {
         let mut entries = BTreeMap::new();
         for visit in walk(&tree, Path::new("")) {
             let visit = visit.map_err(FileError::io("read", dir))?;
-            if let Some(stamp) = stamp(&tree, &visit.path)? {
-                entries.insert(visit.path, stamp);
-            }
+            entries.insert(visit.path, stamp(&visit.entry));
         }
         Ok(Self { entries, owners: Owners::new() })
     }
@@ -117,26 +115,19 @@ impl Index {
 
 /// As a folder, for a snapshot of one layer would take a 0/0 device for a whiteout.
 fn plain(dir: &Path) -> Folder {
-    Folder::new(dir, Patterns::default())
+    Folder::new(dir, Patterns::default()).with_owners()
 }
 
-fn stamp(tree: &dyn Tree, path: &Path) -> Result<Option<Stamp>, FileError> {
-    let Some(location) = tree.locate(path).map_err(FileError::io("read", path))? else { return Ok(None) };
-    let stat = match location.stat() {
-        Ok(stat) => stat,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(FileError::io("read", path)(error)),
-    };
-    let entry = Entry::from_stat(&stat, PathBuf::new());
-    Ok(Some(Stamp {
+fn stamp(entry: &Entry) -> Stamp {
+    Stamp {
         kind: entry.kind,
         inode: (entry.inode.0, entry.inode.1),
         size: entry.size,
         mode: entry.mode,
         owner: (entry.uid, entry.gid),
         mtime: entry.mtime,
-        ctime: (stat.st_ctime, stat.st_ctime_nsec as u32),
-    }))
+        ctime: entry.ctime,
+    }
 }
 
 /// The folder itself with its real owners, and those that a table knows better.
@@ -147,9 +138,7 @@ struct Owned {
 
 impl Tree for Owned {
     fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
-        let Some(entry) = self.tree.entry(path)? else { return Ok(None) };
-        let Some(location) = self.tree.locate(path)? else { return Ok(None) };
-        let mut entry = Entry::from_stat(&location.stat()?, entry.disk);
+        let Some(mut entry) = self.tree.entry(path)? else { return Ok(None) };
         if let Some(owner) = self.owners.get(path.as_os_str()) {
             (entry.uid, entry.gid) = (owner.uid, owner.gid);
             if let Some((mode, major, minor)) = owner.node {
@@ -225,7 +214,7 @@ pub fn write_tar(snapshot: &Snapshot, out: &mut dyn Write, mtime: Option<i64>) -
         if visit.depth == 0 || visit.entry.kind == Kind::Socket {
             continue;
         }
-        let Some(location) = view.locate(&visit.path).map_err(FileError::io("read", &visit.entry.disk))? else { continue };
+        let Some(location) = view.locate(&visit.path).map_err(FileError::io("read", &visit.path))? else { continue };
         let entry = &visit.entry;
         let inode = (entry.kind == Kind::File && entry.inode.2 > 1).then_some((entry.inode.0, entry.inode.1));
         let first = inode.as_ref().and_then(|inode| firsts.get(inode).cloned());
@@ -234,11 +223,11 @@ pub fn write_tar(snapshot: &Snapshot, out: &mut dyn Write, mtime: Option<i64>) -
         }
         let link = match (entry.kind, &first) {
             (_, Some(first)) => Some(first.clone()),
-            (Kind::Symlink, None) => Some(location.read_link().map_err(FileError::io("read", &entry.disk))?),
+            (Kind::Symlink, None) => Some(location.read_link().map_err(FileError::io("read", &visit.path))?),
             _ => None,
         };
         let xattrs =
-            if first.is_some() { Vec::new() } else { location.xattrs().map_err(FileError::io("read the attributes of", &entry.disk))? };
+            if first.is_some() { Vec::new() } else { location.xattrs().map_err(FileError::io("read the attributes of", &visit.path))? };
         let (header, pax) = tar_header(&visit, first.is_some(), link.as_deref(), &xattrs, mtime);
         if !pax.is_empty() {
             builder
@@ -246,7 +235,7 @@ pub fn write_tar(snapshot: &Snapshot, out: &mut dyn Write, mtime: Option<i64>) -
                 .map_err(FileError::io("write", "the tar"))?;
         }
         if entry.kind == Kind::File && first.is_none() {
-            let file = location.open().map_err(FileError::io("read", &entry.disk))?;
+            let file = location.open().map_err(FileError::io("read", &visit.path))?;
             // Layers do not change, but a short file must not break the archive's frame.
             let content = file.take(entry.size).chain(io::repeat(0)).take(entry.size);
             builder.append(&header, content).map_err(FileError::io("write", "the tar"))?;

@@ -33,6 +33,8 @@ struct Cache {
 pub struct Folder {
     dir: PathBuf,
     ignore: Patterns,
+    /// Owners are those of the disk.
+    owned: bool,
     /// Device and inode of a folder that nobody shall see.
     hidden: Option<(u64, u64)>,
     cache: Mutex<Cache>,
@@ -41,7 +43,13 @@ pub struct Folder {
 impl Folder {
     /// Of this folder and its ignore file. Nothing is opened yet.
     pub fn new(dir: impl Into<PathBuf>, ignore: Patterns) -> Self {
-        Self { dir: dir.into(), ignore, hidden: None, cache: Mutex::default() }
+        Self { dir: dir.into(), ignore, owned: false, hidden: None, cache: Mutex::default() }
+    }
+
+    /// With the owners that the disk holds.
+    #[must_use]
+    pub fn with_owners(self) -> Self {
+        Self { owned: true, ..self }
     }
 
     /// Leaves a folder below it out, wherever it is: as if it were not there. Known by device and inode, for it may have several paths.
@@ -56,6 +64,20 @@ impl Folder {
 
     fn is_hidden(&self, stat: &Stat) -> bool {
         self.hidden == Some((stat.st_dev, stat.st_ino))
+    }
+
+    fn describe(&self, stat: &Stat) -> Entry {
+        let entry = Entry::from_stat(stat);
+        if self.owned { entry } else { Entry { uid: 0, gid: 0, ..entry } }
+    }
+
+    /// A folder that is there.
+    fn existing_dir(&self, dir: &Path) -> io::Result<Arc<OwnedFd>> {
+        split(dir)?;
+        match self.open_dir(dir)? {
+            Some(fd) => Ok(fd),
+            None => Err(if self.find(dir)?.is_some() { Errno::NOTDIR } else { Errno::NOENT }.into()),
+        }
     }
 
     fn open_dir(&self, path: &Path) -> io::Result<Option<Arc<OwnedFd>>> {
@@ -111,26 +133,43 @@ impl Folder {
     }
 }
 
+/// What is in an open folder, sorted by bytes.
+fn names(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for item in Dir::read_from(dir)? {
+        let item = item?;
+        let name = OsStr::from_bytes(item.file_name().to_bytes());
+        if name != "." && name != ".." {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
 impl Tree for Folder {
     fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
-        Ok(self.find(path)?.map(|(_, stat)| Entry { uid: 0, gid: 0, ..Entry::from_stat(&stat, self.dir.join(path)) }))
+        Ok(self.find(path)?.map(|(_, stat)| self.describe(&stat)))
     }
 
     fn names(&self, dir: &Path) -> io::Result<Vec<OsString>> {
-        split(dir)?;
-        let Some(fd) = self.open_dir(dir)? else {
-            return Err(if self.find(dir)?.is_some() { Errno::NOTDIR } else { Errno::NOENT }.into());
-        };
-        let mut names = Vec::new();
-        for item in Dir::read_from(&fd)? {
-            let item = item?;
-            let name = OsStr::from_bytes(item.file_name().to_bytes());
-            if name != "." && name != ".." {
-                names.push(name.to_owned());
+        let dir = self.existing_dir(dir)?;
+        names(&dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<(OsString, Entry)>> {
+        let fd = self.existing_dir(dir)?;
+        let names = names(&fd)?;
+        let mut found = Vec::with_capacity(names.len());
+        for name in names {
+            match rustix::fs::statat(&fd, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if self.is_hidden(&stat) => {}
+                Ok(stat) => found.push((name, self.describe(&stat))),
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
             }
         }
-        names.sort_unstable();
-        Ok(names)
+        Ok(found)
     }
 
     fn ignored_by(&self, path: &Path) -> Option<&str> {

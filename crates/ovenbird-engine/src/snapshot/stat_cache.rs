@@ -1,19 +1,18 @@
 //! Remembers the content digests of files on disk from one build to the next.
 //!
-//! The file: one line `ovenbird stat cache 2`, then records (little endian: path length `u32`, path,
-//! device, inode, size `u64`, mtime and ctime each `i64` seconds and `u32` nanoseconds, 32 bytes of
-//! SHA-256, 1 if it has no extended attributes, last use `i64`), then the SHA-256 of all that. A file that does not check out is no error:
-//! the cache is only empty.
+//! A file is known by device and inode; its size and both its times say whether it is still the one that was read. The file of the
+//! cache: one line `ovenbird stat cache 3`, then records of one length sorted by device and inode (little endian: device, inode, size
+//! `u64`, mtime and ctime each `i64` seconds and `u32` nanoseconds, 32 bytes of SHA-256, 1 if it has no extended attributes, day of
+//! the last use `u32`), then the CRC-32 of all that. A file that does not check out is no error: the cache is only empty.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Read, Write};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use flate2::Crc;
 use ovenbird_oci::Digest;
 
 use super::tree::Entry;
@@ -27,12 +26,12 @@ pub struct Known {
     pub plain: bool,
 }
 
-/// Remembers files by path, device, inode, size, mtime and ctime (which changes with the extended attributes, too).
+/// Remembers files by device, inode, size, mtime and ctime (which changes with the extended attributes, too).
 pub trait StatCache: Send + Sync {
     /// What is known, if the file is still the one that was read.
-    fn get(&self, disk: &Path, meta: &Entry) -> Option<Known>;
+    fn get(&self, entry: &Entry) -> Option<Known>;
     /// Remembers a file.
-    fn put(&self, disk: &Path, meta: &Entry, known: Known);
+    fn put(&self, entry: &Entry, known: Known);
 }
 
 /// Remembers nothing.
@@ -40,44 +39,67 @@ pub trait StatCache: Send + Sync {
 pub struct NoStatCache;
 
 impl StatCache for NoStatCache {
-    fn get(&self, _: &Path, _: &Entry) -> Option<Known> {
+    fn get(&self, _: &Entry) -> Option<Known> {
         None
     }
-    fn put(&self, _: &Path, _: &Entry, _: Known) {}
+    fn put(&self, _: &Entry, _: Known) {}
 }
 
-const HEADER: &[u8] = b"ovenbird stat cache 2\n";
+const HEADER: &[u8] = b"ovenbird stat cache 3\n";
+/// Bytes of a record.
+const RECORD: usize = 16 + 32 + 33 + 4;
+/// Bytes of the checksum.
+const SUM: usize = 4;
 /// A file that changed within this many seconds before the cache is saved may change again within one tick of its clock.
 const RACY_SECONDS: i64 = 2;
-/// Records that no build used for this long are dropped.
-const KEEP_SECONDS: i64 = 30 * 24 * 3600;
-/// Uses this much later than the one on record are worth a new file.
-const REFRESH_SECONDS: i64 = 24 * 3600;
+/// Records that no build used for this many days are dropped.
+const KEEP_DAYS: u32 = 30;
 /// Largest cache that is read, in bytes.
 const MAX_FILE: u64 = 512 << 20;
 
+/// Device and inode.
+type Key = (u64, u64);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
-    device: u64,
-    inode: u64,
     size: u64,
     mtime: (i64, u32),
     ctime: (i64, u32),
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Record {
-    stamp: Stamp,
-    known: Known,
-    /// When a build last used it, seconds since 1970; `None`: this one.
-    used: Option<i64>,
+impl Stamp {
+    fn of(entry: &Entry) -> Self {
+        Self { size: entry.size, mtime: entry.mtime, ctime: entry.ctime }
+    }
+
+    /// Seconds of the last change of any kind.
+    fn changed(&self) -> i64 {
+        self.mtime.0.max(self.ctime.0)
+    }
+}
+
+fn key(entry: &Entry) -> Key {
+    (entry.inode.0, entry.inode.1)
+}
+
+/// The records of the file, as they are there: a look-up takes less time than reading all of them into a table would.
+#[derive(Debug, Default)]
+struct Saved {
+    /// Without header and checksum.
+    records: Vec<u8>,
+    /// Which of them this build used.
+    used: Vec<bool>,
+    /// The latest day of use on record.
+    latest: u32,
+    /// Where the last look-up ended: files of one folder often lie beside each other.
+    near: usize,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    records: HashMap<PathBuf, Record>,
-    /// The latest use on record, seconds since 1970.
-    latest: i64,
+    saved: Saved,
+    /// New in this build.
+    fresh: HashMap<Key, (Stamp, Known)>,
     changed: bool,
 }
 
@@ -101,19 +123,15 @@ impl FileStatCache {
     pub fn save(&self) -> io::Result<()> {
         let mut guard = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(table) = guard.as_mut().filter(|t| t.changed) else { return Ok(()) };
-        let mut new = tempfile::NamedTempFile::new_in(&self.aside)?;
+        let new = tempfile::NamedTempFile::new_in(&self.aside)?;
         // The file system's own clock is the one that stamps are compared with.
         let now = new.as_file().metadata()?.mtime();
-        table.records.retain(|_, r| {
-            r.stamp.mtime.0.max(r.stamp.ctime.0) < now - RACY_SECONDS && r.used.is_none_or(|used| used > now - KEEP_SECONDS)
-        });
-        let mut bytes = HEADER.to_vec();
-        for (path, record) in &table.records {
-            encode(&mut bytes, path, record, now);
-        }
-        let sum = Digest::of(&bytes);
-        bytes.extend_from_slice(sum.as_bytes());
-        new.write_all(&bytes)?;
+        let mut out = Summed { inner: BufWriter::new(new), crc: Crc::new() };
+        table.write(&mut out, now)?;
+        let sum = out.crc.sum();
+        let mut buffered = out.inner;
+        buffered.write_all(&sum.to_le_bytes())?;
+        let new = buffered.into_inner().map_err(io::IntoInnerError::into_error)?;
         new.persist(&self.file).map_err(|e| e.error)?;
         table.changed = false;
         Ok(())
@@ -121,133 +139,206 @@ impl FileStatCache {
 
     fn with<T>(&self, action: impl FnOnce(&mut Table) -> T) -> T {
         let mut guard = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        action(guard.get_or_insert_with(|| {
-            let records = load(&self.file).unwrap_or_default();
-            let latest = records.values().filter_map(|record| record.used).max().unwrap_or_default();
-            Table { records, latest, changed: false }
-        }))
+        action(guard.get_or_insert_with(|| Table { saved: Saved::load(&self.file).unwrap_or_default(), ..Table::default() }))
     }
 }
 
 impl StatCache for FileStatCache {
-    fn get(&self, disk: &Path, meta: &Entry) -> Option<Known> {
+    fn get(&self, entry: &Entry) -> Option<Known> {
+        let (key, stamp) = (key(entry), Stamp::of(entry));
         self.with(|table| {
-            let record = table.records.get_mut(disk).filter(|r| r.stamp == stamp(meta))?;
-            if record.used.take().is_some_and(|used| used < table.latest - REFRESH_SECONDS) {
-                table.changed = true;
-            }
-            Some(record.known)
+            let (known_stamp, known) = match table.fresh.get(&key) {
+                Some(found) => *found,
+                None => {
+                    let at = table.saved.find(key)?;
+                    let (_, stamp, known, day) = decode(table.saved.record(at));
+                    // A use on another day than the last is worth a new file.
+                    table.changed |= !std::mem::replace(&mut table.saved.used[at], true) && day < table.saved.latest;
+                    (stamp, known)
+                }
+            };
+            (known_stamp == stamp).then_some(known)
         })
     }
 
-    fn put(&self, disk: &Path, meta: &Entry, known: Known) {
+    fn put(&self, entry: &Entry, known: Known) {
         self.with(|table| {
-            table.records.insert(disk.to_owned(), Record { stamp: stamp(meta), known, used: None });
+            table.fresh.insert(key(entry), (Stamp::of(entry), known));
             table.changed = true;
         });
     }
 }
 
-fn stamp(meta: &Entry) -> Stamp {
-    Stamp { device: meta.inode.0, inode: meta.inode.1, size: meta.size, mtime: meta.mtime, ctime: meta.ctime }
+impl Table {
+    /// All that is worth keeping, sorted.
+    fn write(&self, out: &mut impl Write, now: i64) -> io::Result<()> {
+        let today = u32::try_from(now / (24 * 3600)).unwrap_or(0);
+        let mut fresh: Vec<_> = self.fresh.iter().filter(|(_, (stamp, _))| stamp.changed() < now - RACY_SECONDS).collect();
+        fresh.sort_unstable_by_key(|(key, _)| **key);
+        let mut fresh = fresh.into_iter().peekable();
+        out.write_all(HEADER)?;
+        for at in 0..self.saved.used.len() {
+            let (key, stamp, known, day) = decode(self.saved.record(at));
+            while let Some((key, (stamp, known))) = fresh.next_if(|(other, _)| **other < key) {
+                out.write_all(&encode(*key, stamp, known, today))?;
+            }
+            let day = if self.saved.used[at] { today } else { day };
+            if !self.fresh.contains_key(&key) && day + KEEP_DAYS > today {
+                out.write_all(&encode(key, &stamp, &known, day))?;
+            }
+        }
+        fresh.try_for_each(|(key, (stamp, known))| out.write_all(&encode(*key, stamp, known, today)))
+    }
 }
 
-fn encode(bytes: &mut Vec<u8>, path: &Path, record: &Record, now: i64) {
-    let Stamp { device, inode, size, mtime, ctime } = record.stamp;
-    let path = path.as_os_str().as_bytes();
-    bytes.extend_from_slice(&(path.len() as u32).to_le_bytes());
-    bytes.extend_from_slice(path);
-    for number in [device, inode, size] {
-        bytes.extend_from_slice(&number.to_le_bytes());
+impl Saved {
+    /// `None`: there is none, or it is damaged.
+    fn load(file: &std::path::Path) -> Option<Self> {
+        let file = fs::File::open(file).ok()?;
+        let size = usize::try_from(file.metadata().ok()?.len().min(MAX_FILE)).ok()?;
+        let mut header = [0; HEADER.len()];
+        let mut records = Vec::with_capacity(size);
+        let mut content = file.take(MAX_FILE);
+        content.read_exact(&mut header).ok()?;
+        content.read_to_end(&mut records).ok()?;
+        let (body, sum) = records.split_at_checked(records.len().checked_sub(SUM)?)?;
+        let mut crc = Crc::new();
+        crc.update(&header);
+        crc.update(body);
+        if header != HEADER || sum != crc.sum().to_le_bytes() || body.len() % RECORD != 0 {
+            return None;
+        }
+        let (length, latest) = (body.len(), body.chunks_exact(RECORD).map(|record| decode(record).3).max().unwrap_or_default());
+        records.truncate(length);
+        Some(Self { used: vec![false; length / RECORD], records, latest, near: 0 })
     }
-    for (seconds, nanoseconds) in [mtime, ctime] {
-        bytes.extend_from_slice(&seconds.to_le_bytes());
-        bytes.extend_from_slice(&nanoseconds.to_le_bytes());
+
+    fn record(&self, at: usize) -> &[u8] {
+        &self.records[at * RECORD..][..RECORD]
     }
-    bytes.extend_from_slice(record.known.digest.as_bytes());
-    bytes.push(u8::from(record.known.plain));
-    bytes.extend_from_slice(&record.used.unwrap_or(now).to_le_bytes());
+
+    fn key(&self, at: usize) -> Key {
+        key_of(self.record(at))
+    }
+
+    fn find(&mut self, key: Key) -> Option<usize> {
+        let near = self.near + 1;
+        if near < self.used.len() && self.key(near) == key {
+            self.near = near;
+            return Some(near);
+        }
+        let (mut low, mut high) = (0, self.used.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.key(middle).cmp(&key) {
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+                std::cmp::Ordering::Equal => {
+                    self.near = middle;
+                    return Some(middle);
+                }
+            }
+        }
+        None
+    }
 }
 
-fn load(file: &Path) -> Option<HashMap<PathBuf, Record>> {
-    let mut bytes = Vec::new();
-    fs::File::open(file).ok()?.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
-    let (body, sum) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
-    if Digest::of(body).as_bytes() != sum {
-        return None;
-    }
-    let mut rest = body.strip_prefix(HEADER)?;
-    let mut records = HashMap::new();
-    while !rest.is_empty() {
-        let (path, record) = decode(&mut rest)?;
-        records.insert(path, record);
-    }
-    Some(records)
+/// Computes the checksum of what goes through.
+struct Summed<W> {
+    inner: W,
+    crc: Crc,
 }
 
-fn decode(rest: &mut &[u8]) -> Option<(PathBuf, Record)> {
-    fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
-        let (head, tail) = rest.split_first_chunk::<N>()?;
-        *rest = tail;
-        Some(*head)
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.crc.update(&bytes[..written]);
+        Ok(written)
     }
-    let length = u32::from_le_bytes(take(rest)?) as usize;
-    let (path, tail) = rest.split_at_checked(length)?;
-    *rest = tail;
-    let mut number = || take(rest).map(u64::from_le_bytes);
-    let (device, inode, size) = (number()?, number()?, number()?);
-    let mut time = || Some((i64::from_le_bytes(take(rest)?), u32::from_le_bytes(take(rest)?)));
-    let (mtime, ctime) = (time()?, time()?);
-    let known = Known { digest: Digest::from_bytes(take(rest)?), plain: take::<1>(rest)? == [1] };
-    let used = Some(i64::from_le_bytes(take(rest)?));
-    let stamp = Stamp { device, inode, size, mtime, ctime };
-    Some((PathBuf::from(OsString::from_vec(path.to_vec())), Record { stamp, known, used }))
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+fn encode((device, inode): Key, stamp: &Stamp, known: &Known, day: u32) -> [u8; RECORD] {
+    let mut record = [0; RECORD];
+    let mut rest = &mut record[..];
+    let mut put = |bytes: &[u8]| {
+        let (head, tail) = std::mem::take(&mut rest).split_at_mut(bytes.len());
+        head.copy_from_slice(bytes);
+        rest = tail;
+    };
+    for number in [device, inode, stamp.size] {
+        put(&number.to_le_bytes());
+    }
+    for (seconds, nanoseconds) in [stamp.mtime, stamp.ctime] {
+        put(&seconds.to_le_bytes());
+        put(&nanoseconds.to_le_bytes());
+    }
+    put(known.digest.as_bytes());
+    put(&[u8::from(known.plain)]);
+    put(&day.to_le_bytes());
+    record
+}
+
+fn field<const N: usize>(record: &[u8], at: usize) -> [u8; N] {
+    let mut field = [0; N];
+    field.copy_from_slice(&record[at..at + N]);
+    field
+}
+
+fn key_of(record: &[u8]) -> Key {
+    (u64::from_le_bytes(field(record, 0)), u64::from_le_bytes(field(record, 8)))
+}
+
+fn decode(record: &[u8]) -> (Key, Stamp, Known, u32) {
+    let time = |at| (i64::from_le_bytes(field(record, at)), u32::from_le_bytes(field(record, at + 8)));
+    let stamp = Stamp { size: u64::from_le_bytes(field(record, 16)), mtime: time(24), ctime: time(36) };
+    let known = Known { digest: Digest::from_bytes(field(record, 48)), plain: record[80] == 1 };
+    (key_of(record), stamp, known, u32::from_le_bytes(field(record, 81)))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::snapshot::tree::Kind;
 
     fn entry(inode: u64, mtime: i64, ctime: i64) -> Entry {
-        Entry {
-            kind: Kind::File,
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            size: 3,
-            mtime: (mtime, 7),
-            ctime: (ctime, 0),
-            disk: "x".into(),
-            inode: (1, inode, 1),
-        }
+        Entry { kind: Kind::File, mode: 0o644, uid: 0, gid: 0, size: 3, mtime: (mtime, 7), ctime: (ctime, 0), inode: (1, inode, 1) }
+    }
+
+    fn known(text: &str) -> Known {
+        Known { digest: Digest::of(text.as_bytes()), plain: !text.is_empty() }
     }
 
     #[test]
     fn survives_saving_but_trusts_no_recent_and_no_damaged_record() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("stat");
-        let digest = Known { digest: Digest::of(b"abc"), plain: true };
         let now = fs::metadata(dir.path()).unwrap().mtime();
         let cache = FileStatCache::new(&file, dir.path());
-        cache.put(Path::new("/a"), &entry(1, now - 100, now - 100), digest);
-        cache.put(Path::new("/young mtime"), &entry(2, now, now - 100), digest);
-        cache.put(Path::new("/young ctime"), &entry(3, now - 100, now), digest);
-        assert_eq!(cache.get(Path::new("/young mtime"), &entry(2, now, now - 100)), Some(digest));
+        let old = entry(1, now - 100, now - 100);
+        cache.put(&old, known("abc"));
+        cache.put(&entry(2, now, now - 100), known("abc"));
+        cache.put(&entry(3, now - 100, now), known("abc"));
+        assert_eq!(cache.get(&entry(2, now, now - 100)), Some(known("abc")));
         cache.save().unwrap();
 
         let again = FileStatCache::new(&file, dir.path());
-        assert_eq!(again.get(Path::new("/a"), &entry(1, now - 100, now - 100)), Some(digest));
-        for (what, path, meta) in [
-            ("other inode", "/a", entry(9, now - 100, now - 100)),
-            ("other mtime", "/a", entry(1, now - 99, now - 100)),
-            ("other ctime", "/a", entry(1, now - 100, now - 99)),
-            ("other size", "/a", Entry { size: 4, ..entry(1, now - 100, now - 100) }),
-            ("other path", "/b", entry(1, now - 100, now - 100)),
-            ("racy mtime", "/young mtime", entry(2, now, now - 100)),
-            ("racy ctime", "/young ctime", entry(3, now - 100, now)),
+        assert_eq!(again.get(&old), Some(known("abc")));
+        for (what, entry) in [
+            ("other inode", entry(9, now - 100, now - 100)),
+            ("other device", Entry { inode: (2, 1, 1), ..old.clone() }),
+            ("other mtime", entry(1, now - 99, now - 100)),
+            ("other ctime", entry(1, now - 100, now - 99)),
+            ("other size", Entry { size: 4, ..old.clone() }),
+            ("racy mtime", entry(2, now, now - 100)),
+            ("racy ctime", entry(3, now - 100, now)),
         ] {
-            assert_eq!(again.get(Path::new(path), &meta), None, "{what}");
+            assert_eq!(again.get(&entry), None, "{what}");
         }
 
         let good = fs::read(&file).unwrap();
@@ -255,9 +346,41 @@ mod tests {
             let mut bad = good.clone();
             bad[at] ^= 1;
             fs::write(&file, &bad).unwrap();
-            assert_eq!(FileStatCache::new(&file, dir.path()).get(Path::new("/a"), &entry(1, now - 100, now - 100)), None, "byte {at}");
+            assert_eq!(FileStatCache::new(&file, dir.path()).get(&old), None, "byte {at}");
         }
         fs::write(&file, &good[..good.len() - 5]).unwrap();
-        assert_eq!(FileStatCache::new(&file, dir.path()).get(Path::new("/a"), &entry(1, now - 100, now - 100)), None);
+        assert_eq!(FileStatCache::new(&file, dir.path()).get(&old), None);
+    }
+
+    #[test]
+    fn records_are_merged_in_order_and_dropped_when_nobody_used_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("stat");
+        let open = || FileStatCache::new(&file, dir.path());
+        let cache = open();
+        for inode in [5, 1, 9] {
+            cache.put(&entry(inode, 10, 10), known("old"));
+        }
+        cache.save().unwrap();
+        let cache = open();
+        for inode in [7, 0, 5, 12] {
+            cache.put(&entry(inode, 20, 20), known("new"));
+        }
+        assert_eq!(cache.get(&entry(9, 10, 10)), Some(known("old")));
+        cache.save().unwrap();
+        let cache = open();
+        for (inode, time, text) in [(0, 20, "new"), (1, 10, "old"), (5, 20, "new"), (7, 20, "new"), (9, 10, "old"), (12, 20, "new")] {
+            assert_eq!(cache.get(&entry(inode, time, time)), Some(known(text)), "{inode}");
+        }
+        assert_eq!(cache.get(&entry(5, 10, 10)), None);
+
+        // Forty days later two of them are looked at.
+        let mut later = Vec::new();
+        let table = Table { saved: Saved::load(Path::new(&file)).unwrap(), ..Table::default() };
+        let cache = FileStatCache { file: file.clone(), aside: dir.path().into(), table: Mutex::new(Some(table)) };
+        assert!(cache.get(&entry(1, 10, 10)).is_some() && cache.get(&entry(12, 20, 20)).is_some());
+        let now = fs::metadata(dir.path()).unwrap().mtime();
+        cache.with(|table| table.write(&mut later, now + 40 * 24 * 3600)).unwrap();
+        assert_eq!(later.len(), HEADER.len() + 2 * RECORD);
     }
 }

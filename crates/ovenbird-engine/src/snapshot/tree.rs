@@ -101,15 +101,13 @@ pub struct Entry {
     pub mtime: (i64, u32),
     /// Last change of content, attributes or names; seconds and nanoseconds since 1970.
     pub ctime: (i64, u32),
-    /// Where it really is on disk.
-    pub disk: PathBuf,
     /// Device, inode and link count on disk, to find hard links.
     pub inode: (u64, u64, u64),
 }
 
 impl Entry {
     /// What the disk says, without an owners table.
-    pub fn from_stat(stat: &Stat, disk: PathBuf) -> Self {
+    pub fn from_stat(stat: &Stat) -> Self {
         Self {
             kind: Kind::of(stat),
             mode: stat.st_mode & 0o7777,
@@ -118,7 +116,6 @@ impl Entry {
             size: u64::try_from(stat.st_size).unwrap_or(0),
             mtime: (stat.st_mtime, stat.st_mtime_nsec as u32),
             ctime: (stat.st_ctime, stat.st_ctime_nsec as u32),
-            disk,
             #[allow(clippy::unnecessary_cast, clippy::useless_conversion, reason = "the width of st_nlink differs between machines")]
             inode: (stat.st_dev, stat.st_ino, stat.st_nlink as u64),
         }
@@ -229,6 +226,16 @@ pub trait Tree: Send + Sync {
     fn entry(&self, path: &Path) -> io::Result<Option<Entry>>;
     /// Names in a folder, sorted by bytes.
     fn names(&self, dir: &Path) -> io::Result<Vec<OsString>>;
+    /// Names and entries in a folder, sorted by the bytes of the names.
+    fn list(&self, dir: &Path) -> io::Result<Vec<(OsString, Entry)>> {
+        let mut found = Vec::new();
+        for name in self.names(dir)? {
+            if let Some(entry) = self.entry(&dir.join(&name))? {
+                found.push((name, entry));
+            }
+        }
+        Ok(found)
+    }
     /// The pattern of an ignore file that hides this path. (Local contexts only.)
     fn ignored_by(&self, _path: &Path) -> Option<&str> {
         None
@@ -238,15 +245,7 @@ pub trait Tree: Send + Sync {
         false
     }
     /// The way to an entry, for reading its content, link target and extended attributes.
-    fn locate(&self, path: &Path) -> io::Result<Option<Location>> {
-        let Some(entry) = self.entry(path)? else { return Ok(None) };
-        let (dir, name) = match (entry.disk.parent(), entry.disk.file_name()) {
-            (Some(dir), Some(name)) => (dir, name),
-            _ => (entry.disk.as_path(), OsStr::new(".")),
-        };
-        let dir = open_dir_path(dir)?;
-        Ok(Some(Location { dir: Arc::new(dir), name: name.to_owned() }))
-    }
+    fn locate(&self, path: &Path) -> io::Result<Option<Location>>;
 }
 
 /// Opens a folder by an ordinary path.
@@ -385,7 +384,7 @@ pub type Chooser<'t> = Box<dyn Fn(&Path, &Entry) -> Choice + 't>;
 
 struct Frame {
     path: PathBuf,
-    names: std::vec::IntoIter<OsString>,
+    children: std::vec::IntoIter<(OsString, Entry)>,
     /// Not given yet.
     held: Option<Visit>,
 }
@@ -409,31 +408,41 @@ pub fn walk_with<'t>(tree: &'t dyn Tree, path: &Path, choose: Chooser<'t>) -> Wa
     Walk { tree, choose, start: Some(path.to_owned()), frames: Vec::new(), ready: VecDeque::new() }
 }
 
+/// An error at a path.
+fn at(path: &Path) -> impl FnOnce(io::Error) -> WalkError {
+    let path = path.to_owned();
+    move |source| WalkError { path, source }
+}
+
 impl Walk<'_> {
-    fn visit(&mut self, path: PathBuf) -> Result<(), WalkError> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |source| WalkError { path, source }
-        };
-        check_length(&path).map_err(io::Error::from).map_err(at(&path))?;
-        let Some(entry) = self.tree.entry(&path).map_err(at(&path))? else { return Ok(()) };
+    fn begin(&mut self, path: PathBuf) -> Result<(), WalkError> {
+        match self.tree.entry(&path).map_err(at(&path))? {
+            Some(entry) => self.visit(path, entry),
+            None => Ok(()),
+        }
+    }
+
+    fn visit(&mut self, path: PathBuf, entry: Entry) -> Result<(), WalkError> {
+        if let Err(error) = check_length(&path) {
+            return Err(at(&path)(error.into()));
+        }
         let choice = (self.choose)(&path, &entry);
         let is_dir = entry.is_dir();
         if choice == Choice::Skip || (choice == Choice::Descend && !is_dir) {
             return Ok(());
         }
         let visit = Visit { path, entry, depth: self.frames.len(), partial: choice == Choice::Descend };
-        let (path, held) = if choice == Choice::Take {
+        let dir = is_dir.then(|| visit.path.clone());
+        let held = if choice == Choice::Take {
             self.ready.extend(self.frames.iter_mut().filter_map(|f| f.held.take()));
-            let path = if is_dir { visit.path.clone() } else { PathBuf::new() };
             self.ready.push_back(visit);
-            (path, None)
+            None
         } else {
-            (visit.path.clone(), Some(visit))
+            Some(visit)
         };
-        if is_dir {
-            let names = self.tree.names(&path).map_err(at(&path))?.into_iter();
-            self.frames.push(Frame { path, names, held });
+        if let Some(path) = dir {
+            let children = self.tree.list(&path).map_err(at(&path))?.into_iter();
+            self.frames.push(Frame { path, children, held });
         }
         Ok(())
     }
@@ -444,7 +453,7 @@ impl Iterator for Walk<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(start) = self.start.take()
-            && let Err(error) = self.visit(start)
+            && let Err(error) = self.begin(start)
         {
             return Some(Err(error));
         }
@@ -453,13 +462,13 @@ impl Iterator for Walk<'_> {
                 return Some(Ok(visit));
             }
             let frame = self.frames.last_mut()?;
-            match frame.names.next() {
+            match frame.children.next() {
                 None => {
                     self.frames.pop();
                 }
-                Some(name) => {
+                Some((name, entry)) => {
                     let path = frame.path.join(name);
-                    if let Err(error) = self.visit(path) {
+                    if let Err(error) = self.visit(path, entry) {
                         self.frames.clear();
                         return Some(Err(error));
                     }

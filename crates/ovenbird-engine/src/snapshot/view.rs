@@ -191,6 +191,49 @@ impl View {
         Ok(None)
     }
 
+    fn describe(&self, layer: usize, path: &Path, stat: &Stat) -> Entry {
+        let mut entry = Entry::from_stat(stat);
+        let owners = &self.layers[layer].owners;
+        if let Some(owner) = owners.get(path.as_os_str()) {
+            (entry.uid, entry.gid) = (owner.uid, owner.gid);
+            if let Some((mode, major, minor)) = owner.node {
+                entry.kind = Kind::from_mode(mode, (major, minor));
+                entry.mode = mode & 0o7777;
+                entry.size = 0;
+            }
+        }
+        entry
+    }
+
+    /// What is in a folder: for each name the uppermost layer's, `None` where that hides it. `look` has the layer, its folder and the name.
+    fn read_dir<T>(
+        &self,
+        dir: &Path,
+        mut look: impl FnMut(usize, &OwnedFd, &OsStr, FileType) -> io::Result<Option<T>>,
+    ) -> io::Result<BTreeMap<OsString, Option<T>>> {
+        let mut found = BTreeMap::new();
+        if self.layers.is_empty() && dir.as_os_str().is_empty() {
+            return Ok(found);
+        }
+        split(dir)?;
+        let parts = self.parts(dir)?;
+        if parts.is_empty() {
+            return Err(if self.find(dir)?.is_some() { Errno::NOTDIR } else { Errno::NOENT }.into());
+        }
+        for layer in parts.iter().copied() {
+            let fd = self.open_part(layer, dir)?;
+            for item in Dir::read_from(&fd)? {
+                let item = item?;
+                let name = OsStr::from_bytes(item.file_name().to_bytes());
+                if name == "." || name == ".." || found.contains_key(name) {
+                    continue;
+                }
+                found.insert(name.to_owned(), look(layer, &fd, name, item.file_type())?);
+            }
+        }
+        Ok(found)
+    }
+
     /// Where an entry really is, and what the layer's table says of it.
     pub(crate) fn on_disk(&self, path: &Path) -> io::Result<Option<Lower>> {
         Ok(self.find(path)?.map(|(layer, _)| {
@@ -209,7 +252,7 @@ impl View {
 impl Tree for View {
     fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
         if self.layers.is_empty() {
-            return Ok(path.as_os_str().is_empty().then(|| Entry {
+            return Ok(path.as_os_str().is_empty().then_some(Entry {
                 kind: Kind::Dir,
                 mode: 0o755,
                 uid: 0,
@@ -217,48 +260,28 @@ impl Tree for View {
                 size: 0,
                 mtime: (0, 0),
                 ctime: (0, 0),
-                disk: PathBuf::new(),
                 inode: (0, 0, 1),
             }));
         }
         let Some((layer, stat)) = self.find(path)? else { return Ok(None) };
-        let layer = &self.layers[layer];
-        let mut entry = Entry::from_stat(&stat, layer.dir.join(path));
-        if let Some(owner) = layer.owners.get(path.as_os_str()) {
-            (entry.uid, entry.gid) = (owner.uid, owner.gid);
-            if let Some((mode, major, minor)) = owner.node {
-                entry.kind = Kind::from_mode(mode, (major, minor));
-                entry.mode = mode & 0o7777;
-                entry.size = 0;
-            }
-        }
-        Ok(Some(entry))
+        Ok(Some(self.describe(layer, path, &stat)))
     }
 
     fn names(&self, dir: &Path) -> io::Result<Vec<OsString>> {
-        if self.layers.is_empty() && dir.as_os_str().is_empty() {
-            return Ok(Vec::new());
-        }
-        split(dir)?;
-        let parts = self.parts(dir)?;
-        if parts.is_empty() {
-            return Err(if self.find(dir)?.is_some() { Errno::NOTDIR } else { Errno::NOENT }.into());
-        }
-        let mut names = BTreeMap::new();
-        for layer in parts.iter().copied() {
-            let fd = self.open_part(layer, dir)?;
-            for item in Dir::read_from(&fd)? {
-                let item = item?;
-                let name = OsStr::from_bytes(item.file_name().to_bytes());
-                if name == "." || name == ".." || names.contains_key(name) {
-                    continue;
-                }
-                let hidden = matches!(item.file_type(), FileType::CharacterDevice | FileType::Unknown)
-                    && is_whiteout(&rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW)?);
-                names.insert(name.to_owned(), hidden);
-            }
-        }
-        Ok(names.into_iter().filter(|(_, hidden)| !hidden).map(|(name, _)| name).collect())
+        let found = self.read_dir(dir, |_, fd, name, kind| {
+            let hidden = matches!(kind, FileType::CharacterDevice | FileType::Unknown)
+                && is_whiteout(&rustix::fs::statat(fd, name, AtFlags::SYMLINK_NOFOLLOW)?);
+            Ok((!hidden).then_some(()))
+        })?;
+        Ok(found.into_iter().filter_map(|(name, visible)| visible.map(|()| name)).collect())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<(OsString, Entry)>> {
+        let found = self.read_dir(dir, |layer, fd, name, _| {
+            let stat = rustix::fs::statat(fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            Ok((!is_whiteout(&stat)).then(|| self.describe(layer, &dir.join(name), &stat)))
+        })?;
+        Ok(found.into_iter().filter_map(|(name, entry)| Some((name, entry?))).collect())
     }
 
     fn locate(&self, path: &Path) -> io::Result<Option<Location>> {
@@ -317,6 +340,10 @@ impl Tree for SubTree {
 
     fn names(&self, dir: &Path) -> io::Result<Vec<OsString>> {
         self.inner.names(&self.at(dir))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<(OsString, Entry)>> {
+        self.inner.list(&self.at(dir))
     }
 
     fn ignored_by(&self, path: &Path) -> Option<&str> {

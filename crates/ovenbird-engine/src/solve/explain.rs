@@ -36,7 +36,7 @@ impl Solver<'_> {
         before.causes(vertex, &self.parts(vertex), &|old, new| {
             let contents = self.nodes[vertex].contents.lock().unwrap_or_else(PoisonError::into_inner);
             match (trace::files::load(self.session.state, &old.value), contents.get(&new.name)) {
-                (Some(old), Some(new)) => trace::files::differences(&old, &new.files),
+                (Some(old), Some(new)) => trace::files::differences(&old, &new.listing),
                 _ => vec![],
             }
         })
@@ -105,7 +105,7 @@ impl Solver<'_> {
         for node in &self.nodes {
             if matches!(node.outcome.get(), Some(Outcome::Ran | Outcome::Failed)) {
                 for contents in node.contents.lock().unwrap_or_else(PoisonError::into_inner).values() {
-                    let _ = trace::files::save(state, &contents.digest, &contents.files);
+                    let _ = trace::files::save(state, &contents.digest, &contents.listing);
                 }
             }
         }

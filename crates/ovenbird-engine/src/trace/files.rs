@@ -1,45 +1,171 @@
 //! What a step read of a local context, file by file, and how two such lists differ.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use ovenbird_oci::Digest;
-use serde::{Deserialize, Serialize};
 
 use crate::state::{State, StateError};
 
 /// Differences that are named; the rest is counted.
 const MOST_NAMED: usize = 5;
-/// Lists with more files than this are not kept.
-const MOST_FILES: usize = 1 << 20;
+/// Longer lists are not kept, in bytes.
+const MOST_BYTES: usize = 64 << 20;
 
 /// One file, folder or link as it counts for a cache key: what does not count is `None`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileState {
-    /// In the context; bytes that are not UTF-8 are replaced.
-    pub path: String,
     /// `f`, `d`, `l`, `p`, `c` or `b`.
-    pub kind: char,
+    pub kind: u8,
     /// Permission bits.
     pub mode: Option<u32>,
     /// User and group.
     pub owner: Option<(u32, u32)>,
-    /// Content of a file, target of a link, number of a device.
+    /// Content of a file, target of a link, number of a device; of nothing for the rest.
     pub content: Digest,
     /// Extended attributes.
     pub xattrs: Option<Digest>,
 }
 
-/// The list of a content key.
-pub fn load(state: &State, content: &Digest) -> Option<Vec<FileState>> {
-    serde_json::from_slice(&std::fs::read(state.traces_dir().join(name(content))).ok()?).ok()
+/// First bytes, so that a change of the form changes every key.
+const FORM: &[u8] = b"ovenbird content 2\n";
+const MODE: u8 = 1;
+const OWNER: u8 = 2;
+const XATTRS: u8 = 4;
+
+/// Everything that a copy or a mount sees of a context, in the order of the walk. Its digest is the content key; kept, it is what a
+/// later build is compared with.
+///
+/// Bytes, for there may be many files: [`FORM`], then for each source its name, length first (`S`), for each entry its path below the
+/// source, length first, kind, which of the rest it has, mode, owner, 32 bytes of SHA-256 of its content and of its attributes (`E`), and
+/// for a folder of which only the content counts nothing (`T`). Numbers are `u32`, little endian.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Listing {
+    bytes: Vec<u8>,
+    /// Where the sources lie in the context, for people.
+    sources: Vec<String>,
 }
 
-/// Keeps a list, unless it is there already or too long.
-pub fn save(state: &State, content: &Digest, files: &[FileState]) -> Result<(), StateError> {
-    if files.len() > MOST_FILES || state.traces_dir().join(name(content)).exists() {
+impl Default for Listing {
+    fn default() -> Self {
+        Self { bytes: FORM.to_vec(), sources: Vec::new() }
+    }
+}
+
+impl Listing {
+    /// A source: its name counts, for it may be what the copy is called; where it lies does not.
+    pub fn source(&mut self, name: &[u8], path: &Path) {
+        self.bytes.push(b'S');
+        self.field(name);
+        self.place(path);
+    }
+
+    /// Where the entries that follow lie.
+    pub fn place(&mut self, path: &Path) {
+        self.sources.push(path.to_string_lossy().into_owned());
+    }
+
+    /// A folder that does not count itself.
+    pub fn top(&mut self) {
+        self.bytes.push(b'T');
+    }
+
+    /// An entry; its path is relative to the source.
+    pub fn entry(&mut self, path: &[u8], file: &FileState) {
+        self.bytes.push(b'E');
+        self.field(path);
+        let mark = |is: bool, mark| if is { mark } else { 0 };
+        let has = mark(file.mode.is_some(), MODE) | mark(file.owner.is_some(), OWNER) | mark(file.xattrs.is_some(), XATTRS);
+        self.bytes.extend([file.kind, has]);
+        let (mode, owner) = (file.mode.into_iter(), file.owner.into_iter().flat_map(|(uid, gid)| [uid, gid]));
+        mode.chain(owner).for_each(|number| self.bytes.extend(number.to_le_bytes()));
+        self.bytes.extend(file.content.as_bytes());
+        file.xattrs.iter().for_each(|xattrs| self.bytes.extend(xattrs.as_bytes()));
+    }
+
+    fn field(&mut self, bytes: &[u8]) {
+        self.bytes.extend((bytes.len() as u32).to_le_bytes());
+        self.bytes.extend(bytes);
+    }
+
+    /// The content key.
+    pub fn digest(&self) -> Digest {
+        Digest::of(&self.bytes)
+    }
+
+    /// By path in the context; bytes that are not UTF-8 are replaced. `None`: damaged.
+    fn files(&self) -> Option<BTreeMap<String, FileState>> {
+        let (mut files, mut sources, mut source) = (BTreeMap::new(), self.sources.iter(), "");
+        let mut rest = Rest(self.bytes.strip_prefix(FORM)?);
+        if !matches!(rest.0.first(), Some(b'S') | None) {
+            source = sources.next()?;
+        }
+        while let Some([mark]) = rest.take::<1>() {
+            match mark {
+                b'S' => {
+                    rest.field()?;
+                    source = sources.next()?;
+                }
+                b'T' => {}
+                _ => {
+                    let below = String::from_utf8_lossy(rest.field()?);
+                    let path = if below.is_empty() || source.is_empty() { format!("{source}{below}") } else { format!("{source}/{below}") };
+                    files.insert(path, rest.file()?);
+                }
+            }
+        }
+        Some(files)
+    }
+}
+
+/// What is still to be read of a listing.
+struct Rest<'b>(&'b [u8]);
+
+impl<'b> Rest<'b> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, tail) = self.0.split_first_chunk::<N>()?;
+        self.0 = tail;
+        Some(*head)
+    }
+
+    fn number(&mut self) -> Option<u32> {
+        self.take().map(u32::from_le_bytes)
+    }
+
+    fn field(&mut self) -> Option<&'b [u8]> {
+        let length = usize::try_from(self.number()?).ok()?;
+        let (head, tail) = self.0.split_at_checked(length)?;
+        self.0 = tail;
+        Some(head)
+    }
+
+    fn file(&mut self) -> Option<FileState> {
+        let [kind, has] = self.take()?;
+        let mode = if has & MODE == 0 { None } else { Some(self.number()?) };
+        let owner = if has & OWNER == 0 { None } else { Some((self.number()?, self.number()?)) };
+        let content = Digest::from_bytes(self.take()?);
+        let xattrs = if has & XATTRS == 0 { None } else { Some(Digest::from_bytes(self.take()?)) };
+        Some(FileState { kind, mode, owner, content, xattrs })
+    }
+}
+
+/// The listing of a content key. A damaged one counts as missing.
+pub fn load(state: &State, content: &Digest) -> Option<Listing> {
+    let kept = std::fs::read(state.traces_dir().join(name(content))).ok()?;
+    let (sources, bytes) = kept.split_at_checked(kept.iter().position(|byte| *byte == 0)?)?;
+    let listing = Listing { sources: serde_json::from_slice(sources).ok()?, bytes: bytes[1..].to_vec() };
+    (listing.digest() == *content).then_some(listing)
+}
+
+/// Keeps a listing, unless it is there already or too long.
+pub fn save(state: &State, content: &Digest, listing: &Listing) -> Result<(), StateError> {
+    if listing.bytes.len() > MOST_BYTES || state.traces_dir().join(name(content)).exists() {
         return Ok(());
     }
-    state.write_trace(&name(content), &serde_json::to_vec(files).unwrap_or_default())
+    let mut kept = serde_json::to_vec(&listing.sources).unwrap_or_default();
+    kept.push(0);
+    kept.extend(&listing.bytes);
+    state.write_trace(&name(content), &kept)
 }
 
 fn name(content: &Digest) -> String {
@@ -50,9 +176,8 @@ fn name(content: &Digest) -> String {
 pub(super) const PREFIX: &str = "files-";
 
 /// How the files changed: `file src/a.py content changed`.
-pub fn differences(before: &[FileState], now: &[FileState]) -> Vec<String> {
-    let old: BTreeMap<&str, &FileState> = before.iter().map(|file| (file.path.as_str(), file)).collect();
-    let new: BTreeMap<&str, &FileState> = now.iter().map(|file| (file.path.as_str(), file)).collect();
+pub fn differences(before: &Listing, now: &Listing) -> Vec<String> {
+    let (Some(old), Some(new)) = (before.files(), now.files()) else { return vec![] };
     let mut found = vec![];
     for (path, file) in &new {
         match old.get(path) {
@@ -61,7 +186,9 @@ pub fn differences(before: &[FileState], now: &[FileState]) -> Vec<String> {
             Some(before) => found.push(format!("{} {path} {}", noun(file), change(before, file))),
         }
     }
-    found.extend(old.iter().filter(|(path, _)| !new.contains_key(*path)).map(|(path, file)| format!("{} {path} was removed", noun(file))));
+    found.extend(
+        old.iter().filter(|(path, _)| !new.contains_key(path.as_str())).map(|(path, file)| format!("{} {path} was removed", noun(file))),
+    );
     if found.len() > MOST_NAMED {
         let rest = found.len() - MOST_NAMED;
         found.truncate(MOST_NAMED);
@@ -72,9 +199,9 @@ pub fn differences(before: &[FileState], now: &[FileState]) -> Vec<String> {
 
 fn noun(file: &FileState) -> &'static str {
     match file.kind {
-        'd' => "folder",
-        'l' => "link",
-        'f' => "file",
+        b'd' => "folder",
+        b'l' => "link",
+        b'f' => "file",
         _ => "special file",
     }
 }
@@ -84,7 +211,7 @@ fn change(before: &FileState, now: &FileState) -> String {
         return format!("was a {} before", noun(before));
     }
     if before.content != now.content {
-        return if now.kind == 'l' { "target changed".into() } else { "content changed".into() };
+        return if now.kind == b'l' { "target changed".into() } else { "content changed".into() };
     }
     match (before.mode, now.mode) {
         (Some(old), Some(new)) if old != new => return format!("mode {old:04o} → {new:04o}"),
@@ -100,31 +227,69 @@ fn change(before: &FileState, now: &FileState) -> String {
 mod tests {
     use super::*;
 
-    fn file(path: &str, kind: char, mode: u32, content: &str) -> FileState {
-        FileState { path: path.into(), kind, mode: Some(mode), owner: Some((0, 0)), content: Digest::of(content.as_bytes()), xattrs: None }
+    fn file(kind: u8, mode: u32, content: &str) -> FileState {
+        FileState { kind, mode: Some(mode), owner: Some((0, 0)), content: Digest::of(content.as_bytes()), xattrs: None }
+    }
+
+    fn listing(files: &[(&str, FileState)]) -> Listing {
+        let mut listing = Listing::default();
+        listing.source(b"src", Path::new("the/src"));
+        listing.top();
+        for (path, file) in files {
+            listing.entry(path.as_bytes(), file);
+        }
+        listing
     }
 
     #[test]
     fn differences_are_named() {
-        let base = file("src/a.py", 'f', 0o644, "x");
+        let base = file(b'f', 0o644, "x");
+        let one = |file: &FileState| vec![("a.py", file.clone())];
         for (before, now, expect) in [
-            (vec![base.clone()], vec![base.clone()], vec![]),
-            (vec![base.clone()], vec![file("src/a.py", 'f', 0o644, "y")], vec!["file src/a.py content changed"]),
-            (vec![base.clone()], vec![file("src/a.py", 'f', 0o755, "x")], vec!["file src/a.py mode 0644 → 0755"]),
-            (vec![], vec![base.clone()], vec!["file src/a.py was added"]),
-            (vec![file("d", 'd', 0o755, "")], vec![], vec!["folder d was removed"]),
-            (vec![file("l", 'l', 0, "a")], vec![file("l", 'l', 0, "b")], vec!["link l target changed"]),
-            (vec![file("l", 'l', 0, "a")], vec![file("l", 'f', 0, "a")], vec!["file l was a link before"]),
-            (vec![base.clone()], vec![FileState { owner: Some((1, 2)), ..base.clone() }], vec!["file src/a.py owner 0:0 → 1:2"]),
+            (one(&base), one(&base), vec![]),
+            (one(&base), one(&file(b'f', 0o644, "y")), vec!["file the/src/a.py content changed"]),
+            (one(&base), one(&file(b'f', 0o755, "x")), vec!["file the/src/a.py mode 0644 → 0755"]),
+            (vec![], one(&base), vec!["file the/src/a.py was added"]),
+            (vec![("d", file(b'd', 0o755, ""))], vec![], vec!["folder the/src/d was removed"]),
+            (vec![("l", file(b'l', 0, "a"))], vec![("l", file(b'l', 0, "b"))], vec!["link the/src/l target changed"]),
+            (vec![("l", file(b'l', 0, "a"))], vec![("l", file(b'f', 0, "a"))], vec!["file the/src/l was a link before"]),
+            (one(&base), one(&FileState { owner: Some((1, 2)), ..base.clone() }), vec!["file the/src/a.py owner 0:0 → 1:2"]),
             (
-                vec![base.clone()],
-                vec![FileState { xattrs: Some(Digest::of(b"")), ..base.clone() }],
-                vec!["file src/a.py extended attributes changed"],
+                one(&base),
+                one(&FileState { xattrs: Some(Digest::of(b"")), ..base.clone() }),
+                vec!["file the/src/a.py extended attributes changed"],
             ),
         ] {
-            assert_eq!(differences(&before, &now), expect);
+            assert_eq!(differences(&listing(&before), &listing(&now)), expect);
         }
-        let many: Vec<FileState> = (0..9).map(|n| file(&format!("f{n}"), 'f', 0o644, "")).collect();
-        assert_eq!(differences(&[], &many).last().map(String::as_str), Some("4 more files changed"));
+        let many: Vec<_> = ["0", "1", "2", "3", "4", "5", "6", "7", "8"].map(|name| (name, file(b'f', 0o644, ""))).to_vec();
+        assert_eq!(differences(&listing(&[]), &listing(&many)).last().map(String::as_str), Some("4 more files changed"));
+    }
+
+    #[test]
+    fn what_differs_has_another_digest() {
+        let base = file(b'f', 0o644, "x");
+        let variants = [
+            vec![("a", base.clone())],
+            vec![("b", base.clone())],
+            vec![("a", base.clone()), ("b", base.clone())],
+            vec![("a", FileState { mode: None, ..base.clone() })],
+            vec![("a", FileState { owner: None, ..base.clone() })],
+            vec![("a", FileState { owner: Some((0o644, 0)), mode: Some(0), ..base.clone() })],
+            vec![("a", FileState { xattrs: Some(base.content), ..base.clone() })],
+            vec![("a", FileState { kind: b'l', ..base })],
+        ];
+        let digests: std::collections::BTreeSet<Digest> = variants.iter().map(|files| listing(files).digest()).collect();
+        assert_eq!(digests.len(), variants.len());
+    }
+
+    #[test]
+    fn a_damaged_listing_is_read_to_no_bad_end() {
+        let whole = listing(&[("a", file(b'f', 0o644, "x")), ("b", FileState { xattrs: Some(Digest::of(b"")), ..file(b'd', 0, "") })]);
+        for end in 0..whole.bytes.len() {
+            let part = Listing { bytes: whole.bytes[..end].to_vec(), sources: whole.sources.clone() };
+            assert!(part.files().is_none_or(|files| files.len() < 2), "{end}");
+        }
+        assert_eq!(whole.files().map(|files| files.len()), Some(2));
     }
 }

@@ -124,21 +124,8 @@ fn show(tree: &dyn Tree) -> String {
 }
 
 /// A folder as it is on disk, with real owners.
-struct Raw(PathBuf);
-
-impl Tree for Raw {
-    fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
-        let disk = if path.as_os_str().is_empty() { self.0.clone() } else { self.0.join(path) };
-        match rustix::fs::lstat(&disk) {
-            Ok(stat) => Ok(Some(Entry::from_stat(&stat, disk))),
-            Err(_) => Ok(None),
-        }
-    }
-    fn names(&self, dir: &Path) -> io::Result<Vec<std::ffi::OsString>> {
-        let mut names: Vec<_> = fs::read_dir(self.0.join(dir))?.map(|e| e.unwrap().file_name()).collect();
-        names.sort();
-        Ok(names)
-    }
+fn raw(dir: impl Into<PathBuf>) -> Folder {
+    Folder::new(dir, Patterns::default()).with_owners()
 }
 
 struct Ran {
@@ -152,7 +139,7 @@ impl Ran {
     }
     fn text(&self) -> String {
         match &self.result {
-            Ok(_) => show(&Raw(self.out())),
+            Ok(_) => show(&raw(self.out())),
             Err(error) => format!("error: {error}"),
         }
     }
@@ -518,7 +505,7 @@ fn a_copy_is_no_link_of_its_source() {
     for line in ["COPY a /x", "COPY --from a /x", "COPY --from d /y", "COPY --from a /x ; COPY --from a /y"] {
         let ran = run("", "a=1 d/b=1", line);
         ran.result.as_ref().unwrap();
-        for visit in walk(&Raw(ran.dir.path().to_owned()), Path::new("")) {
+        for visit in walk(&raw(ran.dir.path()), Path::new("")) {
             let visit = visit.unwrap();
             assert!(visit.entry.is_dir() || visit.entry.inode.2 == 1, "{line}: {:?} has {} links", visit.path, visit.entry.inode.2);
         }
@@ -906,7 +893,7 @@ fn in_place_changes_become_a_diff() {
         fs::create_dir(at(name)).unwrap();
     }
     merged::materialize(&base, &at("root"), Ownership::Real).unwrap();
-    assert_eq!(show(&Raw(at("root"))), show(&Raw(at("1"))));
+    assert_eq!(show(&raw(at("root"))), show(&raw(at("1"))));
     assert_ne!(fs::metadata(at("root/keep")).unwrap().ino(), fs::metadata(at("1/keep")).unwrap().ino(), "it will be written to");
     let before = merged::Index::of(&at("root")).unwrap();
     let root = at("root");
@@ -922,8 +909,8 @@ fn in_place_changes_become_a_diff() {
     fs::write(root.join("e/g"), "g").unwrap();
     let owners = merged::diff(&before, &root, &at("out"), Owners::new()).unwrap();
     assert!(owners.is_empty());
-    assert_eq!(show(&Raw(at("out"))), "d/ d/y%0,0@0 dir=now a file e/@700#4:4 e/g=g edit=2 file/! file/new=n gone%0,0@0 mode=1@600");
-    assert_eq!(show(&View::new(&snapshot([at("1"), at("out")]))), show(&Raw(root)).replace("file/ ", "file/! "));
+    assert_eq!(show(&raw(at("out"))), "d/ d/y%0,0@0 dir=now a file e/@700#4:4 e/g=g edit=2 file/! file/new=n gone%0,0@0 mode=1@600");
+    assert_eq!(show(&View::new(&snapshot([at("1"), at("out")]))), show(&raw(root)).replace("file/ ", "file/! "));
 }
 
 #[test]
