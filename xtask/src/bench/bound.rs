@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use walkdir::WalkDir;
 
 /// Bytes compressed at once, as a layer writer on several processors does.
-const CHUNK: usize = 1 << 20;
+const CHUNK: usize = 256 << 10;
 /// Level of libdeflate: gzip's usual ratio.
 const LEVEL: i32 = 5;
 
@@ -49,7 +49,7 @@ pub(super) fn measure(folder: &Path, scratch: &Path) -> Result<Bound, String> {
     let mut hasher = Context::new(&SHA256);
     let mut out = File::create(scratch).map_err(failed)?;
     // Parts of 256 MiB: memory stays small, and each part is measured by itself.
-    let mut buffer = vec![0; 256 * CHUNK];
+    let mut buffer = vec![0; 1024 * CHUNK];
     for file in files {
         let mut file = File::open(file).map_err(failed)?;
         loop {
@@ -94,10 +94,15 @@ fn compress(bytes: &[u8]) -> Vec<Vec<u8>> {
     std::thread::scope(|scope| {
         for _ in 0..available_parallelism().map_or(1, std::num::NonZero::get) {
             scope.spawn(|| {
-                let mut gzip = libdeflater::Compressor::new(libdeflater::CompressionLvl::new(LEVEL).unwrap_or_default());
+                let at = |level| libdeflater::Compressor::new(libdeflater::CompressionLvl::new(level).unwrap_or_default());
+                let (mut full, mut stored) = (at(LEVEL), at(0));
                 while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let index = (chunk.as_ptr() as usize - bytes.as_ptr() as usize) / CHUNK;
-                    let mut out = vec![0; gzip.gzip_compress_bound(chunk.len())];
+                    let mut out = vec![0; full.gzip_compress_bound(chunk.len())];
+                    // The least work does not try to compress what does not shrink.
+                    let sample = &chunk[..chunk.len().min(4096)];
+                    let dense = full.gzip_compress(sample, &mut out).is_ok_and(|length| length >= sample.len() - sample.len() / 64);
+                    let gzip = if dense { &mut stored } else { &mut full };
                     let length = gzip.gzip_compress(chunk, &mut out).unwrap_or(0);
                     out.truncate(length);
                     done.lock().unwrap_or_else(PoisonError::into_inner)[index] = out;

@@ -16,10 +16,13 @@ use crate::store::{Partial, Store};
 use super::pack::Sink;
 use super::{Compression, LayerError, Packed};
 
-/// Uncompressed bytes of a gzip member, and of a write when nothing is compressed.
-const MEMBER: usize = 1 << 20;
+/// Uncompressed bytes of a gzip member, and of a write when nothing is compressed: the window is 32 KiB, so larger ones would save
+/// less than half a percent and cost memory.
+const MEMBER: usize = 256 << 10;
 /// Uncompressed bytes of a zstd frame (its window is larger).
 const FRAME: usize = 4 << 20;
+/// Bytes of a piece of a sample, and how many pieces it has.
+const SAMPLE: (usize, usize) = (4096, 4);
 
 /// A chunk on its way: input, how much of it counts, where the output goes.
 struct Job {
@@ -46,30 +49,31 @@ pub(super) fn compress(
         Compression::Gzip(_) => (MEMBER, media::OCI_LAYER_GZIP),
         Compression::Zstd(_) => (FRAME, media::OCI_LAYER_ZSTD),
     };
-    let parallel = threads > 1 && compression != Compression::None;
-    let feed = Feed {
-        buffer: vec![0; chunk],
-        filled: 0,
-        hasher: (compression != Compression::None).then(Hasher::default),
-        partial: store.partial()?,
-        inline: if parallel || compression == Compression::None { None } else { Some(Compressor::new(compression).map_err(failed)?) },
-        jobs: None,
-        pending: VecDeque::new(),
-        spare: vec![],
-        most: threads + 2,
-    };
+    let partial = store.partial()?;
     let (partial, hasher) = std::thread::scope(|scope| {
-        // Owned here, so that the threads also end when `produce` fails or panics.
-        let mut feed = feed;
-        if parallel {
+        let spawn = || {
             let (sender, receiver) = sync_channel::<Job>(threads);
             let receiver = Arc::new(Mutex::new(receiver));
             for _ in 0..threads {
                 let receiver = receiver.clone();
                 scope.spawn(move || work(compression, &receiver));
             }
-            feed.jobs = Some(sender);
-        }
+            sender
+        };
+        // Owned here, so that the threads also end when `produce` fails or panics.
+        let mut feed = Feed {
+            compression,
+            buffer: vec![0; chunk],
+            filled: 0,
+            hasher: (compression != Compression::None).then(Hasher::default),
+            partial,
+            inline: None,
+            spawn: (threads > 1 && compression != Compression::None).then_some(&spawn),
+            jobs: None,
+            pending: VecDeque::new(),
+            spare: vec![],
+            most: threads + 2,
+        };
         produce(&mut feed)?;
         feed.finish()?;
         Ok::<_, LayerError>((feed.partial, feed.hasher))
@@ -96,13 +100,17 @@ fn work(compression: Compression, jobs: &Mutex<Receiver<Job>>) {
 }
 
 /// Where the tar goes, in order.
-pub(super) struct Feed {
+pub(super) struct Feed<'s> {
+    compression: Compression,
     buffer: Vec<u8>,
     filled: usize,
     /// Of the tar; not needed when the blob is the tar.
     hasher: Option<Hasher>,
     partial: Partial,
+    /// Of this thread.
     inline: Option<Compressor>,
+    /// Starts the threads, at the second chunk: most layers have one.
+    spawn: Option<&'s dyn Fn() -> SyncSender<Job>>,
     jobs: Option<SyncSender<Job>>,
     pending: VecDeque<Receiver<Done>>,
     spare: Vec<Vec<u8>>,
@@ -110,14 +118,18 @@ pub(super) struct Feed {
     most: usize,
 }
 
-impl Feed {
-    fn flush(&mut self) -> Result<(), LayerError> {
+impl Feed<'_> {
+    /// Passes the buffer on; `more` will follow.
+    fn flush(&mut self, more: bool) -> Result<(), LayerError> {
         let length = std::mem::take(&mut self.filled);
         if length == 0 {
             return Ok(());
         }
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&self.buffer[..length]);
+        }
+        if more && let Some(spawn) = self.spawn.take() {
+            self.jobs = Some(spawn());
         }
         if let Some(jobs) = &self.jobs {
             let next = self.spare.pop().unwrap_or_else(|| vec![0; self.buffer.len()]);
@@ -128,11 +140,14 @@ impl Feed {
             while self.pending.len() > self.most {
                 self.collect()?;
             }
-        } else if let Some(compressor) = &mut self.inline {
-            let output = compressor.compress(&self.buffer[..length]).map_err(failed)?;
-            self.partial.append(&output)?;
-        } else {
+        } else if self.compression == Compression::None {
             self.partial.append(&self.buffer[..length])?;
+        } else {
+            let compressor = match &mut self.inline {
+                Some(compressor) => compressor,
+                none => none.insert(Compressor::new(self.compression).map_err(failed)?),
+            };
+            self.partial.append(&compressor.compress(&self.buffer[..length]).map_err(failed)?)?;
         }
         Ok(())
     }
@@ -147,7 +162,7 @@ impl Feed {
     }
 
     fn finish(&mut self) -> Result<(), LayerError> {
-        self.flush()?;
+        self.flush(false)?;
         while !self.pending.is_empty() {
             self.collect()?;
         }
@@ -155,10 +170,10 @@ impl Feed {
     }
 }
 
-impl Sink for Feed {
+impl Sink for Feed<'_> {
     fn room(&mut self) -> Result<&mut [u8], LayerError> {
         if self.filled == self.buffer.len() {
-            self.flush()?;
+            self.flush(true)?;
         }
         Ok(&mut self.buffer[self.filled..])
     }
@@ -184,7 +199,7 @@ fn failed(source: io::Error) -> LayerError {
 }
 
 enum Compressor {
-    Gzip(libdeflater::Compressor, Vec<u8>),
+    Gzip(Gzip),
     Zstd(zstd::bulk::Compressor<'static>),
     Plain,
 }
@@ -194,8 +209,7 @@ impl Compressor {
         Ok(match compression {
             Compression::None => Self::Plain,
             Compression::Gzip(level) => {
-                let level = libdeflater::CompressionLvl::new(i32::from(level.clamp(1, 12))).unwrap_or_default();
-                Self::Gzip(libdeflater::Compressor::new(level), vec![])
+                Self::Gzip(Gzip { full: at_level(i32::from(level.clamp(1, 12))), fast: None, stored: None, output: vec![], sample: vec![] })
             }
             Compression::Zstd(level) => Self::Zstd(zstd::bulk::Compressor::new(i32::from(level.clamp(1, 22)))?),
         })
@@ -204,12 +218,85 @@ impl Compressor {
     fn compress(&mut self, input: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             Self::Plain => Ok(input.to_vec()),
-            Self::Gzip(compressor, buffer) => {
-                buffer.resize(compressor.gzip_compress_bound(input.len()), 0);
-                let n = compressor.gzip_compress(input, buffer).map_err(|e| io::Error::other(e.to_string()))?;
-                Ok(buffer[..n].to_vec())
-            }
+            Self::Gzip(gzip) => gzip.compress(input),
             Self::Zstd(compressor) => compressor.compress(input),
+        }
+    }
+}
+
+/// Compresses members, except those that it would only make slower to read: of what is random or compressed already, which a sample
+/// tells, the bytes are stored as they are. The outcome depends on the bytes alone.
+struct Gzip {
+    full: libdeflater::Compressor,
+    fast: Option<libdeflater::Compressor>,
+    stored: Option<libdeflater::Compressor>,
+    output: Vec<u8>,
+    sample: Vec<u8>,
+}
+
+impl Gzip {
+    fn compress(&mut self, input: &[u8]) -> io::Result<Vec<u8>> {
+        let dense = self.is_dense(input)?;
+        let compressor = if dense { self.stored.get_or_insert_with(|| at_level(0)) } else { &mut self.full };
+        let n = deflate(compressor, input, &mut self.output)?;
+        Ok(self.output[..n].to_vec())
+    }
+
+    /// Would the sample shrink by less than a sixty-fourth?
+    fn is_dense(&mut self, input: &[u8]) -> io::Result<bool> {
+        let (piece, pieces) = SAMPLE;
+        if input.len() < 2 * piece * pieces {
+            return Ok(false);
+        }
+        self.sample.clear();
+        for at in 0..pieces {
+            self.sample.extend(&input[input.len() / pieces * at..][..piece]);
+        }
+        let n = deflate(self.fast.get_or_insert_with(|| at_level(1)), &self.sample, &mut self.output)?;
+        Ok(n >= self.sample.len() - self.sample.len() / 64)
+    }
+}
+
+fn at_level(level: i32) -> libdeflater::Compressor {
+    libdeflater::Compressor::new(libdeflater::CompressionLvl::new(level).unwrap_or_default())
+}
+
+fn deflate(compressor: &mut libdeflater::Compressor, input: &[u8], output: &mut Vec<u8>) -> io::Result<usize> {
+    let bound = compressor.gzip_compress_bound(input.len());
+    if output.len() < bound {
+        output.resize(bound, 0);
+    }
+    compressor.gzip_compress(input, output).map_err(|e| io::Error::other(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(bytes: usize) -> Vec<u8> {
+        let mut state = 7u64;
+        let next = |_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        };
+        (0..bytes).map(next).collect()
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_stored() {
+        let random = noise(MEMBER);
+        let text = b"what people write is full of repetitions, ".repeat(MEMBER / 42);
+        let mixed = [&random[..MEMBER / 8], &text[..MEMBER * 7 / 8]].concat();
+        let Compressor::Gzip(mut gzip) = Compressor::new(Compression::Gzip(5)).unwrap() else { panic!() };
+        for (what, input, stored) in
+            [("random", &random, true), ("text", &text, false), ("mixed", &mixed, false), ("short", &noise(9000), false)]
+        {
+            let output = gzip.compress(input).unwrap();
+            assert_eq!(gzip.is_dense(input).unwrap(), stored, "{what}");
+            assert!(output.len() <= input.len() + input.len() / 1000 + 100, "{what}");
+            let mut back = Vec::new();
+            io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&output[..]), &mut back).unwrap();
+            assert!(back == *input, "{what}");
         }
     }
 }

@@ -63,7 +63,7 @@ pub type Owners = BTreeMap<OsString, Owner>;
 pub enum Compression {
     /// Plain tar.
     None,
-    /// 1 MiB members, level 1–12; same bytes for any number of threads.
+    /// 256 KiB members, level 1–12, what does not shrink stored; same bytes for any number of threads.
     Gzip(u8),
     /// Level 1–22; same bytes for any number of threads.
     Zstd(u8),
