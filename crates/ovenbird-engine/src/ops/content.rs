@@ -55,15 +55,11 @@ pub fn of_copy(from: &dyn Tree, copy: &CopyAction, cache: &dyn StatCache) -> Res
     let counted = Counted { mode: !absolute_mode, owner: copy.keep_owner && copy.chown.is_none(), top: false };
     let selection = Selection::new(from, copy)?;
     let mut items = Vec::new();
-    let mut any = false;
     for source in &selection.sources {
         // The name matters even for a file that is renamed: the destination may be a folder.
         items.push(Item::Source(source.name.as_encoded_bytes().to_vec()));
-        let found = collect(selection.walk(from, source), &source.path, &mut items)?;
-        // Folders made only for the sake of `--parents` do not count.
-        any |= found > usize::from(source.filtered());
+        collect(selection.walk(from, source), &source.path, !copy.keep_owner, &mut items)?;
     }
-    selection.check_any(any)?;
     hash(from, &items, counted, cache)
 }
 
@@ -78,7 +74,7 @@ pub fn of_path(from: &dyn Tree, path: &Path, cache: &dyn StatCache) -> Result<Co
         return Err(super::file::select::ignored(from, &target, super::file::absolute(path)));
     }
     let mut items = Vec::new();
-    collect(tree::walk(from, &target), &target, &mut items)?;
+    collect(tree::walk(from, &target), &target, false, &mut items)?;
     hash(from, &items, Counted { mode: true, owner: true, top: true }, cache)
 }
 
@@ -87,18 +83,16 @@ enum Item {
     Entry { rel: Vec<u8>, visit: Visit },
 }
 
-fn collect(walk: Walk, root: &Path, items: &mut Vec<Item>) -> Result<usize, FileError> {
-    let mut found = 0;
+fn collect(walk: Walk, root: &Path, sockets: bool, items: &mut Vec<Item>) -> Result<(), FileError> {
     for visit in walk {
         let visit = visit.map_err(FileError::walk)?;
-        if visit.entry.kind == Kind::Socket {
+        if visit.entry.kind == Kind::Socket && !sockets {
             continue;
         }
-        found += 1;
         let rel = visit.path.strip_prefix(root).unwrap_or(&visit.path).as_os_str().as_encoded_bytes().to_vec();
         items.push(Item::Entry { rel, visit });
     }
-    Ok(found)
+    Ok(())
 }
 
 fn hash(from: &dyn Tree, items: &[Item], counted: Counted, cache: &dyn StatCache) -> Result<Contents, FileError> {

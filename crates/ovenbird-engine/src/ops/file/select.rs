@@ -25,13 +25,6 @@ pub(crate) struct Selected {
     include: Option<Include>,
 }
 
-impl Selected {
-    /// The folder itself does not count, only what is found below.
-    pub(crate) fn filtered(&self) -> bool {
-        self.include.is_some()
-    }
-}
-
 /// `--parents`: a pattern below the pivot.
 struct Include {
     pattern: Patterns,
@@ -67,8 +60,6 @@ impl Include {
 pub(crate) struct Selection {
     pub(crate) sources: Vec<Selected>,
     excludes: Patterns,
-    /// Names of what must match something, for the message.
-    wanted: Vec<String>,
 }
 
 impl Selection {
@@ -93,14 +84,7 @@ impl Selection {
             });
             sources.append(&mut picked);
         }
-        let wanted = copy.sources.iter().map(|s| format!("{:?}", shown(s))).collect();
-        Ok(Self { sources, excludes, wanted })
-    }
-
-    /// A copy whose wildcards match nothing at all is a mistake.
-    pub(crate) fn check_any(self, any: bool) -> Result<(), FileError> {
-        // Excluded by name is what was asked for.
-        if any || !self.excludes.is_empty() { Ok(()) } else { Err(FileError::NoMatch { names: self.wanted }) }
+        Ok(Self { sources, excludes })
     }
 
     /// Entries of one source that are copied, itself first.
@@ -169,6 +153,10 @@ fn expand(from: &dyn Tree, source: &str, found: &mut Vec<Selected>) -> Result<()
     let parts: Vec<&str> = cleaned.split('/').collect();
     let first = parts.iter().position(|part| has_wildcards(part)).unwrap_or(parts.len());
     let base: PathBuf = parts[..first].iter().collect();
+    if !base.as_os_str().is_empty() {
+        // Wildcards may match nothing, but what is in front of them must be there.
+        lookup(from, &base, super::absolute(&base))?;
+    }
     let base = resolve(from, &base).map_err(FileError::unreadable("follow", &base))?;
     let mut matches = Vec::new();
     glob(from, &base, &parts[first..], &mut matches)?;
