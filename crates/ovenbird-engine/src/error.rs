@@ -250,7 +250,9 @@ impl BuildError {
             Self::File { source, .. } => match source {
                 FileError::Io { .. } => ErrorKind::Configuration,
                 // What the instruction itself says.
-                FileError::Owner { .. } | FileError::Mode { .. } | FileError::Pattern(_) => ErrorKind::Dockerfile,
+                FileError::Owner { .. } | FileError::Mode { .. } | FileError::Pattern(_) | FileError::SeveralToOne { .. } => {
+                    ErrorKind::Dockerfile
+                }
                 _ => ErrorKind::Source,
             },
             Self::Fetch { .. } | Self::Layout { .. } | Self::Secret { .. } => ErrorKind::Source,

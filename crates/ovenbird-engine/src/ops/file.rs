@@ -78,6 +78,14 @@ pub enum FileError {
         /// In the image, absolute.
         path: String,
     },
+    /// One file cannot be several.
+    #[error(
+        "when using COPY or ADD with more than one source file, the destination must be a directory and end with a /: {path:?} is a file"
+    )]
+    SeveralToOne {
+        /// In the image, absolute.
+        path: String,
+    },
     /// A file is copied onto a folder.
     #[error("cannot replace the folder {path:?} with a file")]
     IsDirectory {
@@ -225,13 +233,15 @@ pub fn apply(
     ownership: Ownership,
 ) -> Result<Owners, FileError> {
     let mut dest = Dest::new(base, out, ownership)?;
+    let mut sources = 0;
     for action in &op.actions {
         match action {
             FileAction::Copy(copy) => {
                 let from = source(copy.from).map_err(FileError::unreadable("read the sources of", &copy.dest))?;
-                copy_all(&mut dest, &*from, copy)?;
+                copy_all(&mut dest, &*from, copy, &mut sources)?;
             }
             FileAction::Inline { name, content, dest: to, chown, chmod } => {
+                next_source(&dest, to, &mut sources)?;
                 inline(&mut dest, name, content, to, chown.as_deref(), chmod.as_deref())?;
             }
             FileAction::Mkdir { path, owner } => {
@@ -305,10 +315,29 @@ impl Changes {
     }
 }
 
-fn copy_all(dest: &mut Dest, from: &dyn Tree, copy: &CopyAction) -> Result<(), FileError> {
+/// Counts a source of the instruction. It must not replace the file that the one before has become.
+fn next_source(dest: &Dest, to: &str, sources: &mut usize) -> Result<(), FileError> {
+    *sources += 1;
+    if *sources > 1 && !names_folder(to) {
+        let target = dest.resolve(&clean(to))?;
+        if dest.kind(&target)?.is_some_and(|kind| kind != Kind::Dir) {
+            return Err(FileError::SeveralToOne { path: absolute(&target) });
+        }
+    }
+    Ok(())
+}
+
+fn names_folder(to: &str) -> bool {
+    to.ends_with('/') || to.ends_with("/.") || to == "." || to.is_empty()
+}
+
+fn copy_all(dest: &mut Dest, from: &dyn Tree, copy: &CopyAction, sources: &mut usize) -> Result<(), FileError> {
     let changes = Changes::new(copy, dest)?;
     let selection = select::Selection::new(from, copy)?;
     for source in &selection.sources {
+        if source.first {
+            next_source(dest, &copy.dest, sources)?;
+        }
         if copy.unpack && source.entry.kind == Kind::File && archive::unpack(dest, from, source, &copy.dest, changes.chown)? {
             continue;
         }
@@ -319,9 +348,8 @@ fn copy_all(dest: &mut Dest, from: &dyn Tree, copy: &CopyAction) -> Result<(), F
 
 /// Where the source goes: makes the folders on the way. `dest` is as written, with the slash at its end.
 fn place(dest: &mut Dest, to: &str, is_dir: bool, name: &OsStr, parents: Made) -> Result<PathBuf, FileError> {
-    let folder = to.ends_with('/') || to.ends_with("/.") || to == "." || to.is_empty();
     let written = clean(to);
-    let on_the_way = if folder { written.as_path() } else { written.parent().unwrap_or(Path::new("")) };
+    let on_the_way = if names_folder(to) { written.as_path() } else { written.parent().unwrap_or(Path::new("")) };
     let on_the_way = dest.resolve(on_the_way)?;
     dest.make_dirs(&on_the_way, parents)?;
     let mut target = dest.resolve(&written)?;

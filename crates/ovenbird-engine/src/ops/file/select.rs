@@ -21,6 +21,8 @@ pub(crate) struct Selected {
     pub(crate) name: OsString,
     /// What is there.
     pub(crate) entry: Entry,
+    /// The first that this source of the instruction gives; a wildcard may give more.
+    pub(crate) first: bool,
     /// `--parents`: what is wanted below.
     include: Option<Include>,
 }
@@ -82,6 +84,9 @@ impl Selection {
                 let root = path.is_empty() || s.include.is_some() || (named && s.entry.is_dir());
                 root || !(excludes.is_ignored(path) || excludes.is_ignored(&s.name.to_string_lossy()))
             });
+            if let Some(first) = picked.first_mut() {
+                first.first = true;
+            }
             sources.append(&mut picked);
         }
         Ok(Self { sources, excludes })
@@ -166,7 +171,7 @@ fn expand(from: &dyn Tree, source: &str, found: &mut Vec<Selected>) -> Result<()
         let target = resolve(from, &path).map_err(FileError::unreadable("follow", &path))?;
         let entry = from.entry(&target).map_err(FileError::unreadable("read", &target))?;
         let entry = entry.ok_or_else(|| missing(from, &path, shown.clone()))?;
-        found.push(Selected { shown, path: target, name, entry, include: None });
+        found.push(Selected { shown, path: target, name, entry, first: false, include: None });
     }
     Ok(())
 }
@@ -255,7 +260,7 @@ fn lookup(from: &dyn Tree, written: &Path, shown: String) -> Result<Selected, Fi
         return Err(ignored(from, if hidden_link { written } else { &path }, shown));
     }
     let name = written.file_name().unwrap_or(OsStr::new("")).to_owned();
-    Ok(Selected { shown, path, name, entry, include: None })
+    Ok(Selected { shown, path, name, entry, first: false, include: None })
 }
 
 /// `--parents`: `base/./pattern` keeps what is behind the pivot.
