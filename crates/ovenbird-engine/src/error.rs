@@ -100,13 +100,13 @@ pub enum BuildError {
         reason: String,
     },
     /// A secret, ssh agent or context that a step needs was not given.
-    #[error("{step} needs {what}: {hint}")]
+    #[error("{step}: {what}: not found; {hint}")]
     NotGiven {
         /// Name of the step.
         step: String,
         /// First line of the instruction.
         line: Option<u32>,
-        /// `secret "token"`.
+        /// `secret token`.
         what: String,
         /// How to give it.
         hint: String,

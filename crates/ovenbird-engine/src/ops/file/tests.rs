@@ -387,7 +387,7 @@ fn sources() {
         ("", "d/s/@2775", "COPY d /x", "x/ x/s/@2775"),
         ("", "f=1@600#5:6", "COPY --from f /x", "x=1@600#5:6"),
         ("", "d/s/f=1@6755#5:6 d/s/@1770#7:8 d/l->f", "COPY --from d /x", "x/ x/l->f x/s/@1770#7:8 x/s/f=1@6755#5:6"),
-        ("", "f=1 g=2", "COPY f /x ; COPY g /x ; COPY f /y", "x=2 y=1"),
+        ("", "f=1 g=2", "COPY f /x ; COPY [fg] /y", "x=1 y=2"),
     ]);
 }
 
