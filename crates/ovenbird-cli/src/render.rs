@@ -43,11 +43,10 @@ pub(crate) fn error(error: &Error, colour: bool) -> String {
                 let _ = writeln!(out, "  because {}", block(cause));
             }
             match detail {
-                Some(Detail::Step { command, code, lines, dockerfile, tail, .. }) => {
+                Some(Detail::Step { lines, dockerfile, tail, .. }) => {
                     if let (Some((name, text)), Some((first, last))) = (dockerfile, lines) {
                         out.push_str(&marked_lines(name, text, *first as usize, *last as usize));
                     }
-                    let _ = writeln!(out, "command: {}", one_line(command));
                     let said = tail.iter().rposition(|line| !line.trim().is_empty()).map_or(0, |at| at + 1);
                     if said > 0 {
                         out.push_str("last output:\n");
@@ -55,7 +54,6 @@ pub(crate) fn error(error: &Error, colour: bool) -> String {
                             let _ = writeln!(out, "{}", format!("  | {}", one_line(line)).trim_end());
                         }
                     }
-                    let _ = writeln!(out, "exit code: {code}");
                 }
                 Some(Detail::Instruction { line, dockerfile: (name, text) }) => {
                     out.push_str(&marked_lines(name, text, *line as usize, *line as usize));
@@ -110,7 +108,11 @@ mod tests {
 
     #[test]
     fn a_failed_step() {
-        let mut failed = Error::new(Kind::Step, "[build 2/3] RUN make     all: exited with code 2").hint("look at the last output");
+        let mut failed = Error::new(
+            Kind::Step,
+            "[build 2/3] RUN make     all: process \"/bin/sh -c make     all\" did not complete successfully: exit code: 2",
+        )
+        .hint("look at the last output");
         failed.detail = Some(Box::new(Detail::Step {
             name: "[build 2/3] RUN make".into(),
             command: "/bin/sh -c make     all".into(),

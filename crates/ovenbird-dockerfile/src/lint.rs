@@ -250,9 +250,7 @@ impl Linter<'_> {
             if in_stage {
                 commands.push((name.to_owned(), logical.folded.span(command.word)));
             }
-            if logical.empty_continuation {
-                empty.push(logical.span);
-            }
+            empty.extend(logical.empty_continuation);
         }
         for span in empty {
             let help = "remove the empty lines or begin them with `#`";
@@ -284,8 +282,8 @@ impl Linter<'_> {
         for (span, instruction, keys) in stages.chain(args) {
             let comment = self.places.get(&span.start).and_then(|l| l.comments.iter().rfind(|c| !c.starts_with(IN_PLACE)));
             let (Some(comment), Some(first)) = (comment, keys.first()) else { continue };
-            let word = comment.split(' ').next().unwrap_or_default();
-            if !keys.iter().any(|key| key == word) {
+            let described = comment.split_once(' ').filter(|(_, description)| !description.trim().is_empty());
+            if !described.is_some_and(|(word, _)| keys.iter().any(|key| key == word)) {
                 let key = if keys.len() > 1 { "<arg_key>" } else { first };
                 found.push((span, format!("Comment for {instruction} should follow the format: `# {key} <description>`")));
             }

@@ -425,9 +425,9 @@ fn broken(input: &BuildInput, parsed: &Parsed) -> BuildError {
         Some(options) => frontend::broken(parsed, &input.dockerfile, options),
         None => parsed.diagnostics.clone(),
     };
-    dockerfile_error(input, diagnostics)
+    BuildError::Dockerfile { name: input.dockerfile_name.clone(), text: input.dockerfile.clone(), diagnostics, syntax: true }
 }
 
 fn dockerfile_error(input: &BuildInput, diagnostics: Vec<Diagnostic>) -> BuildError {
-    BuildError::Dockerfile { name: input.dockerfile_name.clone(), text: input.dockerfile.clone(), diagnostics }
+    BuildError::Dockerfile { name: input.dockerfile_name.clone(), text: input.dockerfile.clone(), diagnostics, syntax: false }
 }

@@ -42,7 +42,7 @@ pub enum ErrorKind {
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// The Dockerfile has errors.
-    #[error("{name} has {}", count_errors(diagnostics))]
+    #[error("{}", dockerfile_reason(name, text, diagnostics, *syntax))]
     Dockerfile {
         /// File name.
         name: String,
@@ -50,6 +50,8 @@ pub enum BuildError {
         text: String,
         /// Findings.
         diagnostics: Vec<Diagnostic>,
+        /// It cannot be read, so nothing is known of what it means.
+        syntax: bool,
     },
     /// A base image cannot be had.
     #[error("cannot use the image {name}: {reason}")]
@@ -98,13 +100,13 @@ pub enum BuildError {
         reason: String,
     },
     /// A secret, ssh agent or context that a step needs was not given.
-    #[error("{step} needs {what}: {hint}")]
+    #[error("{step}: {what}: not found; {hint}")]
     NotGiven {
         /// Name of the step.
         step: String,
         /// First line of the instruction.
         line: Option<u32>,
-        /// `secret "token"`.
+        /// `secret token`.
         what: String,
         /// How to give it.
         hint: String,
@@ -134,7 +136,7 @@ pub enum BuildError {
         hint: &'static str,
     },
     /// A step exited non-zero.
-    #[error("{name}: {}", step_reason(*code, *out_of_memory))]
+    #[error("{name}: process {command:?} did not complete successfully: {}", step_reason(*code, *out_of_memory))]
     Step {
         /// Name of the step.
         name: String,
@@ -218,15 +220,23 @@ pub enum BuildError {
     Cancelled,
 }
 
-fn count_errors(diagnostics: &[Diagnostic]) -> String {
-    match diagnostics.iter().filter(|d| d.severity == Severity::Error).count() {
-        1 => "1 error".into(),
-        n => format!("{n} errors"),
+/// The findings are shown with their lines elsewhere; what cannot be read is also said in BuildKit's words, which tools look for.
+fn dockerfile_reason(name: &str, text: &str, diagnostics: &[Diagnostic], syntax: bool) -> String {
+    let mut errors = diagnostics.iter().filter(|d| d.severity == Severity::Error);
+    let first = errors.next().filter(|_| syntax).map(|first| {
+        let line = 1 + text.bytes().take(first.span.start).filter(|b| *b == b'\n').count();
+        format!("dockerfile parse error on line {line}: {}", first.message)
+    });
+    match (errors.count(), first) {
+        (0, Some(first)) => first,
+        (0, None) => format!("{name} has 1 error"),
+        (more, Some(first)) => format!("{name} has {} errors; the first: {first}", more + 1),
+        (more, None) => format!("{name} has {} errors", more + 1),
     }
 }
 
 fn step_reason(code: i32, out_of_memory: bool) -> String {
-    if out_of_memory { "killed: out of memory (the limit is --memory)".into() } else { format!("exited with code {code}") }
+    if out_of_memory { "killed: out of memory (the limit is --memory)".into() } else { format!("exit code: {code}") }
 }
 
 impl BuildError {
@@ -240,7 +250,9 @@ impl BuildError {
             Self::File { source, .. } => match source {
                 FileError::Io { .. } => ErrorKind::Configuration,
                 // What the instruction itself says.
-                FileError::Owner { .. } | FileError::Mode { .. } | FileError::Pattern(_) => ErrorKind::Dockerfile,
+                FileError::Owner { .. } | FileError::Mode { .. } | FileError::Pattern(_) | FileError::SeveralToOne { .. } => {
+                    ErrorKind::Dockerfile
+                }
                 _ => ErrorKind::Source,
             },
             Self::Fetch { .. } | Self::Layout { .. } | Self::Secret { .. } => ErrorKind::Source,

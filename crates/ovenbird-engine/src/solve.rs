@@ -255,7 +255,7 @@ impl<'a> Solver<'a> {
         self.session.contexts.get(name).cloned().ok_or_else(|| BuildError::NotGiven {
             step: "the build".into(),
             line: None,
-            what: format!("the build context {name:?}"),
+            what: format!("build context {name}"),
             hint: format!("give it with --build-context {name}=PATH"),
         })
     }

@@ -729,12 +729,7 @@ fn copies() {
             "",
             &[r#"op 2 /File/actions/0/Copy/sources ["."]"#, r#"op 2 /File/actions/0/Copy/dest "/w/""#],
         ),
-        (
-            "FROM scratch\nCOPY a b /c",
-            "",
-            &["error When using COPY with more than one source file, the destination must be a directory and end with a /"],
-        ),
-        ("FROM scratch\nADD a b c", "", &["error When using ADD with more than one source file"]),
+        ("FROM scratch\nCOPY a b /c", "", &[r#"op 1 /File/actions/0/Copy/sources ["a","b"]"#, r#"op 1 /File/actions/0/Copy/dest "/c""#]),
         (
             "FROM scratch\nENV e=\nCOPY a $e",
             "",

@@ -178,7 +178,7 @@ mod tests {
                 done: true,
             },
             Event::Finished { vertex: 4, took: Duration::from_millis(1234) },
-            Event::Failed { vertex: 7, error: "[build 2/3] RUN make: exited with code 2".into() },
+            Event::Failed { vertex: 7, error: "[build 2/3] RUN make: process \"make\" did not complete successfully: exit code: 2".into() },
             Event::Message { text: "exporting".into() },
         ]
     }

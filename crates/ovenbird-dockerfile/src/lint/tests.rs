@@ -56,7 +56,7 @@ fn rules() {
             "From a as b\nfrom c",
             &["1:ConsistentInstructionCasing Command 'From' should match the case of the command majority (lowercase) @ From"],
         ),
-        ("FROM a\nRUN b \\\n\n  c", &["2:NoEmptyContinuation Empty continuation line @ RUN b \\\n\n  c"]),
+        ("FROM a\nRUN b \\\n\n  c", &["4:NoEmptyContinuation Empty continuation line @   c"]),
         ("FROM a\nRUN b \\\n #\n  c", &[]),
         ("FROM a\nRUN <<E\n\nE", &[]),
         (

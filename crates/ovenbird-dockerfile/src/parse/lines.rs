@@ -51,8 +51,8 @@ pub(crate) struct Logical {
     pub(crate) heredocs: Vec<RawHeredoc>,
     /// Comment lines right above, without `#`, unless they were directives.
     pub(crate) comments: Vec<String>,
-    /// An empty line stood inside a continuation.
-    pub(crate) empty_continuation: bool,
+    /// With empty lines inside: its last line, which BuildKit names.
+    pub(crate) empty_continuation: Option<Span>,
 }
 
 /// A here-document whose body keeps its tabs.
@@ -170,6 +170,7 @@ impl<'t> Lines<'t> {
         let mut empty_continuation = false;
         let (piece, mut open) = self.cut_continuation(first);
         folded.push(piece, start);
+        let mut last = start;
         let mut end = start + first.len();
         while open {
             let Some((at, line)) = self.physical() else { break };
@@ -180,10 +181,11 @@ impl<'t> Lines<'t> {
                     let (piece, more) = self.cut_continuation(line);
                     folded.push(piece, at);
                     open = more;
-                    end = at + line.len();
+                    (last, end) = (at, at + line.len());
                 }
             }
         }
+        let empty_continuation = empty_continuation.then_some(Span { start: last, end });
         Logical { folded, span: Span { start, end }, heredocs: vec![], comments: vec![], empty_continuation }
     }
 

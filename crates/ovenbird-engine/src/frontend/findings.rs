@@ -6,7 +6,7 @@ use ovenbird_dockerfile::lint::lint;
 use ovenbird_dockerfile::{Diagnostic, Dockerfile, Parsed, Severity, parse};
 
 use super::checks::{MAX_WARNINGS, VIOLATION, configuration, is_violation};
-use super::{Images, Lowered, Options, check_directive, lower_without};
+use super::{Images, Lowered, Options, check_directive, lower_for_checks};
 use crate::plan::{ImageRequest, ResolvedImage};
 
 /// Most rounds of image look-ups; triggers that name images with triggers could go on without end.
@@ -81,7 +81,7 @@ fn of_platform(
     let mut missing = BTreeSet::new();
     let mut round = 0;
     loop {
-        match lower_without(dockerfile, text, options, &images, &missing) {
+        match lower_for_checks(dockerfile, text, options, &images, &missing) {
             Err(found) | Ok(Lowered::Done(_, found)) => return found,
             Ok(Lowered::Needs(requests)) => {
                 for request in requests {

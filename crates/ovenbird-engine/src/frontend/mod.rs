@@ -137,16 +137,28 @@ type Outcome<T> = Result<T, Diagnostic>;
 ///
 /// Errors come last, behind the warnings that were found before.
 pub fn lower(dockerfile: &Dockerfile, text: &str, options: &Options, images: &Images) -> Result<Lowered, Vec<Diagnostic>> {
-    lower_without(dockerfile, text, options, images, &BTreeSet::new())
+    lower_what(dockerfile, text, options, images, &BTreeSet::new(), false)
 }
 
-/// [`lower`] for checks: images in `missing` cannot be had, and what would need them is not said.
-fn lower_without(
+/// [`lower`] for checks: images in `missing` cannot be had, and what would need them is not said. Without a target all stages are
+/// looked at.
+fn lower_for_checks(
     dockerfile: &Dockerfile,
     text: &str,
     options: &Options,
     images: &Images,
     missing: &BTreeSet<ImageRequest>,
+) -> Result<Lowered, Vec<Diagnostic>> {
+    lower_what(dockerfile, text, options, images, missing, options.target.is_none())
+}
+
+fn lower_what(
+    dockerfile: &Dockerfile,
+    text: &str,
+    options: &Options,
+    images: &Images,
+    missing: &BTreeSet<ImageRequest>,
+    all_stages: bool,
 ) -> Result<Lowered, Vec<Diagnostic>> {
     let checks = Checks::new(text, check_directive(dockerfile, options)).map_err(|e| vec![e])?;
     let lint = lint::lint(dockerfile, text, checks.config());
@@ -155,6 +167,7 @@ fn lower_without(
         options,
         images,
         missing,
+        all_stages,
         expander: Expander { escape: dockerfile.directives.escape, keep_unset: false, raw_quotes: false },
         line_starts: std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect(),
         checks,
@@ -193,6 +206,8 @@ struct Lowering<'a> {
     images: &'a Images,
     /// Images that cannot be had.
     missing: &'a BTreeSet<ImageRequest>,
+    /// Whatever the target needs.
+    all_stages: bool,
     expander: Expander,
     line_starts: Vec<usize>,
     checks: Checks,

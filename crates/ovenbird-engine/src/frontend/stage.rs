@@ -371,7 +371,7 @@ impl Lowering<'_> {
     /// Which nodes the target needs.
     pub(super) fn reachable(&self, target: NodeId) -> Vec<bool> {
         let mut reached = vec![false; self.nodes.len()];
-        let mut todo = vec![target];
+        let mut todo = if self.all_stages { (0..self.dockerfile.stages.len()).collect() } else { vec![target] };
         while let Some(id) = todo.pop() {
             if !std::mem::replace(&mut reached[id], true) {
                 todo.extend(self.nodes[id].base);

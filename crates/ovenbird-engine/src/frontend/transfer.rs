@@ -201,12 +201,6 @@ impl Expanded<'_> {
                 return Err("checksum requires HTTP(S) or Git sources".into());
             }
         }
-        if self.paths.len() + self.files.len() > 1 && !self.dest.ends_with('/') {
-            return Err(format!(
-                "When using {} with more than one source file, the destination must be a directory and end with a /",
-                self.command
-            ));
-        }
         Ok(())
     }
 

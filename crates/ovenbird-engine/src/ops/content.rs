@@ -53,16 +53,12 @@ pub fn of_copy(from: &dyn Tree, copy: &CopyAction, cache: &dyn StatCache) -> Res
     let absolute_mode = copy.chmod.as_deref().is_some_and(|mode| mode.bytes().all(|b| b.is_ascii_digit()));
     let counted = Counted { mode: !absolute_mode, owner: copy.keep_owner && copy.chown.is_none(), top: false };
     let selection = Selection::new(from, copy)?;
-    let mut reader = Reader { from, cache, counted, listing: Listing::default() };
-    let mut any = false;
+    let mut reader = Reader { from, cache, counted, sockets: !copy.keep_owner, listing: Listing::default() };
     for source in &selection.sources {
         // The name matters even for a file that is renamed: the destination may be a folder.
         reader.listing.source(source.name.as_encoded_bytes(), &source.path);
-        let found = reader.add(selection.walk(from, source), &source.path)?;
-        // Folders made only for the sake of `--parents` do not count.
-        any |= found > usize::from(source.filtered());
+        reader.add(selection.walk(from, source), &source.path)?;
     }
-    selection.check_any(any)?;
     Ok(reader.finish())
 }
 
@@ -77,7 +73,7 @@ pub fn of_path(from: &dyn Tree, path: &Path, cache: &dyn StatCache) -> Result<Co
         return Err(super::file::select::ignored(from, &target, super::file::absolute(path)));
     }
     let counted = Counted { mode: true, owner: true, top: true };
-    let mut reader = Reader { from, cache, counted, listing: Listing::default() };
+    let mut reader = Reader { from, cache, counted, sockets: false, listing: Listing::default() };
     reader.listing.place(&target);
     reader.add(tree::walk(from, &target), &target)?;
     Ok(reader.finish())
@@ -88,6 +84,8 @@ struct Reader<'t> {
     from: &'t dyn Tree,
     cache: &'t dyn StatCache,
     counted: Counted,
+    /// Sockets of the context are copied, as empty files.
+    sockets: bool,
     listing: Listing,
 }
 
@@ -96,16 +94,14 @@ impl Reader<'_> {
         Contents { digest: self.listing.digest(), listing: self.listing }
     }
 
-    /// The entries of one source; returns their number.
-    fn add(&mut self, walk: Walk, root: &Path) -> Result<usize, FileError> {
-        let mut found = 0;
+    /// The entries of one source.
+    fn add(&mut self, walk: Walk, root: &Path) -> Result<(), FileError> {
         let mut waiting: Vec<(Visit, Option<Content>)> = Vec::new();
         for visit in walk {
             let visit = visit.map_err(FileError::walk)?;
-            if visit.entry.kind == Kind::Socket {
+            if visit.entry.kind == Kind::Socket && !self.sockets {
                 continue;
             }
-            found += 1;
             let known = self.known(&visit)?;
             match known {
                 Some(content) if waiting.is_empty() => self.list(root, &visit, &content),
@@ -115,8 +111,7 @@ impl Reader<'_> {
                 self.read(root, &mut waiting)?;
             }
         }
-        self.read(root, &mut waiting)?;
-        Ok(found)
+        self.read(root, &mut waiting)
     }
 
     /// What takes no reading of content. Most files of most builds end here: no system call but the walk's own.

@@ -1,8 +1,9 @@
 //! `COPY`, `ADD`, `WORKDIR` without running anything: writes a new diff folder above a base.
 //!
 //! The rules are BuildKit's (its file operations and fsutil's copy): the destination's links are
-//! followed inside the root, a folder gives its content, parents are made 0755. What is written is
-//! an overlayfs diff: folders of the base on the way are copied up with what the base says of them.
+//! followed inside the root, a folder gives its content, parents are made 0755 (or as an octal
+//! `--chmod` says). What is written is an overlayfs diff: folders of the base on the way are copied
+//! up with what the base says of them.
 
 mod archive;
 pub(crate) mod chmod;
@@ -50,12 +51,6 @@ pub enum FileError {
         /// The pattern that matches.
         pattern: String,
     },
-    /// Wildcards match nothing.
-    #[error("no source files were specified: nothing matches {}", names.join(", "))]
-    NoMatch {
-        /// The patterns, quoted.
-        names: Vec<String>,
-    },
     /// A wildcard or `--exclude` pattern cannot be read.
     #[error(transparent)]
     Pattern(#[from] PatternError),
@@ -80,6 +75,14 @@ pub enum FileError {
     /// A folder is copied onto something else.
     #[error("cannot copy to non-directory: {path:?} exists in the image and is not a folder")]
     NotDirectory {
+        /// In the image, absolute.
+        path: String,
+    },
+    /// One file cannot be several.
+    #[error(
+        "when using COPY or ADD with more than one source file, the destination must be a directory and end with a /: {path:?} is a file"
+    )]
+    SeveralToOne {
         /// In the image, absolute.
         path: String,
     },
@@ -230,13 +233,15 @@ pub fn apply(
     ownership: Ownership,
 ) -> Result<Owners, FileError> {
     let mut dest = Dest::new(base, out, ownership)?;
+    let mut sources = 0;
     for action in &op.actions {
         match action {
             FileAction::Copy(copy) => {
                 let from = source(copy.from).map_err(FileError::unreadable("read the sources of", &copy.dest))?;
-                copy_all(&mut dest, &*from, copy)?;
+                copy_all(&mut dest, &*from, copy, &mut sources)?;
             }
             FileAction::Inline { name, content, dest: to, chown, chmod } => {
+                next_source(&dest, to, &mut sources)?;
                 inline(&mut dest, name, content, to, chown.as_deref(), chmod.as_deref())?;
             }
             FileAction::Mkdir { path, owner } => {
@@ -244,7 +249,7 @@ pub fn apply(
                 if dest.kind(&path)?.is_none() {
                     // `USER` may name somebody whom only a later step makes: root then, as in BuildKit.
                     let owner = owner.as_deref().map_or(Ok((0, 0)), |spec| owner::lookup(spec, dest.base())).unwrap_or((0, 0));
-                    dest.make_dirs(&path, owner)?;
+                    dest.make_dirs(&path, Made { owner, mode: DIR_MODE })?;
                 } else if dest.kind(&path)? != Some(Kind::Dir) {
                     return Err(FileError::NotDirectory { path: absolute(&path) });
                 }
@@ -252,6 +257,27 @@ pub fn apply(
         }
     }
     dest.finish()
+}
+
+/// Mode of folders that are made on the way, when nothing else is said.
+const DIR_MODE: u32 = 0o755;
+
+/// What folders get that are made on the way.
+#[derive(Clone, Copy)]
+pub(crate) struct Made {
+    pub(crate) owner: (u32, u32),
+    pub(crate) mode: u32,
+}
+
+impl Made {
+    fn new(chown: Option<(u32, u32)>, chmod: Option<&chmod::Change>) -> Self {
+        let mode = match chmod {
+            Some(chmod::Change::Absolute(mode)) => *mode,
+            // Symbols change what is there, and these folders come from nowhere.
+            Some(chmod::Change::Symbolic(_)) | None => DIR_MODE,
+        };
+        Self { owner: chown.unwrap_or((0, 0)), mode }
+    }
 }
 
 /// What a copy changes about what it copies.
@@ -273,9 +299,9 @@ impl Changes {
         })
     }
 
-    /// Owner of folders that are made on the way.
-    fn parents(&self) -> (u32, u32) {
-        self.chown.unwrap_or((0, 0))
+    /// Folders that are made on the way, and a destination that was not there.
+    fn parents(&self) -> Made {
+        Made::new(self.chown, self.chmod.as_ref())
     }
 
     fn apply(&self, entry: &tree::Entry) -> Meta {
@@ -289,25 +315,41 @@ impl Changes {
     }
 }
 
-fn copy_all(dest: &mut Dest, from: &dyn Tree, copy: &CopyAction) -> Result<(), FileError> {
+/// Counts a source of the instruction. It must not replace the file that the one before has become.
+fn next_source(dest: &Dest, to: &str, sources: &mut usize) -> Result<(), FileError> {
+    *sources += 1;
+    if *sources > 1 && !names_folder(to) {
+        let target = dest.resolve(&clean(to))?;
+        if dest.kind(&target)?.is_some_and(|kind| kind != Kind::Dir) {
+            return Err(FileError::SeveralToOne { path: absolute(&target) });
+        }
+    }
+    Ok(())
+}
+
+fn names_folder(to: &str) -> bool {
+    to.ends_with('/') || to.ends_with("/.") || to == "." || to.is_empty()
+}
+
+fn copy_all(dest: &mut Dest, from: &dyn Tree, copy: &CopyAction, sources: &mut usize) -> Result<(), FileError> {
     let changes = Changes::new(copy, dest)?;
     let selection = select::Selection::new(from, copy)?;
-    let mut any = false;
     for source in &selection.sources {
+        if source.first {
+            next_source(dest, &copy.dest, sources)?;
+        }
         if copy.unpack && source.entry.kind == Kind::File && archive::unpack(dest, from, source, &copy.dest, changes.chown)? {
-            any = true;
             continue;
         }
-        any |= copy_one(dest, from, &selection, source, &copy.dest, &changes)?;
+        copy_one(dest, from, &selection, source, &copy.dest, &changes)?;
     }
-    selection.check_any(any)
+    Ok(())
 }
 
 /// Where the source goes: makes the folders on the way. `dest` is as written, with the slash at its end.
-fn place(dest: &mut Dest, to: &str, is_dir: bool, name: &OsStr, parents: (u32, u32)) -> Result<PathBuf, FileError> {
-    let folder = to.ends_with('/') || to.ends_with("/.") || to == "." || to.is_empty();
+fn place(dest: &mut Dest, to: &str, is_dir: bool, name: &OsStr, parents: Made) -> Result<PathBuf, FileError> {
     let written = clean(to);
-    let on_the_way = if folder { written.as_path() } else { written.parent().unwrap_or(Path::new("")) };
+    let on_the_way = if names_folder(to) { written.as_path() } else { written.parent().unwrap_or(Path::new("")) };
     let on_the_way = dest.resolve(on_the_way)?;
     dest.make_dirs(&on_the_way, parents)?;
     let mut target = dest.resolve(&written)?;
@@ -320,7 +362,6 @@ fn place(dest: &mut Dest, to: &str, is_dir: bool, name: &OsStr, parents: (u32, u
     Ok(target)
 }
 
-/// False when filters left nothing.
 fn copy_one(
     dest: &mut Dest,
     from: &dyn Tree,
@@ -328,33 +369,25 @@ fn copy_one(
     source: &Selected,
     to: &str,
     changes: &Changes,
-) -> Result<bool, FileError> {
+) -> Result<(), FileError> {
     let is_dir = source.entry.is_dir();
     let target = place(dest, to, is_dir, &source.name, changes.parents())?;
-    // A folder that this copy made takes --chmod like what is in it; one that was there keeps its mode.
-    let made = is_dir && dest.base().entry(&target).map_err(FileError::io("read", &target))?.is_none();
     if is_dir && dest.kind(&target)? != Some(Kind::Dir) {
         return Err(FileError::NotDirectory { path: absolute(&target) });
     }
-    let mut any = false;
     let walk = selection.walk(from, source);
     dest.write(|dest, queue| {
         let mut open = Trail::default();
         for visit in walk {
             let visit = visit.map_err(FileError::walk)?;
-            any |= visit.depth > 0 || !source.filtered();
             let meta = changes.apply(&visit.entry);
             if visit.depth == 0 {
                 if visit.entry.is_dir() {
-                    let handle = dest.dir(&target)?;
-                    if made && let Some(change) = &changes.chmod {
-                        dest.change_mode(&handle, change.apply(0o755, true))?;
-                    }
-                    open.push(handle);
+                    open.push(dest.dir(&target)?);
                 } else {
                     let parent = dest.dir(target.parent().unwrap_or(Path::new("")))?;
                     let name = target.file_name().unwrap_or(OsStr::new("."));
-                    dest.put(&parent, name, from, &visit, meta, queue)?;
+                    put(dest, &parent, name, from, &visit, (changes, meta), queue)?;
                 }
                 continue;
             }
@@ -363,19 +396,36 @@ fn copy_one(
             if visit.entry.is_dir() {
                 open.push(dest.put_dir(&parent, name, from, &visit, meta)?);
             } else {
-                dest.put(&parent, name, from, &visit, meta, queue)?;
+                put(dest, &parent, name, from, &visit, (changes, meta), queue)?;
             }
         }
         Ok(())
-    })?;
-    Ok(any)
+    })
+}
+
+/// Anything but a folder.
+fn put(
+    dest: &mut Dest,
+    parent: &Arc<dest::DirHandle>,
+    name: &OsStr,
+    from: &dyn Tree,
+    visit: &tree::Visit,
+    (changes, meta): (&Changes, Meta),
+    queue: &mut transfer::Queue,
+) -> Result<(), FileError> {
+    match visit.entry.kind {
+        // A layer holds no sockets. One of the context arrives as an empty file, as in BuildKit; one that a step left stays behind.
+        Kind::Socket if !changes.keep_owner => dest.put_content(parent, name, &mut io::empty(), &[], meta),
+        _ => dest.put(parent, name, from, visit, meta, queue),
+    }
 }
 
 fn inline(dest: &mut Dest, name: &str, content: &str, to: &str, chown: Option<&str>, chmod: Option<&str>) -> Result<(), FileError> {
     let owner = chown.map_or(Ok((0, 0)), |spec| owner::lookup(spec, dest.base()))?;
-    let mode = chmod.map_or(Ok(0o644), |text| chmod::Change::parse(text).map(|change| change.apply(0o644, false)))?;
+    let chmod = chmod.map(chmod::Change::parse).transpose()?;
+    let mode = chmod.as_ref().map_or(0o644, |change| change.apply(0o644, false));
     let name = clean(name);
-    let target = place(dest, to, false, name.file_name().unwrap_or(OsStr::new("heredoc")), owner)?;
+    let target = place(dest, to, false, name.file_name().unwrap_or(OsStr::new("heredoc")), Made::new(Some(owner), chmod.as_ref()))?;
     let parent = dest.dir(target.parent().unwrap_or(Path::new("")))?;
     let meta = Meta { mode, uid: owner.0, gid: owner.1, mtime: None };
     dest.put_content(&parent, target.file_name().unwrap_or(OsStr::new(".")), &mut content.as_bytes(), &[], meta)

@@ -78,11 +78,12 @@ pub fn prepare(
             }
             ExecMountKind::Tmpfs { size } => all.push(&mount.target, MountSource::Tmpfs { size: *size }, false),
             ExecMountKind::Secret { id, env, required, mode, uid, gid } => {
-                let Some(content) = secret(session, step, id, *required)? else { continue };
+                let content = secret(session, step, id, *required)?;
                 if let Some(name) = env {
-                    all.env.push(format!("{name}={}", String::from_utf8_lossy(&content)));
+                    // One that was not given is an empty variable, as in BuildKit.
+                    all.env.push(format!("{name}={}", String::from_utf8_lossy(content.as_deref().unwrap_or_default())));
                 }
-                if !mount.target.is_empty() {
+                if let Some(content) = content.filter(|_| !mount.target.is_empty()) {
                     all.push(&mount.target, MountSource::Secret { content, mode: *mode, uid: *uid, gid: *gid }, true);
                 }
             }
@@ -90,7 +91,7 @@ pub fn prepare(
                 let Some(socket) = session.input.ssh.get(id) else {
                     if *required {
                         return Err(step.not_given(
-                            format!("the ssh agent {id:?}"),
+                            format!("ssh agent {id}"),
                             format!("give it with --ssh {id}=SOCKET, or --ssh {id} for $SSH_AUTH_SOCK"),
                         ));
                     }
@@ -117,7 +118,7 @@ fn secret(session: &Session, step: &StepName, id: &str, required: bool) -> Resul
             source,
         }),
         None if required => {
-            Err(step.not_given(format!("the secret {id:?}"), format!("give it with --secret id={id},src=FILE or id={id},env=NAME")))
+            Err(step.not_given(format!("secret {id}"), format!("give it with --secret id={id},src=FILE or id={id},env=NAME")))
         }
         None => Ok(None),
     }

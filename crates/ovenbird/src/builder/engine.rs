@@ -389,7 +389,7 @@ pub fn told(error: BuildError, source: Option<&SourceTree>) -> Error {
         _ => None,
     };
     this.detail = match error {
-        BuildError::Dockerfile { name, text, diagnostics } => Some(Box::new(Detail::Dockerfile { name, text, diagnostics })),
+        BuildError::Dockerfile { name, text, diagnostics, .. } => Some(Box::new(Detail::Dockerfile { name, text, diagnostics })),
         BuildError::Step { name, lines, command, code, out_of_memory, tail } => {
             if out_of_memory {
                 this.hints.push("give the step more with --memory".into());

@@ -14,7 +14,7 @@ use super::dest::Dest;
 use super::select::Selected;
 use super::tar_reader::{Member, MemberKind, Tar};
 use super::transfer::Meta;
-use super::{FileError, absolute};
+use super::{FileError, Made, absolute};
 use crate::snapshot::tree::{self, Kind, Tree, clean};
 
 /// Memory an xz decoder may take; `xz -9` needs 65 MiB.
@@ -34,7 +34,7 @@ pub(super) fn unpack(dest: &mut Dest, from: &dyn Tree, source: &Selected, to: &s
     }
     let broken = |reason: String| FileError::Archive { name: source.shown.clone(), reason };
     let root = dest.resolve(&clean(to))?;
-    dest.make_dirs(&root, chown.unwrap_or((0, 0)))?;
+    dest.make_dirs(&root, Made::new(chown, None))?;
     let mut tar = Tar::new(decompress(open()?).map_err(|e| broken(e.to_string()))?);
     while let Some(member) = tar.next().map_err(|e| broken(e.to_string()))? {
         put(dest, &root, &member, &mut tar, chown, &broken)?;
@@ -61,7 +61,7 @@ fn put(
         return Ok(());
     }
     // Parents that the archive does not name are root's.
-    dest.make_dirs(path.parent().unwrap_or(root), (0, 0))?;
+    dest.make_dirs(path.parent().unwrap_or(root), Made::new(None, None))?;
     match member.kind {
         MemberKind::Dir => dest.replace_with_dir(&path, &member.xattrs, meta),
         MemberKind::File => dest.replace_with_file(&path, content, &member.xattrs, meta),

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, FileType, Mode, XattrFlags};
 use rustix::io::Errno;
 
 use super::transfer::{FileJob, Meta, Queue, Sink, copy_files, set_dir_xattrs};
-use super::{FileError, absolute};
+use super::{FileError, Made, absolute};
 use crate::snapshot::tree::{Entry, Kind, Location, Tree, Visit, check_length, open_dir_at, open_dir_path, resolve, resolve_parent};
 use crate::snapshot::view::{OPAQUE, View, is_opaque, is_whiteout};
 use crate::snapshot::{LayerDir, Snapshot};
@@ -151,7 +151,7 @@ impl Dest {
     }
 
     /// Makes missing folders (0755) of a path without links.
-    pub(crate) fn make_dirs(&mut self, path: &Path, (uid, gid): (u32, u32)) -> Result<(), FileError> {
+    pub(crate) fn make_dirs(&mut self, path: &Path, made: Made) -> Result<(), FileError> {
         match self.kind(path)? {
             Some(Kind::Dir) => return Ok(()),
             Some(_) => return Err(FileError::NotDirectory { path: absolute(path) }),
@@ -168,7 +168,7 @@ impl Dest {
         for folder in missing.into_iter().rev() {
             let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else { continue };
             let parent = self.dir(parent)?;
-            self.new_dir(&parent, name, Meta { mode: 0o755, uid, gid, mtime: None })?;
+            self.new_dir(&parent, name, Meta { mode: made.mode, uid: made.owner.0, gid: made.owner.1, mtime: None })?;
         }
         // Only folders that a copy makes while it runs are known to hold nothing else.
         self.handles.clear();

@@ -21,15 +21,10 @@ pub(crate) struct Selected {
     pub(crate) name: OsString,
     /// What is there.
     pub(crate) entry: Entry,
+    /// The first that this source of the instruction gives; a wildcard may give more.
+    pub(crate) first: bool,
     /// `--parents`: what is wanted below.
     include: Option<Include>,
-}
-
-impl Selected {
-    /// The folder itself does not count, only what is found below.
-    pub(crate) fn filtered(&self) -> bool {
-        self.include.is_some()
-    }
 }
 
 /// `--parents`: a pattern below the pivot.
@@ -67,8 +62,6 @@ impl Include {
 pub(crate) struct Selection {
     pub(crate) sources: Vec<Selected>,
     excludes: Patterns,
-    /// Names of what must match something, for the message.
-    wanted: Vec<String>,
 }
 
 impl Selection {
@@ -91,16 +84,12 @@ impl Selection {
                 let root = path.is_empty() || s.include.is_some() || (named && s.entry.is_dir());
                 root || !(excludes.is_ignored(path) || excludes.is_ignored(&s.name.to_string_lossy()))
             });
+            if let Some(first) = picked.first_mut() {
+                first.first = true;
+            }
             sources.append(&mut picked);
         }
-        let wanted = copy.sources.iter().map(|s| format!("{:?}", shown(s))).collect();
-        Ok(Self { sources, excludes, wanted })
-    }
-
-    /// A copy whose wildcards match nothing at all is a mistake.
-    pub(crate) fn check_any(self, any: bool) -> Result<(), FileError> {
-        // Excluded by name is what was asked for.
-        if any || !self.excludes.is_empty() { Ok(()) } else { Err(FileError::NoMatch { names: self.wanted }) }
+        Ok(Self { sources, excludes })
     }
 
     /// Entries of one source that are copied, itself first.
@@ -169,6 +158,10 @@ fn expand(from: &dyn Tree, source: &str, found: &mut Vec<Selected>) -> Result<()
     let parts: Vec<&str> = cleaned.split('/').collect();
     let first = parts.iter().position(|part| has_wildcards(part)).unwrap_or(parts.len());
     let base: PathBuf = parts[..first].iter().collect();
+    if !base.as_os_str().is_empty() {
+        // Wildcards may match nothing, but what is in front of them must be there.
+        lookup(from, &base, super::absolute(&base))?;
+    }
     let base = resolve(from, &base).map_err(FileError::unreadable("follow", &base))?;
     let mut matches = Vec::new();
     glob(from, &base, &parts[first..], &mut matches)?;
@@ -178,7 +171,7 @@ fn expand(from: &dyn Tree, source: &str, found: &mut Vec<Selected>) -> Result<()
         let target = resolve(from, &path).map_err(FileError::unreadable("follow", &path))?;
         let entry = from.entry(&target).map_err(FileError::unreadable("read", &target))?;
         let entry = entry.ok_or_else(|| missing(from, &path, shown.clone()))?;
-        found.push(Selected { shown, path: target, name, entry, include: None });
+        found.push(Selected { shown, path: target, name, entry, first: false, include: None });
     }
     Ok(())
 }
@@ -267,7 +260,7 @@ fn lookup(from: &dyn Tree, written: &Path, shown: String) -> Result<Selected, Fi
         return Err(ignored(from, if hidden_link { written } else { &path }, shown));
     }
     let name = written.file_name().unwrap_or(OsStr::new("")).to_owned();
-    Ok(Selected { shown, path, name, entry, include: None })
+    Ok(Selected { shown, path, name, entry, first: false, include: None })
 }
 
 /// `--parents`: `base/./pattern` keeps what is behind the pivot.
