@@ -350,6 +350,7 @@ fn copy_one(
                     if made && let Some(change) = &changes.chmod {
                         dest.change_mode(&handle, change.apply(0o755, true))?;
                     }
+                    dest.change_time(&handle, visit.entry.mtime)?;
                     open.push(handle);
                 } else {
                     let parent = dest.dir(target.parent().unwrap_or(Path::new("")))?;
