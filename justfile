@@ -15,6 +15,10 @@ test: build
 cases LEVEL="root" FILTER=".": build
     cargo xtask cases --level {{LEVEL}} -m '{{FILTER}}'
 
+# The cases beside a current Docker Engine, image by image.
+oracle LEVEL="root" FILTER=".": build
+    cargo xtask oracle --level {{LEVEL}} -m '{{FILTER}}'
+
 # Format, lint, tidy.
 check:
     cargo fmt --all --check

@@ -2,6 +2,7 @@
 
 mod bench;
 mod faults;
+mod oracle;
 mod packages;
 mod self_image;
 mod tidy;
@@ -20,6 +21,7 @@ usage: cargo xtask COMMAND
   self-image                                Ovenbird, static, in an image that it builds itself
   tidy                                      the laws of the house, over every source file
   cases [--level LEVEL] [-m REGEX]          the literate build cases (LEVEL: root, rootless, single-id, docker)
+  oracle [--level LEVEL] [-m REGEX]         the same cases beside a current Docker Engine, image by image
   faults [N]                                kills (N of them), full disks, damaged files; prints a table
   bench [CASE…] [--write] …                 speed and memory beside other builders (`bench --help` for all)
   fixtures                                  make the base images of the tests, if they are not cached
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Some((&"self-image", [])) => packages::install(&["build-essential"]).and_then(|()| self_image::build(repository())),
         Some((&"tidy", [])) => tidy(),
         Some((&"cases", rest)) => cases(rest),
+        Some((&"oracle", rest)) => oracle::run(rest),
         Some((&"faults", [])) => faults::run(200),
         Some((&"faults", [number])) if number.parse::<u32>().is_ok() => faults::run(number.parse().unwrap_or(200)),
         Some((&"bench", ["--help" | "-h"])) => {

@@ -524,7 +524,7 @@ fn config_instructions() {
             "",
             &[
                 r#"config /config/Healthcheck {"Test":["CMD-SHELL","curl $X"],"Interval":90000000000,"Retries":2}"#,
-                "history HEALTHCHECK {Test:[CMD-SHELL curl $X] Interval:1m30s Timeout:0s StartPeriod:0s StartInterval:0s Retries:2}",
+                r#"history HEALTHCHECK &{["CMD-SHELL" "curl $X"] "1m30s" "0s" "0s" "0s" '\x02'}"#,
                 "quiet",
             ],
         ),

@@ -156,11 +156,20 @@ pub fn images(path: &Path) -> Result<Vec<Image>> {
 
 /// Applies layers in order, with OCI whiteouts.
 pub fn flatten<L: AsRef<[u8]>>(layers: &[L]) -> Result<Tree> {
-    let (mut tree, mut inodes) = (Tree::new(), 0);
-    for layer in layers {
-        apply(&mut tree, &mut inodes, layer.as_ref())?;
+    let mut tree = Tree::new();
+    for step in steps(layers) {
+        tree = step?;
     }
     Ok(tree)
+}
+
+/// The file system after each layer.
+pub fn steps<L: AsRef<[u8]>>(layers: &[L]) -> impl Iterator<Item = Result<Tree>> {
+    let (mut tree, mut inodes) = (Tree::new(), 0);
+    layers.iter().map(move |layer| {
+        apply(&mut tree, &mut inodes, layer.as_ref())?;
+        Ok(tree.clone())
+    })
 }
 
 fn apply(tree: &mut Tree, inodes: &mut usize, layer: &[u8]) -> Result<()> {
@@ -170,7 +179,7 @@ fn apply(tree: &mut Tree, inodes: &mut usize, layer: &[u8]) -> Result<()> {
     let mut archive = tar::Archive::new(layer);
     for entry in archive.entries().map_err(bad)? {
         let mut entry = entry.map_err(bad)?;
-        let raw = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let raw = readable(&entry.path_bytes());
         let path = absolute(&raw);
         if path.split('/').any(|part| part == "..") {
             return Err(malformed(raw, "leaves the layer's root"));
@@ -196,7 +205,7 @@ fn apply(tree: &mut Tree, inodes: &mut usize, layer: &[u8]) -> Result<()> {
                 }
             }
         }
-        let link = entry.link_name_bytes().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let link = entry.link_name_bytes().map(|bytes| readable(&bytes)).unwrap_or_default();
         let header = entry.header().clone();
         let kind = match header.entry_type() {
             tar::EntryType::Directory => Kind::Dir,
@@ -242,6 +251,16 @@ fn remove(tree: &mut Tree, path: &str) {
 
 fn number(field: std::io::Result<Option<u32>>) -> Result<u32> {
     field.map(Option::unwrap_or_default).map_err(|error| malformed("device", error.to_string()))
+}
+
+/// A name as text; what is not UTF-8 becomes `\xNN`, so that different names stay different.
+fn readable(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    text
 }
 
 fn absolute(name: &str) -> String {

@@ -170,7 +170,7 @@ pub fn subset(expected: &Value, found: &Value, path: &str) -> Vec<String> {
     }
 }
 
-fn is_empty(value: &Value) -> bool {
+pub(crate) fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Array(all) => all.is_empty(),

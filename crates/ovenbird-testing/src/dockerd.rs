@@ -40,6 +40,32 @@ impl Programs {
     }
 }
 
+/// Where an engine keeps images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Store {
+    /// Its own graph drivers.
+    Own,
+    /// containerd's.
+    Containerd,
+}
+
+impl Store {
+    /// Best first.
+    fn drivers(self) -> [&'static str; 2] {
+        match self {
+            Self::Own => ["overlay2", "vfs"],
+            Self::Containerd => ["overlayfs", "native"],
+        }
+    }
+
+    fn settings(self) -> &'static str {
+        match self {
+            Self::Own => "{}",
+            Self::Containerd => r#"{"features": {"containerd-snapshotter": true}}"#,
+        }
+    }
+}
+
 /// A running Docker Engine. Dropped: containers are removed, the daemon ends, its folder is removed.
 #[derive(Debug)]
 pub struct Dockerd {
@@ -69,15 +95,27 @@ impl Dockerd {
 
     /// The same; `mirror` (`http://127.0.0.1:PORT`) stands for Docker Hub.
     pub fn start_with_mirror(mirror: Option<&str>) -> Result<Self> {
-        let unpacked = std::env::var_os(UNPACKED).map(|root| Programs::unpacked(Path::new(&root)));
-        Self::start_with_programs(&unpacked.unwrap_or_else(Programs::packaged), mirror)
+        Self::start_with_programs(&Self::chosen(), mirror)
+    }
+
+    /// The same with images in containerd: layers are BuildKit's own, and every kind of output can be asked for.
+    pub fn start_with_containerd(mirror: Option<&str>) -> Result<Self> {
+        Self::start_on_first(&Self::chosen(), Store::Containerd, mirror)
     }
 
     /// The same with other programs than the machine's.
     pub fn start_with_programs(programs: &Programs, mirror: Option<&str>) -> Result<Self> {
+        Self::start_on_first(programs, Store::Own, mirror)
+    }
+
+    fn chosen() -> Programs {
+        std::env::var_os(UNPACKED).map_or_else(Programs::packaged, |root| Programs::unpacked(Path::new(&root)))
+    }
+
+    fn start_on_first(programs: &Programs, store: Store, mirror: Option<&str>) -> Result<Self> {
         let mut last = None;
-        for driver in ["overlay2", "vfs"] {
-            match Self::start_on(programs, driver, mirror) {
+        for driver in store.drivers() {
+            match Self::start_on(programs, store, driver, mirror) {
                 Ok(dockerd) => return Ok(dockerd),
                 Err(error) => last = Some(error),
             }
@@ -85,7 +123,7 @@ impl Dockerd {
         Err(last.unwrap_or_else(|| Error::Missing("no storage driver".into())))
     }
 
-    fn start_on(programs: &Programs, driver: &str, mirror: Option<&str>) -> Result<Self> {
+    fn start_on(programs: &Programs, store: Store, driver: &str, mirror: Option<&str>) -> Result<Self> {
         // The path of a socket must stay short, so the folder has a short name.
         let dir = tempfile::Builder::new().prefix("obd-").tempdir().at("cannot make a folder in", &std::env::temp_dir())?;
         let socket = dir.path().join("docker.sock");
@@ -98,9 +136,12 @@ impl Dockerd {
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = std::env::join_paths(programs.path.iter().cloned().chain(std::env::split_paths(&path))).unwrap_or(path);
+        let settings = dir.path().join("daemon.json");
+        std::fs::write(&settings, store.settings()).at("cannot write", &settings)?;
         let mut command = Command::new(&programs.dockerd);
         command
             .env("PATH", path)
+            .arg(format!("--config-file={}", settings.display()))
             .arg(format!("--data-root={}", dir.path().join("data").display()))
             .arg(format!("--exec-root={}", dir.path().join("exec").display()))
             .arg(format!("--pidfile={}", dir.path().join("pid").display()))

@@ -1,7 +1,7 @@
 //! Runs one case with the command and reports every difference.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -48,46 +48,12 @@ fn from_docker(tag: &str, archive: &Path) -> Result<Image> {
 
 /// Differences between what the case expects and what happened; empty: it agrees.
 pub fn run(case: &Case, level: Level) -> Result<Vec<String>> {
-    let room = Workspace::new(level)?;
-    let context = room.path().join("ctx");
-    fs::create_dir(&context).at("cannot make", &context)?;
-    // Case files are written with Docker's usual modes, whatever the umask is.
-    set_mode(&context, 0o755)?;
-    for file in &case.files {
-        let path = context.join(&file.path);
-        if let Some(parent) = path.parent() {
-            make_folders(parent)?;
-        }
-        fs::write(&path, &file.content).at("cannot write", &path)?;
-        set_mode(&path, file.mode)?;
-    }
-    let mut bases = Vec::new();
-    if case.needs.contains(&Need::Registry) {
-        bases.push(Base::Busybox);
-    }
-    if case.needs.contains(&Need::Debian) {
-        bases.push(Base::Debian);
-    }
-    let registry = if bases.is_empty() { None } else { Some(Registry::start_with(Options { bases: &bases, credentials: None })?) };
-    let settings = room.path().join("settings.toml");
-    // Without a registry no case may reach the network: the mirror is a port that refuses.
-    let text = registry.as_ref().map_or_else(|| crate::registry::mirror_toml("127.0.0.1:1"), Registry::settings_toml);
-    fs::write(&settings, text).at("cannot write", &settings)?;
-    let mut known = Vec::new();
-    for base in &bases {
-        known.extend(base.diff_ids()?);
-    }
-    let place = Place { case, room: &room, context: &context, level, settings: &settings, registry: registry.as_ref(), known: &known };
-    if let Some(script) = &case.setup {
-        place.script(script)?;
-    }
-    room.give_tree(&context)?;
+    let place = Place::prepare(case, level)?;
     let mut differences = place.build(&case.first, 1)?;
     if let Some(script) = &case.then
         && differences.is_empty()
     {
-        place.script(script)?;
-        room.give_tree(&context)?;
+        place.change(script)?;
         differences.extend(place.build(&case.second, 2)?.into_iter().map(|difference| format!("second build: {difference}")));
     }
     Ok(differences)
@@ -104,20 +70,71 @@ fn make_folders(path: &Path) -> Result<()> {
     set_mode(path, 0o755)
 }
 
-struct Place<'a> {
+/// A case made ready to build: its context, its registry, its folder.
+pub(crate) struct Place<'a> {
     case: &'a Case,
-    room: &'a Workspace,
+    registry: Option<Registry>,
+    room: Workspace,
     level: Level,
-    context: &'a Path,
-    settings: &'a Path,
-    registry: Option<&'a Registry>,
+    context: PathBuf,
+    settings: PathBuf,
     /// Diff ids of the base images.
-    known: &'a [String],
+    known: Vec<String>,
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    /// Writes the context, starts the registry, runs the case's `setup`.
+    pub(crate) fn prepare(case: &'a Case, level: Level) -> Result<Self> {
+        let room = Workspace::new(level)?;
+        let context = room.path().join("ctx");
+        fs::create_dir(&context).at("cannot make", &context)?;
+        // Case files are written with Docker's usual modes, whatever the umask is.
+        set_mode(&context, 0o755)?;
+        for file in &case.files {
+            let path = context.join(&file.path);
+            if let Some(parent) = path.parent() {
+                make_folders(parent)?;
+            }
+            fs::write(&path, &file.content).at("cannot write", &path)?;
+            set_mode(&path, file.mode)?;
+        }
+        let mut bases = Vec::new();
+        if case.needs.contains(&Need::Registry) {
+            bases.push(Base::Busybox);
+        }
+        if case.needs.contains(&Need::Debian) {
+            bases.push(Base::Debian);
+        }
+        let registry = if bases.is_empty() { None } else { Some(Registry::start_with(Options { bases: &bases, credentials: None })?) };
+        let settings = room.path().join("settings.toml");
+        // Without a registry no case may reach the network: the mirror is a port that refuses.
+        let text = registry.as_ref().map_or_else(|| crate::registry::mirror_toml("127.0.0.1:1"), Registry::settings_toml);
+        fs::write(&settings, text).at("cannot write", &settings)?;
+        let mut known = Vec::new();
+        for base in &bases {
+            known.extend(base.diff_ids()?);
+        }
+        let place = Self { case, registry, room, level, context, settings, known };
+        match &case.setup {
+            Some(script) => place.change(script)?,
+            None => place.room.give_tree(&place.context)?,
+        }
+        Ok(place)
+    }
+
+    /// Runs a script of the case in the context.
+    pub(crate) fn change(&self, script: &str) -> Result<()> {
+        process::output(&mut self.shell(script))?;
+        self.room.give_tree(&self.context)
+    }
+
+    /// The case's folder: the context and whatever its scripts put beside it.
+    pub(crate) fn folder(&self) -> &Path {
+        self.room.path()
+    }
+
     fn fill(&self, text: &str) -> String {
-        let registry = self.registry.map(Registry::address).unwrap_or_default();
+        let registry = self.registry.as_ref().map(Registry::address).unwrap_or_default();
         text.replace("{ctx}", &self.context.display().to_string())
             .replace("{tmp}", &self.room.path().display().to_string())
             .replace("{registry}", &registry)
@@ -126,36 +143,45 @@ impl Place<'_> {
     fn shell(&self, script: &str) -> Command {
         let mut shell = Command::new("sh");
         // A fixed umask: modes in the context are part of what a case says.
-        shell.args(["-euc", &format!("umask 022\n{}", self.fill(script))]).current_dir(self.context).stdin(Stdio::null());
+        shell.args(["-euc", &format!("umask 022\n{}", self.fill(script))]).current_dir(&self.context).stdin(Stdio::null());
         shell
     }
 
-    fn script(&self, script: &str) -> Result<()> {
-        process::output(&mut self.shell(script)).map(drop)
+    /// `ovenbird build` without what stands after it.
+    pub(crate) fn ovenbird(&self) -> Command {
+        let mut command = self.room.ovenbird();
+        command.args(["build", "--progress", "plain", "--root"]).arg(self.room.path().join("state"));
+        command.arg("--settings").arg(&self.settings);
+        command
+    }
+
+    /// Runs a builder to its end with a build's arguments, context, environment and input: exit code and output.
+    pub(crate) fn finish(&self, command: &mut Command, args: &[String]) -> Result<(Option<i32>, String)> {
+        command.args(args.iter().map(|arg| self.fill(arg)));
+        command.arg(self.case.context.as_ref().map_or_else(|| self.context.display().to_string(), |context| self.fill(context)));
+        command.envs(self.case.env.iter().map(|(name, value)| (name, self.fill(value))));
+        finish(command, self.case.stdin.as_deref(), LIMIT)
     }
 
     fn build(&self, build: &Build, number: u32) -> Result<Vec<String>> {
         let archive = self.room.path().join(format!("out-{number}.tar"));
         let tag = format!("case-{}:{number}", std::process::id());
-        let mut command = self.room.ovenbird();
-        command.args(["build", "--progress", "plain"]);
         let own_output = build.args.iter().any(|arg| matches!(arg.as_str(), "-o" | "--push" | "--check") || arg.starts_with("--output"));
+        let mut command;
         if self.level == Level::Docker {
-            command.args(["-t", &tag]).env("DOCKER_BUILDKIT", "1").envs(docker_environment());
+            command = self.room.ovenbird();
+            command.args(["build", "--progress", "plain", "-t", &tag]).env("DOCKER_BUILDKIT", "1").envs(docker_environment());
             // The engine of the tests has no bridge.
             if !build.args.iter().any(|arg| arg.starts_with("--network")) {
                 command.arg("--network=host");
             }
         } else {
-            command.arg("--root").arg(self.room.path().join("state")).arg("--settings").arg(self.settings);
+            command = self.ovenbird();
             if !own_output {
                 command.arg("-o").arg(format!("type=oci,dest={}", archive.display()));
             }
         }
-        command.args(build.args.iter().map(|arg| self.fill(arg)));
-        command.arg(self.case.context.as_ref().map_or_else(|| self.context.display().to_string(), |context| self.fill(context)));
-        command.envs(self.case.env.iter().map(|(name, value)| (name, self.fill(value))));
-        let (code, log) = finish(&mut command, self.case.stdin.as_deref(), LIMIT)?;
+        let (code, log) = self.finish(&mut command, &build.args)?;
         let mut differences = self.judge(build, code, &log, &archive, &tag)?;
         if !differences.is_empty() {
             let tail: Vec<&str> = log.lines().collect();

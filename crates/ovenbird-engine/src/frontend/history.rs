@@ -9,29 +9,42 @@ pub(super) fn quote(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\u{7}' => out.push_str("\\a"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{b}' => out.push_str("\\v"),
-            c if is_print(c) => out.push(c),
-            c => {
-                let n = u32::from(c);
-                let _ = match n {
-                    0..0x80 => write!(out, "\\x{n:02x}"),
-                    0x80..0x1_0000 => write!(out, "\\u{n:04x}"),
-                    _ => write!(out, "\\U{n:08x}"),
-                };
-            }
-        }
+        escape(&mut out, c, '"');
     }
     out.push('"');
     out
+}
+
+/// How `%q` writes a number: as the character with this code.
+fn quoted_number(number: i64) -> String {
+    let character = u32::try_from(number).ok().and_then(char::from_u32).unwrap_or(char::REPLACEMENT_CHARACTER);
+    let mut out = String::from("'");
+    escape(&mut out, character, '\'');
+    out.push('\'');
+    out
+}
+
+fn escape(out: &mut String, c: char, around: char) {
+    match c {
+        c if c == around => out.extend(['\\', c]),
+        '\\' => out.push_str("\\\\"),
+        '\u{7}' => out.push_str("\\a"),
+        '\u{8}' => out.push_str("\\b"),
+        '\u{c}' => out.push_str("\\f"),
+        '\n' => out.push_str("\\n"),
+        '\r' => out.push_str("\\r"),
+        '\t' => out.push_str("\\t"),
+        '\u{b}' => out.push_str("\\v"),
+        c if is_print(c) => out.push(c),
+        c => {
+            let n = u32::from(c);
+            let _ = match n {
+                0..0x80 => write!(out, "\\x{n:02x}"),
+                0x80..0x1_0000 => write!(out, "\\u{n:04x}"),
+                _ => write!(out, "\\U{n:08x}"),
+            };
+        }
+    }
 }
 
 /// Near Go's `unicode.IsPrint`: no controls, no blanks but the space, no formatting, no private use.
@@ -53,17 +66,11 @@ pub(super) fn plain_list(items: &[String]) -> String {
     format!("[{}]", items.join(" "))
 }
 
-/// `{Test:[CMD-SHELL x] Interval:30s …}`.
+/// `&{["CMD-SHELL" "x"] "30s" "0s" "0s" "0s" '\x00'}`: the last is the number of retries.
 pub(super) fn health(health: &HealthConfig) -> String {
-    format!(
-        "{{Test:{} Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}",
-        plain_list(&health.test),
-        duration(health.interval),
-        duration(health.timeout),
-        duration(health.start_period),
-        duration(health.start_interval),
-        health.retries
-    )
+    let times = [health.interval, health.timeout, health.start_period, health.start_interval];
+    let times: Vec<String> = times.iter().map(|time| quote(&duration(*time))).collect();
+    format!("&{{{} {} {}}}", quoted_list(&health.test), times.join(" "), quoted_number(health.retries))
 }
 
 /// A Go duration: `1m30s`, `1.5s`, `250ms`.
@@ -109,6 +116,22 @@ mod tests {
             ("\u{7f}", r#""\x7f""#),
         ] {
             assert_eq!(quote(text), expect);
+        }
+    }
+
+    #[test]
+    fn numbers_as_characters() {
+        for (number, expect) in [
+            (0, r"'\x00'"),
+            (65, "'A'"),
+            (39, r"'\''"),
+            (34, "'\"'"),
+            (173, r"'\u00ad'"),
+            (300, "'Ĭ'"),
+            (2_000_000, "'\u{fffd}'"),
+            (-1, "'\u{fffd}'"),
+        ] {
+            assert_eq!(quoted_number(number), expect);
         }
     }
 

@@ -159,6 +159,8 @@ pub(super) fn ports(specs: &[String]) -> Result<Vec<String>, String> {
             return Err(format!("more than {MAX_PORTS} ports in one EXPOSE: name each port once"));
         }
     }
+    // In this order they stand in the history.
+    ports.sort_unstable();
     Ok(ports)
 }
 

@@ -339,7 +339,9 @@ impl Lowering<'_> {
         state.places = Places::of(env);
         if !state.config.config.working_dir.is_empty() && state.platform.os != "windows" {
             state.cwd = paths::absolute("/", &state.config.config.working_dir);
-            state.config.config.working_dir.clone_from(&state.cwd);
+            if !state.config.config.working_dir.starts_with('/') {
+                state.config.config.working_dir.clone_from(&state.cwd);
+            }
         }
         let steps = std::mem::take(&mut self.nodes[id].steps);
         for step in &steps {
@@ -487,10 +489,16 @@ impl Lowering<'_> {
             self.checks.take(finding);
         }
         state.workdir_set |= !step.on_build;
-        let dir = paths::absolute(&state.cwd, &path);
+        // The config holds an absolute path as it is written.
+        let text = match path {
+            path if path.starts_with('/') => path,
+            path if path.is_empty() && !state.config.config.working_dir.is_empty() => state.config.config.working_dir.clone(),
+            path => paths::absolute(&state.cwd, &path),
+        };
+        let dir = paths::absolute("/", &text);
         state.cwd.clone_from(&dir);
-        state.config.config.working_dir.clone_from(&dir);
-        let layer = dir != "/";
+        state.config.config.working_dir.clone_from(&text);
+        let layer = text != "/";
         if layer {
             let (text, cost) = names::instruction(&step.instruction.original, self.expander, &self.nodes[id].state.env);
             self.spend(cost, span)?;
@@ -500,8 +508,8 @@ impl Lowering<'_> {
             let op = Op::File(FileOp { base: state.root, actions: vec![FileAction::Mkdir { path: dir.clone(), owner }] });
             state.root = Some(self.vertices.add(op, name, lines, false));
         }
-        self.spend(dir.len(), span)?;
-        self.nodes[id].state.commit(format!("WORKDIR {dir}"), layer);
+        self.spend(text.len(), span)?;
+        self.nodes[id].state.commit(format!("WORKDIR {text}"), layer);
         Ok(())
     }
 

@@ -67,10 +67,7 @@ pub(super) fn split_pair(pair: &str) -> (&str, &str) {
 pub(super) fn predefined(options: &Options, target: &str) -> Variables {
     let mut variables = Variables::default();
     let mut put = |name: &str, value: &str| {
-        let value = options.build_args.get(name).map_or(value, String::as_str);
-        if !value.is_empty() {
-            variables.set(name, value);
-        }
+        variables.set(name, options.build_args.get(name).map_or(value, String::as_str));
     };
     let mut platform = |prefix: &str, platform: &Platform| {
         put(&format!("{prefix}PLATFORM"), &platform.to_string());

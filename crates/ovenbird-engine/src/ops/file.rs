@@ -383,7 +383,9 @@ fn copy_one(
             let meta = changes.apply(&visit.entry);
             if visit.depth == 0 {
                 if visit.entry.is_dir() {
-                    open.push(dest.dir(&target)?);
+                    let handle = dest.dir(&target)?;
+                    dest.change_time(&handle, visit.entry.mtime)?;
+                    open.push(handle);
                 } else {
                     let parent = dest.dir(target.parent().unwrap_or(Path::new("")))?;
                     let name = target.file_name().unwrap_or(OsStr::new("."));

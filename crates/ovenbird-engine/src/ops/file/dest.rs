@@ -370,6 +370,18 @@ impl Dest {
         Ok(())
     }
 
+    /// Gives a folder of the output another time.
+    pub(crate) fn change_time(&mut self, handle: &DirHandle, mtime: (i64, u32)) -> Result<(), FileError> {
+        if !self.finals.contains_key(&handle.path) {
+            let stat = rustix::fs::fstat(&handle.fd).map_err(FileError::io("read", &handle.path))?;
+            self.finals.insert(handle.path.clone(), Final { mode: stat.st_mode & 0o7777, mtime: None });
+        }
+        if let Some(last) = self.finals.get_mut(&handle.path) {
+            last.mtime = Some(mtime);
+        }
+        Ok(())
+    }
+
     /// Anything but a folder.
     pub(crate) fn put(
         &mut self,
