@@ -125,7 +125,7 @@ fn image_name(manifest: &Digest) -> String {
 
 fn is_complete(state: &State, chain: &[Link]) -> bool {
     chain.iter().all(|link| match link {
-        Link::Image { .. } => true,
+        Link::Image { manifest, .. } => state.store().has(manifest),
         Link::Diff { id, .. } => state.has_snapshot(id),
     })
 }

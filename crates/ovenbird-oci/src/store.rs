@@ -14,12 +14,14 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Hasher;
 use crate::image::{Index, Manifest, media};
+use crate::lease::Lease;
 use crate::{Descriptor, Digest, Reference};
 
 /// Format of the folder.
@@ -101,6 +103,7 @@ pub(crate) fn remedy(source: &io::Error) -> &'static str {
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
+    lease: Option<Arc<Lease>>,
 }
 
 /// One file below `images/`.
@@ -119,7 +122,7 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stor
 impl Store {
     /// Opens or makes a store in `dir`, and removes what dead processes left half written.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let store = Self { dir: dir.to_owned() };
+        let store = Self { dir: dir.to_owned(), lease: None };
         for sub in ["blobs/sha256", "images", "tmp"] {
             let path = dir.join(sub);
             fs::create_dir_all(&path).map_err(io_error("make", &path))?;
@@ -145,13 +148,28 @@ impl Store {
         Ok(store)
     }
 
+    /// The same store; each blob that is asked for or written is first put on the lease, so that nobody prunes it meanwhile.
+    #[must_use]
+    pub fn with_lease(self, lease: Arc<Lease>) -> Self {
+        Self { lease: Some(lease), ..self }
+    }
+
+    /// The same store for who prunes: what he looks at is not thereby used.
+    #[must_use]
+    pub fn without_lease(self) -> Self {
+        Self { lease: None, ..self }
+    }
+
     /// The folder it is in.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Where the blob is or would be.
+    /// Where the blob is or would be. Every look at a blob begins here, so it is on the lease before.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        if let Some(lease) = &self.lease {
+            lease.hold(&digest.to_string());
+        }
         self.dir.join("blobs/sha256").join(digest.hex())
     }
 
