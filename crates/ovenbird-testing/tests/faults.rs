@@ -536,6 +536,47 @@ fn a_killed_prune_loses_nothing() -> Result<()> {
     Ok(())
 }
 
+/// What a killed export leaves beside its place goes with the next export to that folder.
+#[test]
+fn killed_exports() -> Result<()> {
+    if !needs::available("faults_export", &[Need::Run, Need::Registry]) {
+        return Ok(());
+    }
+    let job = Job::new(Level::Own)?;
+    job.right()?;
+    let out = job.room.path().join("out");
+    fs::create_dir(&out).unwrap();
+    job.room.give(&out)?;
+    let export = |to: &str| {
+        let mut command = job.ovenbird(&["build", "--progress", "plain", "--reproducible", "-o", to]);
+        command.arg(job.room.path().join("ctx")).current_dir(&out);
+        command
+    };
+    let left = || files(&out, &|path| path.contains(".ovenbird-")).len();
+    let forms = ["type=oci,dest=a.tar", "type=docker,dest=b.tar", "type=oci,tar=false,dest=c", "type=local,dest=.", "type=tar,dest=d.tar"];
+    let (mut chance, mut killed_halfway) = (Chance(0x2545_f491 ^ u64::from(std::process::id())), 0);
+    let runs = (wanted() / 5).max(2) * forms.len();
+    for number in 0..runs {
+        let form = forms[number % forms.len()];
+        let start = Instant::now();
+        let (code, log) = finish(&mut export(form), None, LIMIT)?;
+        assert_eq!((code, left()), (Some(0), 0), "{form}\n{log}");
+        let delay = Duration::from_micros(chance.below(start.elapsed().as_micros() as u64));
+        let start = |source| Error::Start { program: "ovenbird".into(), source };
+        let mut child = export(form).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(start)?;
+        std::thread::sleep(delay);
+        let _ = child.kill();
+        let _ = child.wait();
+        killed_halfway += usize::from(left() > 0);
+        let (code, log) = finish(&mut export(form), None, LIMIT)?;
+        assert_eq!((code, left()), (Some(0), 0), "{form} killed after {delay:?}\n{log}");
+        job.nothing_is_left(form);
+    }
+    println!("{killed_halfway} of {runs} left something");
+    row("kill -9 of an export", runs, runs);
+    Ok(())
+}
+
 /// `df` says what `du` says, and `prune` keeps its budget.
 #[test]
 fn df_is_du_and_prune_keeps_a_budget() -> Result<()> {
