@@ -378,7 +378,8 @@ impl State {
     /// Says that a cache record was of use; what was not for long is pruned first.
     pub fn touch_record(&self, name: &str) {
         let path = self.ids.join("cache").join(name);
-        let old = |time: std::time::SystemTime| time.elapsed().is_ok_and(|age| age > TOUCH);
+        // A time in the future is from a clock that was set back.
+        let old = |time: std::time::SystemTime| time.elapsed().map_or(true, |age| age > TOUCH);
         // Not worth a write more often, and a disk that cannot be written is no reason to fail.
         if fs::metadata(&path).and_then(|meta| meta.modified()).is_ok_and(old) {
             let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };

@@ -379,7 +379,9 @@ impl Store {
     /// Puts a small file in place, whole or not at all.
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let (mut file, temporary) = self.temporary()?;
-        let written = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path));
+        // Readable like a blob: who else uses the store (root, say, once) must not make it unreadable for its owner.
+        let readable = |file: &File| rustix::fs::fchmod(file, Mode::from_raw_mode(0o644)).map_err(io::Error::from);
+        let written = file.write_all(bytes).and_then(|()| readable(&file)).and_then(|()| fs::rename(&temporary, path));
         written.map_err(|e| {
             let _ = fs::remove_file(&temporary);
             io_error("write", path)(e)
@@ -610,6 +612,11 @@ mod tests {
         store.tag(&name("a").with_digest(two), &descriptor(one)).unwrap();
         assert_eq!(store.resolve(&name("docker.io/library/a:latest")).unwrap().unwrap().digest, one);
         assert_eq!(store.images().unwrap(), [(name("a"), descriptor(one)), (name("b"), descriptor(two))]);
+        assert_eq!(
+            fs::metadata(store.image_path(&name("a"))).unwrap().permissions().mode() & 0o7777,
+            0o644,
+            "for other users of the store"
+        );
         assert_eq!(store.resolve(&name(&format!("c@{one}"))).unwrap().unwrap().size, manifest.len() as u64);
         assert_eq!(store.resolve(&name(&format!("b@{two}"))).unwrap(), None, "a digest without its tag must be in the store");
         assert_eq!(store.resolve(&name(&format!("b:latest@{two}"))).unwrap(), Some(descriptor(two)));
