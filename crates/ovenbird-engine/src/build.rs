@@ -19,7 +19,7 @@ use crate::frontend::{self, Images, Lowered, Options};
 use crate::input::{BuildInput, BuildOutput, Cancel};
 use crate::ops::{LazyRuntime, Session, image, progress_events};
 use crate::plan::{ExecMountKind, ImageRequest, Op, Plan, ResolvedImage};
-use crate::prune::{self, DiskUsage, PruneOptions, PruneReport};
+use crate::prune::{self, CacheEntry, DiskUsage, PruneOptions, PruneReport};
 use crate::snapshot::folder::Folder;
 use crate::snapshot::tree::Tree;
 use crate::solve;
@@ -207,6 +207,11 @@ impl Engine {
     /// What the state folder holds.
     pub fn disk_usage(&self) -> Result<DiskUsage, BuildError> {
         Ok(prune::disk_usage(&self.state)?)
+    }
+
+    /// Results of steps and cache mounts, those last used longest ago first.
+    pub fn cache_entries(&self) -> Result<Vec<CacheEntry>, BuildError> {
+        Ok(prune::cache_entries(&self.state)?)
     }
 
     fn session<'a>(&'a self, input: &'a BuildInput, sink: &Arc<dyn EventSink>, cancel: &Cancel) -> Session<'a> {

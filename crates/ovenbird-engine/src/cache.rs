@@ -125,7 +125,7 @@ fn image_name(manifest: &Digest) -> String {
 
 fn is_complete(state: &State, chain: &[Link]) -> bool {
     chain.iter().all(|link| match link {
-        Link::Image { .. } => true,
+        Link::Image { manifest, .. } => state.store().has(manifest),
         Link::Diff { id, .. } => state.has_snapshot(id),
     })
 }
@@ -161,10 +161,13 @@ mod tests {
         let record = Record { key, chain: vec![Link::new_diff(id.clone())] };
         save(&state, &key, &record).unwrap();
         let file = state.trees()[0].records().join(key.file_name());
-        std::fs::File::options().write(true).open(&file).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-        assert_eq!(find(&state, &key), Some(record));
-        let age = file.metadata().unwrap().modified().unwrap().elapsed().unwrap();
-        assert!(age.as_secs() < 60, "what was used is young");
+        let year = std::time::Duration::from_hours(9_000);
+        for wrong in [std::time::SystemTime::UNIX_EPOCH, std::time::SystemTime::now() + year] {
+            std::fs::File::options().write(true).open(&file).unwrap().set_modified(wrong).unwrap();
+            assert_eq!(find(&state, &key).as_ref(), Some(&record));
+            let age = file.metadata().unwrap().modified().unwrap().elapsed().unwrap();
+            assert!(age.as_secs() < 60, "what was used is young");
+        }
         std::fs::remove_dir_all(root.path().join("real/snapshots").join(id.as_str())).unwrap();
         assert_eq!(find(&state, &key), None);
     }

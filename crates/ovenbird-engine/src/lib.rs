@@ -24,4 +24,4 @@ pub use error::{BuildError, ErrorKind};
 pub use event::{Event, EventSink};
 pub use export::output::{Export, PathOrStdout};
 pub use input::{BuildInput, BuildOutput, Cancel};
-pub use prune::{DiskUsage, PruneOptions, PruneReport};
+pub use prune::{Budget, CacheEntry, CacheKind, DiskUsage, PruneOptions, PruneReport};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ROOT/version                     format of this tree
-//! ROOT/lock                        shared by builds, exclusive by prune
+//! ROOT/lock                        the gate of the leases (ovenbird_oci::lease): held alone while prune chooses
 //! ROOT/store/…                     blobs and image names (ovenbird_oci::store)
 //! ROOT/origins/HEX                 where a base layer that was never fetched can be had
 //! ROOT/leak-key                    keys the marks in `searched`
@@ -14,28 +14,32 @@
 //! ROOT/IDS/cache/HEX               cache key → chain of snapshots
 //! ROOT/IDS/traces/HEX              what the last build of a Dockerfile was made of, for explanations
 //! ROOT/IDS/mounts/HEX/             `RUN --mount=type=cache` folders
-//! ROOT/IDS/tmp/ID/                 one running build's work, with a lock; removed when its owner is dead
+//! ROOT/IDS/tmp/ID/                 one running process' work; removed when its owner is dead
+//! ROOT/IDS/tmp/ID.lock             locked while that process lives; its lease: the names of what it uses, which prune leaves
 //! ```
 //!
 //! `IDS` says how owners are kept on disk (`real`, `mapped`, `recorded`): trees made at one isolation
 //! level are of no use at another. Invariant: everything below `snapshots` and `cache` is complete and
 //! immutable; it is made below `tmp` and renamed. A process killed at any moment leaves only `tmp`.
 //! Small files that a result depends on are sealed: they begin with the SHA-256 of what follows, and a damaged one
-//! counts as missing.
+//! counts as missing. Every path to something that prune removes is made by a function that first puts its name on the lease.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 pub use ovenbird_oci::layer::remove_tree;
 use ovenbird_oci::layer::{Owner, Owners, Ownership, Packed};
+use ovenbird_oci::lease::{self, Alone, Lease};
 use ovenbird_oci::store::{Store, StoreError};
 use ovenbird_oci::{Digest, Reference};
 use ovenbird_sandbox::Level;
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::snapshot::LayerDir;
@@ -105,7 +109,7 @@ impl SnapshotId {
     }
 }
 
-/// An open state folder; holds the shared lock while it lives.
+/// An open state folder. What was used through it stays while it lives, in whatever process something is pruned.
 #[derive(Debug)]
 pub struct State {
     root: PathBuf,
@@ -116,7 +120,7 @@ pub struct State {
     trees: Vec<Ids>,
     store: Store,
     ownership: Ownership,
-    lock: File,
+    lease: Arc<Lease>,
     build: Work,
 }
 
@@ -125,6 +129,11 @@ pub struct State {
 pub struct Ids(PathBuf);
 
 impl Ids {
+    /// Is a path in it?
+    pub fn contains(&self, path: &Path) -> bool {
+        path.starts_with(&self.0)
+    }
+
     /// Folder that holds the snapshots.
     pub fn snapshots(&self) -> PathBuf {
         self.0.join("snapshots")
@@ -149,12 +158,32 @@ impl Ids {
 /// Names of all [`Ids`].
 const IDS: [&str; 3] = ["real", "mapped", "recorded"];
 
-/// This process' own temporary folder; removed with all it holds on drop.
+/// This process' own temporary folder, made when something first needs it; removed with all it holds on drop.
 #[derive(Debug)]
 struct Work {
     dir: PathBuf,
     next: AtomicU64,
-    _lock: File,
+    /// Its lock file could be made: without one nobody would remove the folder after a kill.
+    locked: bool,
+    made: OnceLock<()>,
+}
+
+impl Work {
+    /// The folder, which is there.
+    fn made(&self) -> Result<&Path, StateError> {
+        if self.made.get().is_none() {
+            let made =
+                if self.locked { fs::create_dir_all(&self.dir) } else { Err(io::Error::from_raw_os_error(Errno::NOSPC.raw_os_error())) };
+            made.map_err(io_error("make", &self.dir))?;
+            let _ = self.made.set(());
+        }
+        Ok(&self.dir)
+    }
+
+    /// A name in it that was not given before.
+    fn next(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
 }
 
 impl Drop for Work {
@@ -171,8 +200,6 @@ impl State {
         fs::create_dir_all(root).map_err(io_error("make", root))?;
         let root = root.canonicalize().map_err(io_error("open", root))?;
         check_version(&root)?;
-        let lock = lock_file(&root.join("lock"))?;
-        rustix::fs::flock(&lock, FlockOperation::LockShared).map_err(io::Error::from).map_err(io_error("lock", &root.join("lock")))?;
         let (name, ownership) = match level {
             Some(Level::Root | Level::Chroot) => ("real", Ownership::Real),
             Some(Level::Rootless) => ("mapped", Ownership::Real),
@@ -193,10 +220,12 @@ impl State {
         for tree in &trees {
             clear_leftovers(&tree.0.join("tmp"));
         }
-        let build = open_work(&ids.join("tmp"))?;
-        let store = Store::open(&root.join("store"))?;
+        let (build, file) = open_work(&ids.join("tmp"))?;
+        let gate = root.join("lock");
+        let lease = Arc::new(Lease::new(file, &gate).map_err(io_error("open", &gate))?);
+        let store = Store::open(&root.join("store"))?.with_lease(lease.clone());
         let meta = root.metadata().map_err(io_error("read", &root))?;
-        Ok(Self { inode: (meta.dev(), meta.ino()), root, ids, trees, store, ownership, lock, build })
+        Ok(Self { inode: (meta.dev(), meta.ino()), root, ids, trees, store, ownership, lease, build })
     }
 
     /// The blob store.
@@ -226,12 +255,18 @@ impl State {
 
     /// Folder for files that are on their way to somewhere else in the state folder; it ends with this process.
     pub fn temporary(&self) -> &Path {
-        &self.build.dir
+        // Who writes to it is told when it could not be made.
+        self.build.made().unwrap_or(&self.build.dir)
+    }
+
+    /// This process' temporary folder and its lease, whether they are there or not.
+    pub fn own_files(&self) -> [PathBuf; 2] {
+        [self.build.dir.clone(), self.build.dir.with_extension("lock")]
     }
 
     /// A new empty folder that lives as long as this process wants it.
     pub fn work_dir(&self) -> Result<WorkDir, StateError> {
-        let dir = self.build.dir.join(self.build.next.fetch_add(1, Ordering::Relaxed).to_string());
+        let dir = self.build.made()?.join(self.build.next().to_string());
         fs::create_dir(&dir).map_err(io_error("make", &dir))?;
         Ok(WorkDir { dir })
     }
@@ -343,7 +378,8 @@ impl State {
     /// Says that a cache record was of use; what was not for long is pruned first.
     pub fn touch_record(&self, name: &str) {
         let path = self.ids.join("cache").join(name);
-        let old = |time: std::time::SystemTime| time.elapsed().is_ok_and(|age| age > TOUCH);
+        // A time in the future is from a clock that was set back.
+        let old = |time: std::time::SystemTime| time.elapsed().map_or(true, |age| age > TOUCH);
         // Not worth a write more often, and a disk that cannot be written is no reason to fail.
         if fs::metadata(&path).and_then(|meta| meta.modified()).is_ok_and(old) {
             let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
@@ -369,7 +405,7 @@ impl State {
 
     /// Says where a blob that is not in the store can be had.
     pub fn set_origin(&self, blob: &Digest, origin: &Reference) -> Result<(), StateError> {
-        let path = self.root.join("origins").join(blob.hex());
+        let path = self.origin_file(blob);
         let bytes = seal(origin.to_string().as_bytes());
         if fs::read(&path).is_ok_and(|old| old == bytes) {
             return Ok(());
@@ -384,16 +420,33 @@ impl State {
 
     /// Where a blob can be had.
     pub fn origin(&self, blob: &Digest) -> Option<Reference> {
-        let bytes = fs::read(self.root.join("origins").join(blob.hex())).ok()?;
+        let bytes = fs::read(self.origin_file(blob)).ok()?;
         std::str::from_utf8(unseal(&bytes)?).ok()?.parse().ok()
     }
 
-    /// Waits until no other process uses this state folder, and keeps it alone until the guard is dropped.
-    pub fn lock_exclusive(&self) -> Result<File, StateError> {
-        let path = self.root.join("lock");
-        // A second handle would wait for our own shared lock; converting that one is what flock offers.
-        rustix::fs::flock(&self.lock, FlockOperation::LockExclusive).map_err(io::Error::from).map_err(io_error("lock", &path))?;
-        self.lock.try_clone().map_err(io_error("lock", &path))
+    /// Waits until nobody is about to use something new, and keeps it so until the guard is dropped. Meanwhile nothing of this may be used
+    /// that puts names on the lease: see [`State::unleased`].
+    pub fn alone(&self) -> Result<Alone, StateError> {
+        self.lease.alone().map_err(io_error("lock", &self.root.join("lock")))
+    }
+
+    /// Names on the leases of all processes that live: what they use, of snapshots, blobs (as digests) and cache mounts. To be asked [`alone`](Self::alone).
+    pub fn leased(&self) -> Result<HashSet<String>, StateError> {
+        let mut all = HashSet::new();
+        for tree in self.all_trees() {
+            for entry in fs::read_dir(tree.0.join("tmp")).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.extension().is_some_and(|extension| extension == "lock") {
+                    all.extend(lease::names(&path).map_err(io_error("read", &path))?.into_iter().flatten());
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The blob store for who prunes: nothing that is asked for is put on the lease.
+    pub fn unleased(&self) -> Store {
+        self.store.clone().without_lease()
     }
 
     /// What this level and those with fewer ids have here: all that this process may remove.
@@ -417,13 +470,20 @@ impl State {
             .collect()
     }
 
-    /// Folder that holds the cache mounts.
-    pub fn mounts_dir(&self) -> PathBuf {
-        self.ids.join("mounts")
+    /// Folder of a cache mount.
+    pub fn mount_dir(&self, name: &Digest) -> PathBuf {
+        self.lease.hold(&name.hex());
+        self.ids.join("mounts").join(name.hex())
     }
 
     fn snapshot_dir(&self, id: &SnapshotId) -> PathBuf {
+        self.lease.hold(id.as_str());
         self.ids.join("snapshots").join(id.as_str())
+    }
+
+    fn origin_file(&self, blob: &Digest) -> PathBuf {
+        self.lease.hold(&blob.to_string());
+        self.origins_dir().join(blob.hex())
     }
 
     fn write_atomically(&self, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
@@ -431,7 +491,7 @@ impl State {
     }
 
     fn write_atomically_as(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateError> {
-        let temporary = self.build.dir.join(format!("file-{}", self.build.next.fetch_add(1, Ordering::Relaxed)));
+        let temporary = self.build.made()?.join(format!("file-{}", self.build.next()));
         let file = File::options().write(true).create_new(true).mode(mode).open(&temporary);
         file.and_then(|mut file| file.write_all(bytes)).map_err(io_error("write", &temporary))?;
         fs::rename(&temporary, path).map_err(io_error("write", path))
@@ -491,10 +551,6 @@ pub(crate) fn unseal(bytes: &[u8]) -> Option<&[u8]> {
     (seal[64] == b'\n' && Digest::of(rest).hex().as_bytes() == &seal[..64]).then_some(rest)
 }
 
-fn lock_file(path: &Path) -> Result<File, StateError> {
-    File::options().create(true).truncate(false).write(true).open(path).map_err(io_error("open", path))
-}
-
 /// Removes the temporary folders whose lock nobody holds.
 fn clear_leftovers(tmp: &Path) {
     for entry in fs::read_dir(tmp).into_iter().flatten().flatten() {
@@ -508,20 +564,23 @@ fn clear_leftovers(tmp: &Path) {
     }
 }
 
-/// Makes this process' temporary folder.
-fn open_work(tmp: &Path) -> Result<Work, StateError> {
+/// A name for this process' temporary folder, and its locked file. On a full disk there is none: who prunes needs none.
+fn open_work(tmp: &Path) -> Result<(Work, Option<File>), StateError> {
     loop {
         let name = unique_name();
         let lock_path = tmp.join(format!("{name}.lock"));
-        let lock = lock_file(&lock_path)?;
+        let work = |locked| Work { dir: tmp.join(&name), next: AtomicU64::new(0), locked, made: OnceLock::new() };
+        let lock = match File::options().write(true).create_new(true).open(&lock_path) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                return Ok((work(false), None));
+            }
+            opened => opened.map_err(io_error("open", &lock_path))?,
+        };
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(io::Error::from).map_err(io_error("lock", &lock_path))?;
         // Between open and lock another process may have taken it for a leftover and removed it.
-        if !lock_path.exists() {
-            continue;
+        if lock_path.exists() {
+            return Ok((work(true), Some(lock)));
         }
-        let dir = tmp.join(name);
-        fs::create_dir(&dir).map_err(io_error("make", &dir))?;
-        return Ok(Work { dir, next: AtomicU64::new(0), _lock: lock });
     }
 }
 
@@ -586,8 +645,8 @@ mod tests {
             fs::create_dir_all(root.path().join("recorded/tmp/dead2/work")).unwrap();
             fs::write(root.path().join("recorded/tmp/dead2.lock"), "").unwrap();
             drop(State::open(root.path(), Some(level)).unwrap());
-            assert_eq!(left().len() == 2, gone, "{level:?}: {:?}", left());
-            assert!(running.build.dir.exists());
+            assert_eq!(left().len() == 1, gone, "{level:?}: {:?}", left());
+            assert!(running.build.dir.with_extension("lock").exists());
         }
     }
 
@@ -635,6 +694,38 @@ mod tests {
             State::open(root.path(), None).unwrap();
             assert_eq!(fs::read_to_string(root.path().join("version")).unwrap(), VERSION);
         }
+    }
+
+    #[test]
+    fn what_is_used_is_on_the_lease_of_who_lives() {
+        let root = tempfile::tempdir().unwrap();
+        let used = State::open(root.path(), Some(Level::Root)).unwrap();
+        let pruner = State::open(root.path(), None).unwrap();
+        let leased = || {
+            let _alone = pruner.alone().unwrap();
+            let mut names: Vec<String> = pruner.leased().unwrap().into_iter().collect();
+            names.sort();
+            names
+        };
+        assert!(leased().is_empty());
+        let digest = |text: &str| Digest::of(text.as_bytes());
+        used.has_snapshot(&SnapshotId("looked-at".into()));
+        used.commit(used.work_dir().unwrap(), Some(SnapshotId("made".into())), &Owners::new()).unwrap();
+        used.mount_dir(&digest("mount"));
+        used.origin(&digest("origin"));
+        used.store().has(&digest("blob"));
+        used.store().clone().write(b"written").unwrap();
+        let blobs = ["origin", "blob", "written"].map(|text| digest(text).to_string());
+        let mut expect: Vec<String> = ["looked-at".into(), "made".into(), digest("mount").hex()].into_iter().chain(blobs).collect();
+        expect.sort();
+        assert_eq!(leased(), expect);
+        {
+            let _alone = pruner.alone().unwrap();
+            pruner.unleased().has(&digest("by the pruner"));
+        }
+        assert_eq!(leased(), expect);
+        drop(used);
+        assert!(leased().is_empty());
     }
 
     #[test]

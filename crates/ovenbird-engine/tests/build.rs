@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_engine::frontend::{NoCache, Options};
 use ovenbird_engine::input::LocalContext;
-use ovenbird_engine::{BuildError, BuildInput, BuildOutput, Cancel, Engine, EngineOptions, ErrorKind, Event, EventSink, PruneOptions};
+use ovenbird_engine::{
+    Budget, BuildError, BuildInput, BuildOutput, CacheKind, Cancel, Engine, EngineOptions, ErrorKind, Event, EventSink, PruneOptions,
+};
 use ovenbird_oci::registry::{Client, ClientOptions};
 use ovenbird_oci::{ImageConfig, Manifest, Platform};
 
@@ -63,6 +65,10 @@ impl Bench {
     }
 
     fn build(&self, dockerfile: &str) -> Result<BuildOutput, BuildError> {
+        self.build_with(&self.engine(), dockerfile)
+    }
+
+    fn build_with(&self, engine: &Engine, dockerfile: &str) -> Result<BuildOutput, BuildError> {
         self.events.0.lock().unwrap().clear();
         let context = LocalContext { dir: self.context.path().into(), ignore: Patterns::parse(self.ignore).unwrap() };
         let input = BuildInput {
@@ -72,12 +78,16 @@ impl Bench {
             source_date_epoch: self.epoch,
             ..BuildInput::default()
         };
-        self.engine().build(&input, &(self.events.clone() as Arc<dyn EventSink>), &Cancel::default())
+        engine.build(&input, &(self.events.clone() as Arc<dyn EventSink>), &Cancel::default())
+    }
+
+    fn manifest(engine: &Engine, output: &BuildOutput) -> Manifest {
+        serde_json::from_slice(&engine.store().read(&output.target.digest).unwrap()).unwrap()
     }
 
     fn config(&self, output: &BuildOutput) -> (Manifest, ImageConfig) {
         let engine = self.engine();
-        let manifest: Manifest = serde_json::from_slice(&engine.store().read(&output.target.digest).unwrap()).unwrap();
+        let manifest = Self::manifest(&engine, output);
         let config = serde_json::from_slice(&engine.store().read(&manifest.config.digest).unwrap()).unwrap();
         (manifest, config)
     }
@@ -217,7 +227,8 @@ fn prune_takes_what_was_used_longest_ago() {
     named("FROM scratch\nCOPY z /new\n", "new");
     let names = || bench.engine().store().images().unwrap().iter().map(|(name, _)| name.familiar()).collect::<Vec<_>>();
     let prune = |all, keep_bytes, hours: Option<u64>| {
-        let options = PruneOptions { all, keep_bytes, filter_until: hours.map(Duration::from_hours) };
+        let budget = Budget { max_used: keep_bytes, ..Budget::default() };
+        let options = PruneOptions { all, budget, filter_until: hours.map(Duration::from_hours), ..PruneOptions::default() };
         bench.engine().prune(&options).unwrap().bytes
     };
     let traces = || {
@@ -236,6 +247,103 @@ fn prune_takes_what_was_used_longest_ago() {
     assert_eq!(bench.build("FROM scratch\nCOPY z /new\n").unwrap().ran, 0, "the young record stayed");
     prune(true, None, None);
     assert_eq!((names(), traces()), (vec![], 0));
+}
+
+/// What a build that lives uses, and nothing else, outlasts a prune of everything.
+#[test]
+fn prune_leaves_what_is_in_use() {
+    let bench = Bench::new(&[("x", "1"), ("z", "2")]);
+    let other = "FROM scratch\nCOPY z /other\n";
+    bench.build(other).unwrap();
+    bench.build(TWO_STAGES).unwrap();
+    let everything = PruneOptions { all: true, ..PruneOptions::default() };
+    let running = bench.engine();
+    let built = bench.build_with(&running, TWO_STAGES).unwrap();
+    assert_eq!(built.ran, 0);
+    running.store().tag(&"used".parse().unwrap(), &built.target).unwrap();
+    let report = bench.engine().prune(&everything).unwrap();
+    assert!(report.removed > 0 && report.in_use > 3, "{report:?}");
+    assert_eq!(bench.build_with(&running, TWO_STAGES).unwrap().ran, 0);
+    assert_eq!(running.store().images().unwrap().len(), 1);
+    for digest in bench.config(&built).0.layers.iter().map(|layer| layer.digest) {
+        running.store().verify(&digest).unwrap();
+    }
+    assert_eq!(bench.build(other).unwrap().ran, 1, "what nobody used went");
+    drop(running);
+    let report = bench.engine().prune(&everything).unwrap();
+    assert_eq!((report.in_use, bench.engine().store().blobs().unwrap().len()), (0, 0), "{report:?}");
+    assert_eq!(bench.build(TWO_STAGES).unwrap().ran, 3);
+}
+
+/// Builds in a row, each an engine of its own, beside prunes: none finds anything gone that it was told was there.
+#[test]
+fn builds_and_prunes_at_once() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let mut bench = Bench::new(&[("x", "1"), ("z", "2")]);
+    bench.epoch = Some(1_700_000_000);
+    let expect = bench.build(TWO_STAGES).unwrap().target.digest;
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let builds = [(); 3].map(|()| {
+            scope.spawn(|| {
+                for _ in 0..40 {
+                    let engine = bench.engine();
+                    let built = bench.build_with(&engine, TWO_STAGES).unwrap();
+                    assert_eq!(built.target.digest, expect);
+                    for layer in Bench::manifest(&engine, &built).layers {
+                        engine.store().verify(&layer.digest).unwrap();
+                    }
+                }
+            })
+        });
+        for all in [true, false] {
+            let (bench, ended) = (&bench, &ended);
+            scope.spawn(move || {
+                while !ended.load(Ordering::Relaxed) {
+                    bench.engine().prune(&PruneOptions { all, ..PruneOptions::default() }).unwrap();
+                }
+            });
+        }
+        let joined = builds.map(std::thread::ScopedJoinHandle::join);
+        ended.store(true, Ordering::Relaxed);
+        if let Some(panic) = joined.into_iter().find_map(Result::err) {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+#[test]
+fn prune_by_kind_and_id() {
+    let bench = Bench::new(&[("x", "1"), ("z", "2")]);
+    bench.build(TWO_STAGES).unwrap();
+    let mount = bench.root.path().join("recorded/mounts/0123abcd");
+    let make_mount = || {
+        std::fs::create_dir_all(mount.join("0")).unwrap();
+        std::fs::write(bench.root.path().join("contexts.stat"), "x").unwrap();
+    };
+    make_mount();
+    let entries = || bench.engine().cache_entries().unwrap();
+    assert_eq!((entries().len(), entries().iter().filter(|entry| entry.kind == CacheKind::CacheMount).count()), (4, 1));
+    assert!(entries().iter().all(|entry| entry.size > 0 && !entry.in_use));
+    let prune = |kinds: &[CacheKind], ids: &[&str]| {
+        let ids = ids.iter().map(|id| (*id).to_owned()).collect();
+        let options = PruneOptions { kinds: kinds.iter().copied().collect(), ids, ..PruneOptions::default() };
+        bench.engine().prune(&options).unwrap().removed
+    };
+    assert_eq!(prune(&[CacheKind::CacheMount], &["x"]), 0);
+    assert_eq!(prune(&[], &["0123"]), 1);
+    assert!(!mount.exists());
+    make_mount();
+    assert_eq!(prune(&[CacheKind::CacheMount], &[]), 1);
+    assert!(!mount.exists() && bench.root.path().join("contexts.stat").exists());
+    assert_eq!(prune(&[CacheKind::SourceLocal], &[]), 1);
+    assert!(!bench.root.path().join("contexts.stat").exists());
+    let last = entries().pop().unwrap();
+    assert!(prune(&[], &[&last.id]) > 0);
+    assert_eq!((entries().len(), entries().contains(&last)), (2, false));
+    make_mount();
+    assert!(prune(&[CacheKind::Regular], &[]) > 0);
+    assert_eq!((entries().len(), mount.exists()), (1, true));
 }
 
 #[test]

@@ -13,7 +13,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
@@ -25,7 +24,7 @@ use crate::image::media;
 use crate::layer::tar::{BLOCK, Header, Kind, Reader, encode, padding};
 use crate::layer::{decompress, root_parts};
 use crate::store::{MAX_DOCUMENT, Store, StoreError};
-use crate::{Descriptor, Digest, ImageConfig, Index, Manifest, Reference};
+use crate::{Descriptor, Digest, ImageConfig, Index, Manifest, Reference, beside};
 
 /// Annotation with the tag, for tools that choose by it.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -135,6 +134,9 @@ pub fn write_docker(store: &Store, target: &Descriptor, names: &[Reference], out
 pub fn write_oci_dir(store: &Store, target: &Descriptor, names: &[Reference], dir: &Path) -> Result<(), ArchiveError> {
     let folder = dir.join("blobs/sha256");
     fs::create_dir_all(&folder).map_err(written)?;
+    for folder in [dir, &folder] {
+        beside::clear(folder);
+    }
     let layout = dir.join("oci-layout");
     if layout.exists() {
         check_layout(&read_file(&layout)?)?;
@@ -544,8 +546,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, ArchiveError> {
 /// Whole or not at all.
 fn put_file(path: &Path, content: &mut dyn Read) -> Result<(), ArchiveError> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let mode = fs::Permissions::from_mode(0o666);
-    let mut file = tempfile::Builder::new().prefix(".ovenbird-").permissions(mode).tempfile_in(folder).map_err(written)?;
+    let mut file = beside::file_in(folder, 0o666).map_err(written)?;
     io::copy(content, &mut file).map_err(written)?;
     file.persist(path).map(drop).map_err(|error| written(error.error))
 }

@@ -1,14 +1,16 @@
 //! OCI formats: digests, references, platforms, images, layers, the blob store, archives, registries.
 //!
 //! Floor 0: it knows nothing of builds. `digest`, `reference`, `platform` and `image` do no I/O;
-//! `layer` and `archive` touch only the readers, writers and folders they are given; `store` stays
-//! under its folder; `registry` and `keychain` talk to the network and to credential helpers.
+//! `layer`, `archive` and `beside` touch only the readers, writers and folders they are given; `store` stays
+//! under its folder, `lease` in its file; `registry` and `keychain` talk to the network and to credential helpers.
 
 pub mod archive;
+pub mod beside;
 pub mod digest;
 pub mod image;
 pub mod keychain;
 pub mod layer;
+pub mod lease;
 pub mod platform;
 pub mod reference;
 pub mod registry;

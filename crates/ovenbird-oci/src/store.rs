@@ -14,12 +14,14 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Hasher;
 use crate::image::{Index, Manifest, media};
+use crate::lease::Lease;
 use crate::{Descriptor, Digest, Reference};
 
 /// Format of the folder.
@@ -101,6 +103,7 @@ pub(crate) fn remedy(source: &io::Error) -> &'static str {
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
+    lease: Option<Arc<Lease>>,
 }
 
 /// One file below `images/`.
@@ -119,7 +122,7 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stor
 impl Store {
     /// Opens or makes a store in `dir`, and removes what dead processes left half written.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let store = Self { dir: dir.to_owned() };
+        let store = Self { dir: dir.to_owned(), lease: None };
         for sub in ["blobs/sha256", "images", "tmp"] {
             let path = dir.join(sub);
             fs::create_dir_all(&path).map_err(io_error("make", &path))?;
@@ -145,13 +148,28 @@ impl Store {
         Ok(store)
     }
 
+    /// The same store; each blob that is asked for or written is first put on the lease, so that nobody prunes it meanwhile.
+    #[must_use]
+    pub fn with_lease(self, lease: Arc<Lease>) -> Self {
+        Self { lease: Some(lease), ..self }
+    }
+
+    /// The same store for who prunes: what he looks at is not thereby used.
+    #[must_use]
+    pub fn without_lease(self) -> Self {
+        Self { lease: None, ..self }
+    }
+
     /// The folder it is in.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Where the blob is or would be.
+    /// Where the blob is or would be. Every look at a blob begins here, so it is on the lease before.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        if let Some(lease) = &self.lease {
+            lease.hold(&digest.to_string());
+        }
         self.dir.join("blobs/sha256").join(digest.hex())
     }
 
@@ -361,7 +379,9 @@ impl Store {
     /// Puts a small file in place, whole or not at all.
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let (mut file, temporary) = self.temporary()?;
-        let written = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path));
+        // Readable like a blob: who else uses the store (root, say, once) must not make it unreadable for its owner.
+        let readable = |file: &File| rustix::fs::fchmod(file, Mode::from_raw_mode(0o644)).map_err(io::Error::from);
+        let written = file.write_all(bytes).and_then(|()| readable(&file)).and_then(|()| fs::rename(&temporary, path));
         written.map_err(|e| {
             let _ = fs::remove_file(&temporary);
             io_error("write", path)(e)
@@ -592,6 +612,11 @@ mod tests {
         store.tag(&name("a").with_digest(two), &descriptor(one)).unwrap();
         assert_eq!(store.resolve(&name("docker.io/library/a:latest")).unwrap().unwrap().digest, one);
         assert_eq!(store.images().unwrap(), [(name("a"), descriptor(one)), (name("b"), descriptor(two))]);
+        assert_eq!(
+            fs::metadata(store.image_path(&name("a"))).unwrap().permissions().mode() & 0o7777,
+            0o644,
+            "for other users of the store"
+        );
         assert_eq!(store.resolve(&name(&format!("c@{one}"))).unwrap().unwrap().size, manifest.len() as u64);
         assert_eq!(store.resolve(&name(&format!("b@{two}"))).unwrap(), None, "a digest without its tag must be in the store");
         assert_eq!(store.resolve(&name(&format!("b:latest@{two}"))).unwrap(), Some(descriptor(two)));

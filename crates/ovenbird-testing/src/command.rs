@@ -1,15 +1,18 @@
 //! The command under test: which binary, as which user, with which environment.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::users::{Ids, User};
 use crate::{AtPath, Error, Result, cache};
+
+/// A copy of the binary that no test has asked for in this time is removed.
+const STALE: Duration = Duration::from_hours(72);
 
 /// Path of the `ovenbird` binary: `$OVENBIRD_BIN`, else the one beside the running test, else the repository's debug build.
 pub fn binary() -> Result<PathBuf> {
@@ -23,26 +26,33 @@ pub fn binary() -> Result<PathBuf> {
     found.ok_or_else(|| Error::Missing("the ovenbird binary is not built: run `cargo build` first, or set OVENBIRD_BIN".into()))
 }
 
-/// The binary at a path that every user may read and execute: build folders are often below a private home.
+/// The binary at a path that every user may read and execute: build folders are often below a private home. Each build of each worktree has
+/// a copy of its own, so that test runs do not disturb each other.
 pub fn shared_binary() -> Result<PathBuf> {
-    let source = binary()?;
-    let meta = fs::metadata(&source).at("cannot look at", &source)?;
-    let changed = meta.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
-    let dir = std::env::temp_dir().join(format!("ovenbird-tests-{}", rustix::process::geteuid().as_raw()));
-    let copy = dir.join(format!("ovenbird-{changed}-{}", meta.len()));
+    share(&binary()?, &std::env::temp_dir().join(format!("ovenbird-tests-{}", rustix::process::geteuid().as_raw())))
+}
+
+fn share(source: &Path, dir: &Path) -> Result<PathBuf> {
+    let meta = fs::metadata(source).at("cannot look at", source)?;
+    let changed = meta.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
+    let copy = dir.join(format!("ovenbird-{}-{}-{changed}-{}", meta.dev(), meta.ino(), meta.len()));
     let _lock = cache::lock("binary")?;
-    if copy.is_file() {
-        return Ok(copy);
+    if !copy.is_file() {
+        fs::create_dir_all(dir).at("cannot make", dir)?;
+        let half = dir.join("half");
+        fs::copy(source, &half).at("cannot write", &half)?;
+        set_mode(&half, 0o755)?;
+        set_mode(dir, 0o755)?;
+        fs::rename(&half, &copy).at("cannot name", &copy)?;
     }
-    fs::create_dir_all(&dir).at("cannot make", &dir)?;
-    for old in fs::read_dir(&dir).at("cannot list", &dir)?.flatten() {
-        let _ = fs::remove_file(old.path());
+    // When it was asked for last.
+    File::open(&copy).and_then(|file| file.set_modified(SystemTime::now())).at("cannot date", &copy)?;
+    for other in fs::read_dir(dir).at("cannot list", dir)?.flatten() {
+        let age = other.metadata().and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
+        if age.is_some_and(|age| age > STALE) {
+            let _ = fs::remove_file(other.path());
+        }
     }
-    let half = dir.join("half");
-    fs::copy(&source, &half).at("cannot write", &half)?;
-    set_mode(&half, 0o755)?;
-    set_mode(&dir, 0o755)?;
-    fs::rename(&half, &copy).at("cannot name", &copy)?;
     Ok(copy)
 }
 
@@ -209,4 +219,24 @@ pub fn finish(command: &mut Command, stdin: Option<&str>, limit: Duration) -> Re
 pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).at("cannot change the mode of", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_of_other_builds_stay_while_they_are_in_use() {
+        let place = tempfile::tempdir().unwrap();
+        let (one, other, dir) = (place.path().join("one"), place.path().join("other"), place.path().join("shared"));
+        fs::write(&one, "1").unwrap();
+        fs::write(&other, "2").unwrap();
+        let first = share(&one, &dir).unwrap();
+        let second = share(&other, &dir).unwrap();
+        assert_eq!((fs::read_to_string(&first).unwrap(), fs::read_to_string(&second).unwrap()), ("1".into(), "2".into()));
+        assert_eq!(share(&one, &dir).unwrap(), first);
+        File::open(&second).unwrap().set_modified(SystemTime::now() - 2 * STALE).unwrap();
+        share(&one, &dir).unwrap();
+        assert!(first.exists() && !second.exists(), "what nobody asks for goes");
+    }
 }

@@ -95,6 +95,13 @@ impl Job {
         Ok(Ok(digest.to_owned()))
     }
 
+    /// Prunes; what it said.
+    fn prune(&self, words: &[&str]) -> String {
+        let (code, log) = finish(&mut self.ovenbird(words), None, LIMIT).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(code, Some(0), "{log}");
+        log
+    }
+
     /// The digest of a build that nothing disturbs.
     fn right(&self) -> Result<String> {
         let digest = self.build(&[])?.unwrap_or_else(|(code, log)| panic!("{code:?}\n{log}"));
@@ -402,6 +409,7 @@ fn builds_and_a_prune_at_once() -> Result<()> {
     let job = Job::new(Level::Own)?;
     let expect = job.right()?;
     let runs = (wanted() / 5).max(2);
+    let mut prunes = 0;
     for number in 0..runs {
         std::thread::scope(|scope| {
             let build = |arguments: &'static [&'static str]| {
@@ -409,10 +417,10 @@ fn builds_and_a_prune_at_once() -> Result<()> {
                 scope.spawn(move || job.build(arguments).map_err(|error| error.to_string()))
             };
             let builds = [build(&["--no-cache"]), build(&[])];
-            for words in [&["prune"][..], &["prune", "--keep-storage", "1m"], &["prune", "--all"]] {
-                std::thread::sleep(Duration::from_millis(50));
-                let (code, log) = finish(&mut job.ovenbird(words), None, LIMIT).unwrap();
-                assert_eq!(code, Some(0), "{log}");
+            let words = [&["prune"][..], &["prune", "--reserved-space", "1m"], &["prune", "--all"]];
+            while !builds.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+                job.prune(words[prunes % words.len()]);
+                prunes += 1;
             }
             for build in builds {
                 let digest = build.join().unwrap().unwrap().unwrap_or_else(|(code, log)| panic!("run {number}: {code:?}\n{log}"));
@@ -421,7 +429,151 @@ fn builds_and_a_prune_at_once() -> Result<()> {
         });
         assert!(job.recovers("prune", &expect)?);
     }
+    assert!(prunes > 3 * runs, "prune waits: {prunes} beside {runs} builds");
     row("two builds and a prune", runs, runs);
+    Ok(())
+}
+
+/// A build whose step runs until it is told to end, or is killed.
+struct Running {
+    child: std::process::Child,
+    log: PathBuf,
+}
+
+impl Running {
+    /// Returns when the step runs.
+    fn start(job: &Job, name: &str) -> Result<Self> {
+        let context = job.room.path().join(name);
+        fs::create_dir_all(&context).unwrap();
+        let text = format!(
+            "FROM busybox\nRUN echo {name} > /before\nRUN --mount=type=cache,target=/c echo started{name} | tr -d 0; \
+             cat /before > /c/b; i=0; while [ $i -lt 30 ]; do sleep 0.1; i=$((i+1)); done; cat /before /c/b > /after\n\
+             RUN cat /after /before\n"
+        );
+        fs::write(context.join("Dockerfile"), text).unwrap();
+        job.room.give_tree(&context)?;
+        let log = job.room.path().join(format!("{name}.log"));
+        let file = fs::File::create(&log).unwrap();
+        let mut command = job.ovenbird(&["build", "--progress", "plain", "-t", name]);
+        command.arg(&context).stdout(Stdio::null()).stderr(file);
+        let child = command.spawn().map_err(|source| Error::Start { program: "ovenbird".into(), source })?;
+        let this = Self { child, log };
+        let end = Instant::now() + LIMIT;
+        // Not the command's own text, which has a zero in it.
+        while !this.log().contains(&format!("started{name}").replace('0', "")) {
+            assert!(Instant::now() < end, "{}", this.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(this)
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+#[test]
+fn prune_goes_on_while_a_step_runs() -> Result<()> {
+    if !needs::available("faults_running", &[Need::Run, Need::Registry]) {
+        return Ok(());
+    }
+    let job = Job::new(Level::Own)?;
+    let expect = job.right()?;
+    let mut running = Running::start(&job, "lives0")?;
+    let said = job.prune(&["prune", "--all"]);
+    assert!(running.child.try_wait().unwrap().is_none(), "prune waited for the build\n{}", running.log());
+    assert!(!said.contains("removed 0 ") && said.contains("in use"), "{said}");
+    let listed = process::output(&mut job.ovenbird(&["df", "--verbose"]))?;
+    assert!(listed.contains("exec.cachemount") && listed.contains("yes"), "{listed}");
+    assert!(running.child.wait().unwrap().success(), "{}", running.log());
+    // What it used is a matter of its life, however that ends.
+    assert!(!job.prune(&["prune", "--all"]).contains("in use"));
+    let runs = (wanted() / 10).max(2);
+    for number in 0..runs {
+        assert!(job.recovers("prune beside a step", &expect)?);
+        let mut running = Running::start(&job, &format!("dies0{number}"))?;
+        assert!(job.prune(&["prune"]).contains("in use"));
+        let _ = running.child.kill();
+        let _ = running.child.wait();
+        let said = job.prune(&["prune", "--all"]);
+        assert!(!said.contains("in use"), "a lease outlived its process: {said}");
+        job.nothing_is_left("a killed build's lease");
+        assert_eq!(files(&job.state, &|path| path.contains("blobs/") || path.contains("/cache/")), Vec::<PathBuf>::new());
+    }
+    row("prune beside a killed build", runs, runs);
+    Ok(())
+}
+
+#[test]
+fn a_killed_prune_loses_nothing() -> Result<()> {
+    if !needs::available("faults_killed_prune", &[Need::Run, Need::Registry]) {
+        return Ok(());
+    }
+    let job = Job::new(Level::Own)?;
+    let expect = job.right()?;
+    let start = Instant::now();
+    job.prune(&["prune"]);
+    let whole = start.elapsed().as_micros() as u64;
+    let mut chance = Chance(0x51_7cc1 ^ u64::from(std::process::id()));
+    let (mut at_once, runs) = (0, wanted());
+    for number in 0..runs {
+        job.right()?;
+        let words: &[&str] = [&["prune"][..], &["prune", "--all"], &["prune", "--max-used-space", "1"]][number % 3];
+        let delay = Duration::from_micros(chance.below(whole * 11 / 10));
+        let start = |source| Error::Start { program: "ovenbird".into(), source };
+        let mut child = job.ovenbird(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(start)?;
+        std::thread::sleep(delay);
+        let _ = child.kill();
+        let _ = child.wait();
+        if !words.contains(&"--all") {
+            let images = process::output(&mut job.ovenbird(&["images"]))?;
+            assert!(images.contains("/app"), "{images}");
+        }
+        at_once += usize::from(job.recovers(&format!("prune killed after {delay:?}"), &expect)?);
+    }
+    row("kill -9 of prune", runs, at_once);
+    assert_eq!(at_once, runs, "after a kill the very next build is right");
+    Ok(())
+}
+
+/// What a killed export leaves beside its place goes with the next export to that folder.
+#[test]
+fn killed_exports() -> Result<()> {
+    if !needs::available("faults_export", &[Need::Run, Need::Registry]) {
+        return Ok(());
+    }
+    let job = Job::new(Level::Own)?;
+    job.right()?;
+    let out = job.room.path().join("out");
+    fs::create_dir(&out).unwrap();
+    job.room.give(&out)?;
+    let export = |to: &str| {
+        let mut command = job.ovenbird(&["build", "--progress", "plain", "--reproducible", "-o", to]);
+        command.arg(job.room.path().join("ctx")).current_dir(&out);
+        command
+    };
+    let left = || files(&out, &|path| path.contains(".ovenbird-")).len();
+    let forms = ["type=oci,dest=a.tar", "type=docker,dest=b.tar", "type=oci,tar=false,dest=c", "type=local,dest=.", "type=tar,dest=d.tar"];
+    let (mut chance, mut killed_halfway) = (Chance(0x2545_f491 ^ u64::from(std::process::id())), 0);
+    let runs = (wanted() / 5).max(2) * forms.len();
+    for number in 0..runs {
+        let form = forms[number % forms.len()];
+        let start = Instant::now();
+        let (code, log) = finish(&mut export(form), None, LIMIT)?;
+        assert_eq!((code, left()), (Some(0), 0), "{form}\n{log}");
+        let delay = Duration::from_micros(chance.below(start.elapsed().as_micros() as u64));
+        let start = |source| Error::Start { program: "ovenbird".into(), source };
+        let mut child = export(form).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(start)?;
+        std::thread::sleep(delay);
+        let _ = child.kill();
+        let _ = child.wait();
+        killed_halfway += usize::from(left() > 0);
+        let (code, log) = finish(&mut export(form), None, LIMIT)?;
+        assert_eq!((code, left()), (Some(0), 0), "{form} killed after {delay:?}\n{log}");
+        job.nothing_is_left(form);
+    }
+    println!("{killed_halfway} of {runs} left something");
+    row("kill -9 of an export", runs, runs);
     Ok(())
 }
 

@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, ValueHint};
-use ovenbird::request::{
-    AddHost, ByteSize, ContextSource, DockerfileFrom, Entitlement, Limits, Network, Output, OutputKind, SecretSpec, Source, SshSpec, Ulimit,
-};
+use clap::{ArgAction, Args};
+use ovenbird::request::{AddHost, ByteSize, Entitlement, Limits, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit};
 use ovenbird::{BuildRequest, Environment, Error, Kind};
-use ovenbird_oci::Platform;
 
 use super::refused::Refused;
+use super::subject::Subject;
 
 /// Build an image from a Dockerfile.
 ///
@@ -19,27 +17,11 @@ use super::refused::Refused;
 /// output. --push sends it to its registry, --load to the Docker Engine, -o writes it somewhere else.
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
-    /// Build context: a folder, or `-` for a tar archive (plain, gzip, zstd) or a Dockerfile on standard input
-    #[arg(value_name = "PATH", default_value = ".", value_hint = ValueHint::DirPath)]
-    context: String,
-    /// Dockerfile, seen from the working directory [default: Dockerfile in the context]; `-` for standard input
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    file: Option<String>,
+    #[command(flatten)]
+    subject: Subject,
     /// Name of the image, with an optional tag [default tag: latest]
     #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
     tags: Vec<String>,
-    /// Value of an ARG; a NAME alone takes its value from the environment, and is left out when it is not set there
-    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
-    variables: Vec<String>,
-    /// Stage to build [default: the last]
-    #[arg(long, value_name = "STAGE")]
-    target: Option<String>,
-    /// Platform, for example linux/arm64; several make an index
-    #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',', value_parser = platform)]
-    platforms: Vec<Platform>,
-    /// One more context that the Dockerfile can name: a folder, docker-image://NAME, oci-layout://PATH or target:STAGE
-    #[arg(long = "build-context", value_name = "NAME=VALUE")]
-    build_contexts: Vec<String>,
     /// Secret for RUN --mount=type=secret: `id=token,src=FILE` or `id=token,env=NAME`. Never in a layer, the cache or a log
     #[arg(long = "secret", value_name = "id=ID[,src=FILE|,env=NAME]")]
     secrets: Vec<SecretSpec>,
@@ -158,10 +140,6 @@ fn network(text: &str) -> Result<Network, String> {
     }
 }
 
-pub(crate) fn platform(text: &str) -> Result<Platform, String> {
-    if text == "local" { Ok(Platform::host()) } else { text.parse().map_err(|e: ovenbird_oci::platform::ParsePlatformError| e.to_string()) }
-}
-
 /// `NAME=VALUE` pairs; the last of a name wins.
 fn pairs(flag: &str, rows: &[String]) -> Result<BTreeMap<String, String>, Error> {
     rows.iter()
@@ -170,38 +148,6 @@ fn pairs(flag: &str, rows: &[String]) -> Result<BTreeMap<String, String>, Error>
             (name, value) => Ok((name.to_owned(), value.to_owned())),
         })
         .collect()
-}
-
-/// `--build-context`.
-pub(crate) fn build_contexts(rows: &[String]) -> Result<BTreeMap<String, ContextSource>, Error> {
-    let mut contexts = BTreeMap::new();
-    for row in rows {
-        let Some((name, value)) = row.split_once('=').filter(|(name, _)| !name.is_empty()) else {
-            return Err(Error::new(Kind::Usage, format!("--build-context {row:?}: expected NAME=VALUE")));
-        };
-        if name == "context" {
-            return Err(Error::new(Kind::Usage, "--build-context: the name `context` is the main context").hint("give it as PATH"));
-        }
-        let value = value.parse::<ContextSource>().map_err(|e| Error::new(Kind::Usage, format!("--build-context: {e}")))?;
-        contexts.insert(name.to_owned(), value);
-    }
-    Ok(contexts)
-}
-
-/// `--build-arg`; the last of a name wins.
-pub(crate) fn build_args(rows: &[String], environment: &Environment) -> Result<BTreeMap<String, String>, Error> {
-    let mut build_args = BTreeMap::new();
-    for row in rows {
-        match row.split_once('=') {
-            Some(("", _)) => return Err(Error::new(Kind::Usage, format!("--build-arg {row:?} has no name"))),
-            Some((name, value)) => drop(build_args.insert(name.to_owned(), value.to_owned())),
-            None => match environment.get(row) {
-                Some(value) => drop(build_args.insert(row.clone(), value.to_owned())),
-                None => drop(build_args.remove(row)),
-            },
-        }
-    }
-    Ok(build_args)
 }
 
 impl BuildArgs {
@@ -213,11 +159,9 @@ impl BuildArgs {
     /// The request that these flags say.
     pub(crate) fn request(&self, environment: &Environment) -> Result<BuildRequest, Error> {
         self.refused.check()?;
-        let source: Source = self.context.parse().map_err(|e| Error::new(Kind::Usage, format!("the build context: {e}")))?;
-        let contexts = build_contexts(&self.build_contexts)?;
-        let mut build_args = build_args(&self.variables, environment)?;
+        let mut request = self.subject.request(environment)?;
         if let Some(epoch) = environment.get("SOURCE_DATE_EPOCH") {
-            build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.to_owned());
+            request.build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.to_owned());
         }
         let mut annotations = BTreeMap::new();
         for row in &self.annotations {
@@ -225,18 +169,9 @@ impl BuildArgs {
             annotations.insert(name, value);
         }
         Ok(BuildRequest {
-            dockerfile: match self.file.as_deref() {
-                None | Some("") => DockerfileFrom::Default,
-                Some("-") => DockerfileFrom::Stdin,
-                Some(path) => DockerfileFrom::Path(path.into()),
-            },
-            contexts,
             names: self.tags.clone(),
-            target: self.target.clone().filter(|t| !t.is_empty()),
-            build_args,
             labels: pairs("--label", &self.labels)?,
             annotations,
-            platforms: self.platforms.clone(),
             no_cache: self.no_cache,
             no_cache_filter: self.no_cache_filter.clone(),
             pull: self.pull,
@@ -252,7 +187,7 @@ impl BuildArgs {
             limits: Limits { memory: self.memory, cpus: self.cpus, ulimits: self.ulimits.clone(), shm_size: self.shm_size },
             reproducible: self.reproducible,
             parallel: self.parallel.map_or(0, usize::from),
-            ..BuildRequest::new(source)
+            ..request
         })
     }
 

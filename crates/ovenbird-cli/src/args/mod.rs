@@ -2,6 +2,7 @@
 
 mod build;
 mod refused;
+mod subject;
 
 use std::path::PathBuf;
 
@@ -9,7 +10,8 @@ use clap::{Args, Parser, Subcommand};
 use ovenbird::settings::{Overrides, Progress, parse_level};
 use ovenbird_sandbox::Level;
 
-pub(crate) use build::{BuildArgs, build_args, build_contexts, platform};
+pub(crate) use build::BuildArgs;
+pub(crate) use subject::{Subject, platform};
 
 use crate::commands;
 

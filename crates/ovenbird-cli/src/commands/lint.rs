@@ -2,14 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, ValueEnum};
 use ovenbird::request::{DockerfileFrom, Source};
 use ovenbird::source::SourceTree;
 use ovenbird::{BuildRequest, Environment, Error, Kind};
 use ovenbird_dockerfile::Severity;
-use ovenbird_oci::Platform;
 
-use crate::args::{build_args, build_contexts, platform};
+use crate::args::Subject;
 use crate::findings::{self, Format};
 use crate::session::Session;
 
@@ -19,16 +18,14 @@ use crate::session::Session;
 /// docs/reference/lint. `# check=skip=RULE` at the top of a Dockerfile leaves a rule out, right above an instruction only there;
 /// `# check=error=true` makes violations errors.
 ///
+/// PATH can also be a Dockerfile in its context. Instructions of stages that the target does not need are not checked.
+///
 /// Fails with code 4 when there are findings (see --failure-threshold). Base images are looked up on this machine, then in their
 /// registries, because a variable may be defined and a shell be chosen there; without them the rest is still checked.
 #[derive(Debug, Args)]
 pub(crate) struct LintArgs {
-    /// Build context: a folder, or `-` for a tar archive or a Dockerfile on standard input; or a Dockerfile in its context
-    #[arg(value_name = "PATH", default_value = ".", value_hint = ValueHint::AnyPath)]
-    context: String,
-    /// Dockerfile, seen from the working directory [default: Dockerfile in the context]; `-` for standard input
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    file: Option<String>,
+    #[command(flatten)]
+    subject: Subject,
     /// How findings are printed
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
@@ -38,18 +35,6 @@ pub(crate) struct LintArgs {
     /// Look up no base image; not even on this machine
     #[arg(long)]
     offline: bool,
-    /// Value of an ARG; a NAME alone takes its value from the environment
-    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
-    variables: Vec<String>,
-    /// Stage that would be built [default: the last]; instructions of stages that it does not need are not checked
-    #[arg(long, value_name = "STAGE")]
-    target: Option<String>,
-    /// Platform that would be built for
-    #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',', value_parser = platform)]
-    platforms: Vec<Platform>,
-    /// One more context that the Dockerfile can name: a folder, docker-image://NAME, oci-layout://PATH or target:STAGE
-    #[arg(long = "build-context", value_name = "NAME=VALUE")]
-    contexts: Vec<String>,
 }
 
 /// What makes a check fail.
@@ -79,26 +64,12 @@ impl Manner {
 impl LintArgs {
     /// The request whose Dockerfile is checked.
     pub(crate) fn request(&self, environment: &Environment) -> Result<BuildRequest, Error> {
-        let mut file = self.file.as_deref().filter(|file| !file.is_empty());
-        let path = Path::new(&self.context);
-        let source: Source = if file.is_none() && path.is_file() {
-            file = Some(&self.context);
-            Source::Path(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned())
-        } else {
-            self.context.parse().map_err(|e| Error::new(Kind::Usage, format!("the build context: {e}")))?
-        };
-        Ok(BuildRequest {
-            dockerfile: match file {
-                None => DockerfileFrom::Default,
-                Some("-") => DockerfileFrom::Stdin,
-                Some(path) => DockerfileFrom::Path(path.into()),
-            },
-            contexts: build_contexts(&self.contexts)?,
-            target: self.target.clone().filter(|t| !t.is_empty()),
-            build_args: build_args(&self.variables, environment)?,
-            platforms: self.platforms.clone(),
-            ..BuildRequest::new(source)
-        })
+        let path = Path::new(&self.subject.context);
+        if self.subject.dockerfile() == DockerfileFrom::Default && path.is_file() {
+            let context = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            return self.subject.request_for(Source::Path(context.to_owned()), DockerfileFrom::Path(path.to_owned()), environment);
+        }
+        self.subject.request(environment)
     }
 }
 

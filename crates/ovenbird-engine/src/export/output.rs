@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use ovenbird_oci::archive::ArchiveError;
@@ -11,7 +10,7 @@ use ovenbird_oci::store::StoreError;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, utimensat};
 use rustix::io::Errno;
 
-use ovenbird_oci::{Descriptor, Digest, Index, Manifest, Reference, archive};
+use ovenbird_oci::{Descriptor, Digest, Index, Manifest, Reference, archive, beside};
 
 use crate::cache::Link;
 use crate::error::BuildError;
@@ -114,9 +113,10 @@ fn write(session: &Session, target: &Descriptor, form: &Export, names: &[Referen
 }
 
 /// Writes the files into a folder that may hold others: they are made aside and moved in, so that each file appears whole.
-/// They belong to the caller, as with buildx. Returns the devices that could not be made.
+/// They belong to the caller, as with buildx. What a killed build left there goes. Returns the devices that could not be made.
 fn write_dir(snapshot: &Snapshot, dir: &Path, mtime: Option<i64>) -> Result<Vec<PathBuf>, BuildError> {
-    let aside = tempfile::Builder::new().prefix(".ovenbird-").tempdir_in(dir).map_err(BuildError::output(dir))?;
+    beside::clear(dir);
+    let aside = beside::folder_in(dir).map_err(BuildError::output(dir))?;
     let recorded = merged::copy_out(snapshot, aside.path()).map_err(file_error)?;
     let skipped = make_devices(aside.path(), &recorded).map_err(BuildError::output(dir))?;
     if let Some(seconds) = mtime {
@@ -240,9 +240,9 @@ fn write_to(to: &PathOrStdout, write: impl FnOnce(&mut dyn Write) -> Result<(), 
             }
             Place::Replaced(target) => {
                 let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                beside::clear(folder);
                 // Readable by whom the umask says, like any file that a command writes.
-                let mode = fs::Permissions::from_mode(0o666);
-                let file = tempfile::Builder::new().prefix(".ovenbird-").permissions(mode).tempfile_in(folder);
+                let file = beside::file_in(folder, 0o666);
                 // On an error it is removed.
                 let whole = buffered(file.map_err(BuildError::output(path))?, path, write)?;
                 whole.persist(&target).map(drop).map_err(|error| BuildError::output(path)(error.error))

@@ -184,7 +184,7 @@ impl Mounts {
     ) -> Result<PathBuf, BuildError> {
         // Without mounts the folder itself is moved into the step's root, so only one step can have it.
         let sharing = if session.level == Some(Level::Chroot) && sharing == Sharing::Shared { Sharing::Locked } else { sharing };
-        let base = session.state.mounts_dir().join(Digest::of(name.as_bytes()).hex());
+        let base = session.state.mount_dir(&Digest::of(name.as_bytes()));
         fs::create_dir_all(&base).map_err(io_error("make", &base))?;
         for number in 0_u32.. {
             let lock_path = base.join(format!("{number}.lock"));

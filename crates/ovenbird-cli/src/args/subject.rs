@@ -1,0 +1,95 @@
+//! What a command is about: a Dockerfile with its context, and what both are read with.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, ValueHint};
+use ovenbird::request::{ContextSource, DockerfileFrom, Source};
+use ovenbird::{BuildRequest, Environment, Error, Kind};
+use ovenbird_oci::Platform;
+
+#[derive(Debug, Args)]
+pub(crate) struct Subject {
+    /// Build context: a folder, or `-` for a tar archive (plain, gzip, zstd) or a Dockerfile on standard input
+    #[arg(value_name = "PATH", default_value = ".", value_hint = ValueHint::AnyPath)]
+    pub(crate) context: String,
+    /// Dockerfile, seen from the working directory [default: Dockerfile in the context]; `-` for standard input
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    file: Option<String>,
+    /// Value of an ARG; a NAME alone takes its value from the environment, and is left out when it is not set there
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    variables: Vec<String>,
+    /// Stage to build [default: the last]
+    #[arg(long, value_name = "STAGE")]
+    target: Option<String>,
+    /// Platform, for example linux/arm64; several make an index
+    #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',', value_parser = platform)]
+    platforms: Vec<Platform>,
+    /// One more context that the Dockerfile can name: a folder, docker-image://NAME, oci-layout://PATH or target:STAGE
+    #[arg(long = "build-context", value_name = "NAME=VALUE")]
+    contexts: Vec<String>,
+}
+
+impl Subject {
+    /// Where the Dockerfile is.
+    pub(crate) fn dockerfile(&self) -> DockerfileFrom {
+        match self.file.as_deref() {
+            None | Some("") => DockerfileFrom::Default,
+            Some("-") => DockerfileFrom::Stdin,
+            Some(path) => DockerfileFrom::Path(path.into()),
+        }
+    }
+
+    /// A request that says this and no more.
+    pub(crate) fn request(&self, environment: &Environment) -> Result<BuildRequest, Error> {
+        let source = self.context.parse().map_err(|e| Error::new(Kind::Usage, format!("the build context: {e}")))?;
+        self.request_for(source, self.dockerfile(), environment)
+    }
+
+    /// As [`request`](Self::request), for another context and Dockerfile.
+    pub(crate) fn request_for(&self, source: Source, dockerfile: DockerfileFrom, environment: &Environment) -> Result<BuildRequest, Error> {
+        Ok(BuildRequest {
+            dockerfile,
+            contexts: build_contexts(&self.contexts)?,
+            target: self.target.clone().filter(|t| !t.is_empty()),
+            build_args: build_args(&self.variables, environment)?,
+            platforms: self.platforms.clone(),
+            ..BuildRequest::new(source)
+        })
+    }
+}
+
+pub(crate) fn platform(text: &str) -> Result<Platform, String> {
+    if text == "local" { Ok(Platform::host()) } else { text.parse().map_err(|e: ovenbird_oci::platform::ParsePlatformError| e.to_string()) }
+}
+
+/// `--build-context`.
+fn build_contexts(rows: &[String]) -> Result<BTreeMap<String, ContextSource>, Error> {
+    let mut contexts = BTreeMap::new();
+    for row in rows {
+        let Some((name, value)) = row.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+            return Err(Error::new(Kind::Usage, format!("--build-context {row:?}: expected NAME=VALUE")));
+        };
+        if name == "context" {
+            return Err(Error::new(Kind::Usage, "--build-context: the name `context` is the main context").hint("give it as PATH"));
+        }
+        let value = value.parse::<ContextSource>().map_err(|e| Error::new(Kind::Usage, format!("--build-context: {e}")))?;
+        contexts.insert(name.to_owned(), value);
+    }
+    Ok(contexts)
+}
+
+/// `--build-arg`; the last of a name wins.
+fn build_args(rows: &[String], environment: &Environment) -> Result<BTreeMap<String, String>, Error> {
+    let mut build_args = BTreeMap::new();
+    for row in rows {
+        match row.split_once('=') {
+            Some(("", _)) => return Err(Error::new(Kind::Usage, format!("--build-arg {row:?} has no name"))),
+            Some((name, value)) => drop(build_args.insert(name.to_owned(), value.to_owned())),
+            None => match environment.get(row) {
+                Some(value) => drop(build_args.insert(row.clone(), value.to_owned())),
+                None => drop(build_args.remove(row)),
+            },
+        }
+    }
+    Ok(build_args)
+}
