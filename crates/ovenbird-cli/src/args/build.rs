@@ -19,7 +19,7 @@ use super::refused::Refused;
 /// output. --push sends it to its registry, --load to the Docker Engine, -o writes it somewhere else.
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
-    /// Build context: a folder, or `-` for a tar archive (plain, gzip, zstd) or a Dockerfile on standard input
+    /// Build context: a folder, or `-` for a tar archive (plain, gzip, bzip2, xz, zstd) or a Dockerfile on standard input
     #[arg(value_name = "PATH", default_value = ".", value_hint = ValueHint::DirPath)]
     context: String,
     /// Dockerfile, seen from the working directory [default: Dockerfile in the context]; `-` for standard input
@@ -34,7 +34,7 @@ pub(crate) struct BuildArgs {
     /// Stage to build [default: the last]
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
-    /// Platform, for example linux/arm64; several make an index
+    /// Platform, for example linux/arm64; several make an index [env: DOCKER_DEFAULT_PLATFORM]
     #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',', value_parser = platform)]
     platforms: Vec<Platform>,
     /// One more context that the Dockerfile can name: a folder, docker-image://NAME, oci-layout://PATH or target:STAGE
@@ -224,6 +224,10 @@ impl BuildArgs {
             let (name, value) = annotation(row)?;
             annotations.insert(name, value);
         }
+        let mut platforms = self.platforms.clone();
+        if let Some(default) = environment.get("DOCKER_DEFAULT_PLATFORM").filter(|default| platforms.is_empty() && !default.is_empty()) {
+            platforms.push(platform(default).map_err(|reason| Error::new(Kind::Usage, format!("DOCKER_DEFAULT_PLATFORM: {reason}")))?);
+        }
         Ok(BuildRequest {
             dockerfile: match self.file.as_deref() {
                 None | Some("") => DockerfileFrom::Default,
@@ -236,7 +240,7 @@ impl BuildArgs {
             build_args,
             labels: pairs("--label", &self.labels)?,
             annotations,
-            platforms: self.platforms.clone(),
+            platforms,
             no_cache: self.no_cache,
             no_cache_filter: self.no_cache_filter.clone(),
             pull: self.pull,
@@ -379,6 +383,7 @@ mod tests {
             (". --security-opt seccomp=unconfined", "! 2 --security-opt is not supported"),
             (". --call outline", "! invalid value 'outline' for '--call"),
             (". --debug", "! 2 --debug is not supported"),
+            (". -D", "! 2 --debug is not supported"),
             (". --policy p", "! 2 --policy is not supported"),
             (". --rm=false", "! 2 --rm is not supported"),
             (". --disable-content-trust=false", "! 2 --disable-content-trust is not supported"),
@@ -407,6 +412,18 @@ mod tests {
             let got = request(line).map_or_else(|e| e, |r| format!("{r:?}"));
             assert!(got.starts_with(expect), "{line}: {got}");
         }
+    }
+
+    #[test]
+    fn default_platform_of_the_environment() {
+        let of = |value: &str, line: &str| {
+            let environment = Environment::fixed([("DOCKER_DEFAULT_PLATFORM".to_owned(), value.to_owned())].into(), "/", None);
+            request_with(line, &environment).map(|request| request.platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+        };
+        assert_eq!(of("linux/arm64", "."), Ok("linux/arm64".into()));
+        assert_eq!(of("linux/arm64", ". --platform linux/s390x"), Ok("linux/s390x".into()));
+        assert_eq!(of("", "."), Ok(String::new()));
+        assert!(of("a/b/c/d", ".").is_err_and(|e| e.starts_with("! 2 DOCKER_DEFAULT_PLATFORM: ")));
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub(crate) fn bad(reason: impl Into<String>) -> ParseValueError {
 pub enum Source {
     /// A folder of this machine.
     Path(PathBuf),
-    /// `-`: a tar (plain, gzip or zstd) or a Dockerfile on standard input.
+    /// `-`: a tar (plain, gzip, bzip2, xz or zstd) or a Dockerfile on standard input.
     Stdin,
     /// `http://`, `https://`, `git://`, `ssh://`, `git@…`.
     Remote(String),
