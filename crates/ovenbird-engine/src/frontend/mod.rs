@@ -25,7 +25,7 @@ use ovenbird_dockerfile::ast::{ArgDecl, Kind};
 use ovenbird_dockerfile::expand::{Env, ExpandError, Expanded, Expander};
 use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_dockerfile::lint;
-use ovenbird_dockerfile::suggest::nearest;
+use ovenbird_dockerfile::suggest::nearest_variable;
 use ovenbird_dockerfile::{Diagnostic, Dockerfile, Span};
 use ovenbird_oci::Platform;
 use ovenbird_oci::image::Empty;
@@ -596,7 +596,7 @@ impl Lowering<'_> {
             if scope::is_scanner_key(name) || state.args.iter().any(|(declared, _)| declared == name) {
                 continue;
             }
-            let hint = nearest(name, state.env.names()).map(|hint| format!(" (did you mean ${hint}?)")).unwrap_or_default();
+            let hint = nearest_variable(name, state.env.names()).map(|hint| format!(" (did you mean ${hint}?)")).unwrap_or_default();
             let help = "declare it with ARG or ENV in this stage";
             self.checks.warn("UndefinedVar", span, format!("Usage of undefined variable '${name}'{hint}"), Some(help));
         }
