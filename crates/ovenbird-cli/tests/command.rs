@@ -150,7 +150,7 @@ fn findings_in_a_dockerfile() {
         ("lint ignored", 4, "Attempting to Copy file \"a\"", ""),
         ("build --check ignored", 4, "Attempting to Copy file \"a\"", ""),
         ("lint ignored/other", 4, "Attempting to Copy file \"b\"", ""),
-        ("lint args", 4, "undefined variable '$C'", "has 1 finding\n"),
+        ("lint args", 4, "undefined variable '$C'", "has 2 findings\n"),
         ("lint args --target one", 4, "undefined variable '$A'", "has 1 finding\n"),
         ("lint good --build-arg NOBODY=1", 0, "warning[UnconsumedBuildArg]", ""),
         ("lint gone", 4, "[StageNameCasing]", "note: not checked: variables, shell and platform of 127.0.0.1:1/gone"),

@@ -381,7 +381,7 @@ impl Linter<'_> {
     fn undeclared(&mut self, unset: &BTreeSet<String>, defaults: &Defaults, place: Span) {
         for name in unset.iter().filter(|n| !defaults.declared.contains(*n) && !PREDEFINED_GLOBAL_ARGS.contains(&n.as_str())) {
             let known = defaults.declared.iter().map(String::as_str).chain(PREDEFINED_GLOBAL_ARGS);
-            let message = format!("FROM argument '{name}' is not declared{}", suggest::suffix(suggest::nearest(name, known)));
+            let message = format!("FROM argument '{name}' is not declared{}", suggest::suffix(suggest::nearest_variable(name, known)));
             self.report("UndefinedArgInFrom", message, &format!("add `ARG {name}` before the first FROM"), place);
         }
     }

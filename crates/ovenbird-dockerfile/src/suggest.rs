@@ -11,17 +11,38 @@ const MAX_EDITS: usize = 2;
 /// assert_eq!(ovenbird_dockerfile::suggest::nearest("badcmd", ["cmd"]), None);
 /// ```
 pub fn nearest<'o>(word: &str, options: impl IntoIterator<Item = &'o str>) -> Option<&'o str> {
-    let word: Vec<char> = word.to_lowercase().chars().collect();
+    // As many edits as characters is another word, not a slip.
+    search(word, options, str::to_lowercase, |edits, shorter| edits < shorter)
+}
+
+/// The variable nearest to `name`, as BuildKit's checks name it: case counts, and a name of one or two letters is near to any other.
+///
+/// ```
+/// assert_eq!(ovenbird_dockerfile::suggest::nearest_variable("PAHT", ["HOME", "PATH"]), Some("PATH"));
+/// assert_eq!(ovenbird_dockerfile::suggest::nearest_variable("hash", ["PATH"]), None);
+/// ```
+pub fn nearest_variable<'o>(name: &str, options: impl IntoIterator<Item = &'o str>) -> Option<&'o str> {
+    search(name, options, str::to_owned, |_, _| true)
+}
+
+fn search<'o>(
+    word: &str,
+    options: impl IntoIterator<Item = &'o str>,
+    fold: fn(&str) -> String,
+    is_slip: fn(usize, usize) -> bool,
+) -> Option<&'o str> {
+    let word: Vec<char> = fold(word).chars().collect();
     let mut best = None;
     for option in options {
-        let candidate: Vec<char> = option.to_lowercase().chars().collect();
+        let candidate: Vec<char> = fold(option).chars().collect();
         if word.len().abs_diff(candidate.len()) > MAX_EDITS {
             continue;
         }
         match edits(&word, &candidate) {
             0 => return None,
-            // As many edits as characters is another word, not a slip.
-            n if n <= MAX_EDITS && n < word.len().min(candidate.len()) && best.is_none_or(|(b, _)| n < b) => best = Some((n, option)),
+            n if n <= MAX_EDITS && is_slip(n, word.len().min(candidate.len())) && best.is_none_or(|(b, _)| n < b) => {
+                best = Some((n, option));
+            }
             _ => {}
         }
     }
@@ -49,7 +70,7 @@ fn edits(a: &[char], b: &[char]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::nearest;
+    use super::{nearest, nearest_variable};
 
     #[test]
     fn nearest_name_within_two_edits() {
@@ -66,6 +87,15 @@ mod tests {
             ("anything", &[], None),
         ] {
             assert_eq!(nearest(word, options.iter().copied()), expect, "{word}");
+        }
+    }
+
+    #[test]
+    fn variables() {
+        for (name, options, expect) in
+            [("baz", &["bar", "PATH"][..], Some("bar")), ("d", &["a", "PATH"], Some("a")), ("hash", &["PATH"], None), ("a", &["a"], None)]
+        {
+            assert_eq!(nearest_variable(name, options.iter().copied()), expect, "{name}");
         }
     }
 }

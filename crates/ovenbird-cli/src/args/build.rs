@@ -314,6 +314,7 @@ mod tests {
             (". --security-opt seccomp=unconfined", "! 2 --security-opt is not supported"),
             (". --call outline", "! invalid value 'outline' for '--call"),
             (". --debug", "! 2 --debug is not supported"),
+            (". -D", "! 2 --debug is not supported"),
             (". --policy p", "! 2 --policy is not supported"),
             (". --rm=false", "! 2 --rm is not supported"),
             (". --disable-content-trust=false", "! 2 --disable-content-trust is not supported"),
@@ -342,6 +343,18 @@ mod tests {
             let got = request(line).map_or_else(|e| e, |r| format!("{r:?}"));
             assert!(got.starts_with(expect), "{line}: {got}");
         }
+    }
+
+    #[test]
+    fn default_platform_of_the_environment() {
+        let of = |value: &str, line: &str| {
+            let environment = Environment::fixed([("DOCKER_DEFAULT_PLATFORM".to_owned(), value.to_owned())].into(), "/", None);
+            request_with(line, &environment).map(|request| request.platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+        };
+        assert_eq!(of("linux/arm64", "."), Ok("linux/arm64".into()));
+        assert_eq!(of("linux/arm64", ". --platform linux/s390x"), Ok("linux/s390x".into()));
+        assert_eq!(of("", "."), Ok(String::new()));
+        assert!(of("a/b/c/d", ".").is_err_and(|e| e.starts_with("! 2 DOCKER_DEFAULT_PLATFORM: ")));
     }
 
     #[test]

@@ -96,6 +96,7 @@ impl Args for Refused {
     fn augment_args(command: Command) -> Command {
         FLAGS.iter().fold(command, |command, flag| {
             let arg = Arg::new(flag.name).long(flag.name).hide(true).action(ArgAction::Append);
+            let arg = if flag.name == "debug" { arg.short('D') } else { arg };
             command.arg(match flag.takes {
                 Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
                 Value => arg.num_args(1),

@@ -9,7 +9,7 @@ use ovenbird_oci::Platform;
 
 #[derive(Debug, Args)]
 pub(crate) struct Subject {
-    /// Build context: a folder, or `-` for a tar archive (plain, gzip, zstd) or a Dockerfile on standard input
+    /// Build context: a folder, or `-` for a tar archive (plain, gzip, bzip2, xz, zstd) or a Dockerfile on standard input
     #[arg(value_name = "PATH", default_value = ".", value_hint = ValueHint::AnyPath)]
     pub(crate) context: String,
     /// Dockerfile, seen from the working directory [default: Dockerfile in the context]; `-` for standard input
@@ -21,7 +21,7 @@ pub(crate) struct Subject {
     /// Stage to build [default: the last]
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
-    /// Platform, for example linux/arm64; several make an index
+    /// Platform, for example linux/arm64; several make an index [env: DOCKER_DEFAULT_PLATFORM]
     #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',', value_parser = platform)]
     platforms: Vec<Platform>,
     /// One more context that the Dockerfile can name: a folder, docker-image://NAME, oci-layout://PATH or target:STAGE
@@ -47,12 +47,16 @@ impl Subject {
 
     /// As [`request`](Self::request), for another context and Dockerfile.
     pub(crate) fn request_for(&self, source: Source, dockerfile: DockerfileFrom, environment: &Environment) -> Result<BuildRequest, Error> {
+        let mut platforms = self.platforms.clone();
+        if let Some(default) = environment.get("DOCKER_DEFAULT_PLATFORM").filter(|default| platforms.is_empty() && !default.is_empty()) {
+            platforms.push(platform(default).map_err(|reason| Error::new(Kind::Usage, format!("DOCKER_DEFAULT_PLATFORM: {reason}")))?);
+        }
         Ok(BuildRequest {
             dockerfile,
             contexts: build_contexts(&self.contexts)?,
             target: self.target.clone().filter(|t| !t.is_empty()),
             build_args: build_args(&self.variables, environment)?,
-            platforms: self.platforms.clone(),
+            platforms,
             ..BuildRequest::new(source)
         })
     }

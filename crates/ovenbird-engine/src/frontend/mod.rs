@@ -25,7 +25,7 @@ use ovenbird_dockerfile::ast::{ArgDecl, Kind};
 use ovenbird_dockerfile::expand::{Env, ExpandError, Expanded, Expander};
 use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_dockerfile::lint;
-use ovenbird_dockerfile::suggest::nearest;
+use ovenbird_dockerfile::suggest::nearest_variable;
 use ovenbird_dockerfile::{Diagnostic, Dockerfile, Span};
 use ovenbird_oci::Platform;
 use ovenbird_oci::image::Empty;
@@ -299,7 +299,9 @@ impl Lowering<'_> {
     }
 
     /// `SOURCE_DATE_EPOCH` is a number of seconds. BuildKit also takes `context` or a stage, for the time of what was fetched there.
-    fn source_date_epoch(&self) -> Outcome<Option<i64>> {
+    ///
+    /// What is built here has no such time: the context and named contexts are folders and images.
+    fn source_date_epoch(&mut self) -> Outcome<Option<i64>> {
         const NAME: &str = "SOURCE_DATE_EPOCH";
         let value = self.options.build_args.get(NAME).map(String::as_str).or_else(|| self.globals.lookup(NAME)).unwrap_or_default();
         if value.is_empty() {
@@ -308,7 +310,11 @@ impl Lowering<'_> {
         if let Ok(seconds) = value.parse() {
             return Ok(Some(seconds));
         }
-        let reason = if value == "context" || self.names.contains_key(&value.to_lowercase()) {
+        if value == "context" || self.options.contexts.contains_key(value) {
+            self.globals.set(NAME, "");
+            return Ok(None);
+        }
+        let reason = if self.names.contains_key(&value.to_lowercase()) {
             format!("SOURCE_DATE_EPOCH={value} is not supported: the time of a source is not taken over")
         } else {
             format!("invalid SOURCE_DATE_EPOCH: {value}")
@@ -598,7 +604,7 @@ impl Lowering<'_> {
             if scope::is_scanner_key(name) || state.args.iter().any(|(declared, _)| declared == name) {
                 continue;
             }
-            let hint = nearest(name, state.env.names()).map(|hint| format!(" (did you mean ${hint}?)")).unwrap_or_default();
+            let hint = nearest_variable(name, state.env.names()).map(|hint| format!(" (did you mean ${hint}?)")).unwrap_or_default();
             let help = "declare it with ARG or ENV in this stage";
             self.checks.warn("UndefinedVar", span, format!("Usage of undefined variable '${name}'{hint}"), Some(help));
         }

@@ -28,6 +28,7 @@ use crate::plan::{CopyAction, FileAction, FileOp, VertexId};
 use crate::snapshot::Snapshot;
 use crate::snapshot::tree::{self, Kind, Tree, clean};
 
+pub use archive::decompress;
 pub(crate) use dest::{Dest, Trail};
 use select::Selected;
 use transfer::Meta;

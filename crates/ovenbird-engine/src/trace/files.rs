@@ -1,6 +1,6 @@
 //! What a step read of a local context, file by file, and how two such lists differ.
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
 use std::path::Path;
 
 use ovenbird_oci::Digest;
@@ -93,9 +93,9 @@ impl Listing {
         Digest::of(&self.bytes)
     }
 
-    /// By path in the context; bytes that are not UTF-8 are replaced. `None`: damaged.
-    fn files(&self) -> Option<BTreeMap<String, FileState>> {
-        let (mut files, mut sources, mut source) = (BTreeMap::new(), self.sources.iter(), "");
+    /// All entries, sorted by path. `None`: damaged.
+    fn entries(&self) -> Option<Vec<Listed<'_>>> {
+        let (mut entries, mut sources, mut source) = (Vec::new(), self.sources.iter(), "");
         let mut rest = Rest(self.bytes.strip_prefix(FORM)?);
         if !matches!(rest.0.first(), Some(b'S') | None) {
             source = sources.next()?;
@@ -108,13 +108,40 @@ impl Listing {
                 }
                 b'T' => {}
                 _ => {
-                    let below = String::from_utf8_lossy(rest.field()?);
-                    let path = if below.is_empty() || source.is_empty() { format!("{source}{below}") } else { format!("{source}/{below}") };
-                    files.insert(path, rest.file()?);
+                    let below = rest.field()?;
+                    let file = rest.0;
+                    rest.file()?;
+                    entries.push(Listed { source, below, file: &file[..file.len() - rest.0.len()] });
                 }
             }
         }
-        Some(files)
+        entries.sort_unstable();
+        entries.dedup();
+        Some(entries)
+    }
+}
+
+/// An entry where it lies in the listing: there may be many, and few of them differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Listed<'l> {
+    source: &'l str,
+    below: &'l [u8],
+    file: &'l [u8],
+}
+
+impl Listed<'_> {
+    fn place(&self) -> (&str, &[u8]) {
+        (self.source, self.below)
+    }
+
+    /// In the context; bytes that are not UTF-8 are replaced.
+    fn path(&self) -> String {
+        let (source, below) = (self.source, String::from_utf8_lossy(self.below));
+        if below.is_empty() || source.is_empty() { format!("{source}{below}") } else { format!("{source}/{below}") }
+    }
+
+    fn state(&self) -> Option<FileState> {
+        Rest(self.file).file()
     }
 }
 
@@ -177,24 +204,41 @@ pub(super) const PREFIX: &str = "files-";
 
 /// How the files changed: `file src/a.py content changed`.
 pub fn differences(before: &Listing, now: &Listing) -> Vec<String> {
-    let (Some(old), Some(new)) = (before.files(), now.files()) else { return vec![] };
-    let mut found = vec![];
-    for (path, file) in &new {
-        match old.get(path) {
-            None => found.push(format!("{} {path} was added", noun(file))),
-            Some(before) if before == file => {}
-            Some(before) => found.push(format!("{} {path} {}", noun(file), change(before, file))),
+    compare(before, now).unwrap_or_default()
+}
+
+fn compare(before: &Listing, now: &Listing) -> Option<Vec<String>> {
+    let (before, now) = (before.entries()?, now.entries()?);
+    let (mut old, mut new) = (before.iter().peekable(), now.iter().peekable());
+    let (mut found, mut removed, mut more) = (vec![], vec![], 0);
+    let mut say = |found: &mut Vec<String>, text: String| if found.len() < MOST_NAMED { found.push(text) } else { more += 1 };
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => break,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(old), Some(new)) => old.place().cmp(&new.place()),
+        };
+        let before = if order.is_le() { old.next() } else { None };
+        let now = if order.is_ge() { new.next() } else { None };
+        match (before, now) {
+            (Some(before), Some(now)) if before.file == now.file => {}
+            (Some(before), Some(now)) => {
+                let (before, file) = (before.state()?, now.state()?);
+                say(&mut found, format!("{} {} {}", noun(&file), now.path(), change(&before, &file)));
+            }
+            (None, Some(now)) => say(&mut found, format!("{} {} was added", noun(&now.state()?), now.path())),
+            (Some(before), None) => say(&mut removed, format!("{} {} was removed", noun(&before.state()?), before.path())),
+            (None, None) => {}
         }
     }
-    found.extend(
-        old.iter().filter(|(path, _)| !new.contains_key(path.as_str())).map(|(path, file)| format!("{} {path} was removed", noun(file))),
-    );
-    if found.len() > MOST_NAMED {
-        let rest = found.len() - MOST_NAMED;
-        found.truncate(MOST_NAMED);
-        found.push(format!("{rest} more files changed"));
+    found.append(&mut removed);
+    more += found.len().saturating_sub(MOST_NAMED);
+    found.truncate(MOST_NAMED);
+    if more > 0 {
+        found.push(format!("{more} more files changed"));
     }
-    found
+    Some(found)
 }
 
 fn noun(file: &FileState) -> &'static str {
@@ -288,8 +332,8 @@ mod tests {
         let whole = listing(&[("a", file(b'f', 0o644, "x")), ("b", FileState { xattrs: Some(Digest::of(b"")), ..file(b'd', 0, "") })]);
         for end in 0..whole.bytes.len() {
             let part = Listing { bytes: whole.bytes[..end].to_vec(), sources: whole.sources.clone() };
-            assert!(part.files().is_none_or(|files| files.len() < 2), "{end}");
+            assert!(part.entries().is_none_or(|entries| entries.len() < 2), "{end}");
         }
-        assert_eq!(whole.files().map(|files| files.len()), Some(2));
+        assert_eq!(whole.entries().map(|entries| entries.len()), Some(2));
     }
 }

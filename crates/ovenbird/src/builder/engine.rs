@@ -219,8 +219,9 @@ pub(crate) fn options(source: &SourceTree, request: &BuildRequest) -> Result<Vec
     }
     let epoch = request.source_date_epoch()?;
     let mut build_args = request.build_args.clone();
-    if let Some(epoch) = epoch {
-        build_args.insert("SOURCE_DATE_EPOCH".into(), epoch.to_string());
+    let given = build_args.contains_key("SOURCE_DATE_EPOCH");
+    if epoch.is_some() || given {
+        build_args.insert("SOURCE_DATE_EPOCH".into(), epoch.map_or_else(String::new, |epoch| epoch.to_string()));
     }
     let mut entitlements: Vec<String> = request.allow.iter().map(|e| e.as_str().to_owned()).collect();
     // Who says --network=host on the command line allows it.

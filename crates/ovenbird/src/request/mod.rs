@@ -42,7 +42,7 @@ pub(crate) fn bad(reason: impl Into<String>) -> ParseValueError {
 pub enum Source {
     /// A folder of this machine.
     Path(PathBuf),
-    /// `-`: a tar (plain, gzip or zstd) or a Dockerfile on standard input.
+    /// `-`: a tar (plain, gzip, bzip2, xz or zstd) or a Dockerfile on standard input.
     Stdin,
     /// `http://`, `https://`, `git://`, `ssh://`, `git@…`.
     Remote(String),
@@ -318,6 +318,8 @@ impl BuildRequest {
     pub fn source_date_epoch(&self) -> Result<Option<i64>, Error> {
         match self.build_args.get("SOURCE_DATE_EPOCH").map(String::as_str) {
             None | Some("") => Ok(self.reproducible.then_some(0)),
+            // The time of the context's commit or download: a folder has none.
+            Some(context) if context == "context" || self.contexts.contains_key(context) => Ok(self.reproducible.then_some(0)),
             Some(text) => text.parse().map(Some).map_err(|_| {
                 Error::new(Kind::Usage, format!("SOURCE_DATE_EPOCH is {text:?}, expected a number of seconds since 1970"))
                     .hint("`SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)` takes the time of the last commit")
@@ -439,7 +441,9 @@ mod tests {
             (true, None, Ok(Some(0))),
             (true, Some("5"), Ok(Some(5))),
             (false, Some("7"), Ok(Some(7))),
-            (false, Some("context"), Err(())),
+            (false, Some("context"), Ok(None)),
+            (true, Some("context"), Ok(Some(0))),
+            (false, Some("yesterday"), Err(())),
         ] {
             let mut request = BuildRequest::new(Source::Stdin);
             request.reproducible = reproducible;

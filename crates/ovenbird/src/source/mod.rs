@@ -96,12 +96,6 @@ pub enum SourceError {
         /// What should be there.
         expected: &'static str,
     },
-    /// Not a supported archive.
-    #[error("the context on standard input is a {format} archive, which is not supported")]
-    Format {
-        /// `bzip2` or `xz`.
-        format: &'static str,
-    },
     /// A bad archive.
     #[error("the context on standard input cannot be unpacked: {reason}; make the archive again")]
     Archive {
@@ -129,7 +123,6 @@ impl SourceError {
             Self::NoDockerfile { candidates, .. } => candidates.iter().map(|c| format!("did you mean `-f {}`?", c.display())).collect(),
             Self::NotText { .. } => vec!["save the file as UTF-8".into()],
             Self::StdinTwice => vec!["give a folder as the context: `ovenbird build -f - . < Dockerfile`".into()],
-            Self::Format { format } => vec![format!("unpack it on the way: `{format} -d < FILE | ovenbird build -`")],
             Self::Remote { .. } => vec!["clone or download it, then build the folder".into()],
             Self::Missing { .. }
             | Self::Read { .. }

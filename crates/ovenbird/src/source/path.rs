@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_engine::input::LocalContext;
+use ovenbird_engine::ops::file::decompress;
 use ovenbird_oci::layer::{self, Ownership};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
@@ -209,11 +210,11 @@ fn from_stdin(temp: &Path, stdin: &mut dyn Read, inline: &mut Option<String>) ->
         .map_err(|source| SourceError::Read { what: format!("{what} (a temporary folder in {})", temp.display()), source })?;
     let mut whole = io::Cursor::new(head.clone()).chain(stdin);
     match archive_format(&head) {
-        Some("tar" | "gzip" | "zstd") => {
-            layer::extract(whole, dir.path(), Ownership::Recorded).map_err(|error| SourceError::Archive { reason: error.of_archive() })?;
+        Some(_) => {
+            let plain = decompress(whole).map_err(|error| SourceError::Archive { reason: error.to_string() })?;
+            layer::extract(plain, dir.path(), Ownership::Recorded).map_err(|error| SourceError::Archive { reason: error.of_archive() })?;
             Ok(Root::Foreign(dir))
         }
-        Some(format) => Err(SourceError::Format { format }),
         None => {
             *inline = Some(read_text("the Dockerfile on standard input", &mut whole)?);
             Ok(Root::Empty(dir))
@@ -306,15 +307,24 @@ mod tests {
             ("-", None, "FROM scratch\n", "Dockerfile|FROM scratch"),
             ("-", None, "", "! standard input is empty: expected a tar archive or a Dockerfile"),
             ("-", Some("-"), "x", "! both the context and the Dockerfile are to be read from standard input"),
-            (
-                "-",
-                None,
-                "BZh91AY&SY",
-                "! the context on standard input is a bzip2 archive, which is not supported / unpack it on the way: `bzip2 -d",
-            ),
+            ("-", None, "BZh91AY&SY", "! the context on standard input cannot be unpacked: "),
         ] {
             let got = f.told(source, dockerfile, stdin.as_bytes());
             assert!(got.starts_with(expect), "{source} {dockerfile:?}: {got}");
+        }
+    }
+
+    #[test]
+    fn compressed_archives_on_standard_input() {
+        let f = Fixture::new(&[]);
+        // A tar with a Dockerfile, by bzip2 and xz.
+        for hex in [
+            "425a6839314159265359ed23e88400002adf80ca9040006f80050291006b6c9e000c08200054664d34f44340686806da504a44d1a0d034340d0041a7c83582053cba72baa86a028365e163049142105a0bb5cf73de551226f291503559801b33589861f296b53052bf177245385090ed23e884",
+            "fd377a585a000004e6d6b4460200210116000000742fe5a3e007ff004f5d00221bc866dc0964e1a65c41c242374503896c16edd26d2624c79a97267651f7a49fdb006af37a0798364f94fe0eb3fb76b312760fae95a9f49c613d3892e917f59f6ae561f0a1ad7d6e5ab355671c000000f8a426152d37248b00016b801000000049cc9940b1c467fb020000000004595a",
+        ] {
+            let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+            assert_eq!(f.told("-", None, &bytes), "Dockerfile|FROM scratch\n");
+            assert!(f.told("-", None, &bytes[..bytes.len() / 2]).starts_with("! the context on standard input cannot be unpacked: "));
         }
     }
 

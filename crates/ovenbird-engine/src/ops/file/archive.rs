@@ -101,7 +101,7 @@ fn local(name: &[u8]) -> Option<PathBuf> {
 }
 
 /// A reader of the plain bytes; the compression is told by the first bytes.
-fn decompress<R: Read + 'static>(mut file: R) -> io::Result<Box<dyn Read>> {
+pub fn decompress<'r, R: Read + 'r>(mut file: R) -> io::Result<Box<dyn Read + 'r>> {
     let mut magic = Vec::new();
     file.by_ref().take(6).read_to_end(&mut magic)?;
     let (gzip, bzip2, xz, zstd) = (

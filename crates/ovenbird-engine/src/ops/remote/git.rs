@@ -104,7 +104,11 @@ impl Git<'_> {
         match names.iter().find_map(|name| at(name)) {
             Some(commit) => Ok(Some(commit)),
             None if is_hex(wanted) && wanted.len() >= 4 => Ok(None),
-            None => Err(fetch_error(self.step, &self.op.url, format!("it has no branch, tag or commit {wanted:?}"))),
+            None => Err(fetch_error(
+                self.step,
+                &self.op.url,
+                format!("the repository does not contain ref {wanted}: no branch, tag or commit has that name"),
+            )),
         }
     }
 

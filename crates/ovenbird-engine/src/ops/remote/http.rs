@@ -29,7 +29,7 @@ pub fn fetch(session: &Session, step: &StepName, op: &HttpOp) -> Result<Fetched,
     if let Some(expected) = &op.checksum
         && *expected != content
     {
-        return Err(fetch_error(step, &op.url, format!("its content hashes to {content}, not to --checksum={expected}")));
+        return Err(fetch_error(step, &op.url, format!("digest mismatch: its content hashes to {content}, not to --checksum={expected}")));
     }
     if let Some(record) = found(session, key_of(&content)) {
         return Ok(record);
@@ -52,7 +52,7 @@ async fn download(session: &Session<'_>, step: &StepName, op: &HttpOp, path: &st
     }
     let mut response = request.send().await.map_err(fail)?;
     if !response.status().is_success() {
-        return Err(fetch_error(step, &op.url, format!("the server answers {}", response.status())));
+        return Err(fetch_error(step, &op.url, format!("invalid response status {}", response.status())));
     }
     let modified = response
         .headers()
