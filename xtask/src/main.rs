@@ -101,7 +101,9 @@ fn cases(words: &[&str]) -> Result<(), String> {
 
 /// Programs the tests talk to. A linker and a C compiler are what Rust needs anyway; they are here for minimal machines.
 const TEST_PACKAGES: &[&str] = &[
+    "acl",
     "apache2-utils",
+    "attr",
     "build-essential",
     "busybox-static",
     "bzip2",
@@ -111,6 +113,7 @@ const TEST_PACKAGES: &[&str] = &[
     "docker.io",
     "git",
     "iproute2",
+    "libcap2-bin",
     "skopeo",
     "uidmap",
     "xz-utils",

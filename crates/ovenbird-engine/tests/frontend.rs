@@ -511,7 +511,7 @@ fn config_instructions() {
             "",
             &[
                 r#"config /config/ExposedPorts {"53/udp":{},"80/tcp":{},"8080/tcp":{},"8081/tcp":{},"8082/tcp":{}}"#,
-                "history EXPOSE [8080/tcp 8081/tcp 8082/tcp 53/udp]",
+                "history EXPOSE [53/udp 8080/tcp 8081/tcp 8082/tcp]",
             ],
         ),
         ("FROM scratch\nARG P=\"1 2\"\nEXPOSE $P", "", &["history EXPOSE [1/tcp 2/tcp]"]),

@@ -153,36 +153,41 @@ pub(crate) fn table(
     recorded: &Owners,
     fallback: (u32, u32),
 ) -> io::Result<Vec<(PathBuf, u32, u32, Option<Device>)>> {
-    let mut out = Vec::new();
+    let mut files = Vec::new();
+    // A new name of a lower file has another number in the merged mount than the old one; in the upper both are one file.
+    let mut links = HashMap::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(upper.join(&folder))? {
             let entry = entry?;
             let path = folder.join(entry.file_name());
-            let kind = entry.file_type()?;
-            if kind.is_char_device() && entry.metadata()?.rdev() == 0 {
+            let meta = entry.metadata()?;
+            if meta.file_type().is_char_device() && meta.rdev() == 0 {
                 continue; // a whiteout
             }
-            if kind.is_dir() {
+            if meta.is_dir() {
                 folders.push(path.clone());
             }
             let seen = look(merged, &c_path(&path)?)?;
-            let (uid, gid, node) = match recorded.known(&seen) {
-                Some(known) => known,
-                None => match recorded.linked.get(&path).filter(|_| !kind.is_dir()) {
-                    Some(owner) => *owner,
-                    None if fallback != (0, 0) && !copied_up(&entry.path()) => (fallback.0, fallback.1, None),
-                    None => (0, 0, None),
-                },
-            };
-            // The step may have changed the bits of the empty file since.
-            let node = match node {
-                Some((mode, major, minor)) => Some((mode & libc::S_IFMT | entry.metadata()?.mode() & 0o7777, major, minor)),
-                None => None,
-            };
-            if (uid, gid) != (0, 0) || node.is_some() {
-                out.push((path, uid, gid, node));
+            let known = recorded.known(&seen).or_else(|| recorded.linked.get(&path).filter(|_| !meta.is_dir()).copied());
+            if let Some(known) = known {
+                links.insert(meta.ino(), known);
             }
+            files.push((path, meta, known));
+        }
+    }
+    let mut out = Vec::new();
+    for (path, meta, known) in files {
+        let linked = || links.get(&meta.ino()).filter(|_| meta.nlink() > 1 && !meta.is_dir()).copied();
+        let (uid, gid, node) = match known.or_else(linked) {
+            Some(known) => known,
+            None if fallback != (0, 0) && !copied_up(&upper.join(&path)) => (fallback.0, fallback.1, None),
+            None => (0, 0, None),
+        };
+        // The step may have changed the bits of the empty file since.
+        let node = node.map(|(mode, major, minor)| (mode & libc::S_IFMT | meta.mode() & 0o7777, major, minor));
+        if (uid, gid) != (0, 0) || node.is_some() {
+            out.push((path, uid, gid, node));
         }
     }
     out.sort();

@@ -176,6 +176,7 @@ fn apply(tree: &mut Tree, inodes: &mut usize, layer: &[u8]) -> Result<()> {
     let bad = |error: std::io::Error| malformed("layer", error.to_string());
     // Whiteouts hide what lower layers hold, never what this one adds.
     let mut added = Tree::new();
+    let mut attributes = attributes(layer)?;
     let mut archive = tar::Archive::new(layer);
     for entry in archive.entries().map_err(bad)? {
         let mut entry = entry.map_err(bad)?;
@@ -197,14 +198,7 @@ fn apply(tree: &mut Tree, inodes: &mut usize, layer: &[u8]) -> Result<()> {
         if path == "/" {
             continue;
         }
-        let mut xattrs = BTreeMap::new();
-        if let Some(extensions) = entry.pax_extensions().map_err(bad)? {
-            for extension in extensions.flatten() {
-                if let Some(key) = String::from_utf8_lossy(extension.key_bytes()).strip_prefix("SCHILY.xattr.") {
-                    xattrs.insert(key.to_owned(), extension.value_bytes().to_vec());
-                }
-            }
-        }
+        let xattrs = attributes.remove(&entry.raw_header_position()).unwrap_or_default();
         let link = entry.link_name_bytes().map(|bytes| readable(&bytes)).unwrap_or_default();
         let header = entry.header().clone();
         let kind = match header.entry_type() {
@@ -242,6 +236,44 @@ fn apply(tree: &mut Tree, inodes: &mut usize, layer: &[u8]) -> Result<()> {
         tree.insert(path, node);
     }
     Ok(())
+}
+
+/// Extended attributes by the place of an entry's header. The tar crate ends a value at its first newline, and values may be any bytes.
+fn attributes(layer: &[u8]) -> Result<BTreeMap<u64, BTreeMap<String, Vec<u8>>>> {
+    let bad = |error: std::io::Error| malformed("layer", error.to_string());
+    let (mut all, mut next) = (BTreeMap::new(), BTreeMap::new());
+    for entry in tar::Archive::new(layer).entries().map_err(bad)?.raw(true) {
+        let mut entry = entry.map_err(bad)?;
+        match entry.header().entry_type() {
+            tar::EntryType::XHeader => {
+                let mut records = Vec::new();
+                entry.read_to_end(&mut records).map_err(bad)?;
+                let mut rest = records.as_slice();
+                while !rest.is_empty() {
+                    let (key, value, left) =
+                        record(rest).ok_or_else(|| malformed("layer", "a record of an extended header is malformed"))?;
+                    if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
+                        next.insert(name.to_owned(), value.to_vec());
+                    }
+                    rest = left;
+                }
+            }
+            tar::EntryType::GNULongName | tar::EntryType::GNULongLink | tar::EntryType::XGlobalHeader => {}
+            _ => {
+                all.insert(entry.raw_header_position(), std::mem::take(&mut next));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Key and value of the first record `LENGTH KEY=VALUE\n`, and the records after it.
+fn record(records: &[u8]) -> Option<(String, &[u8], &[u8])> {
+    let blank = records.iter().position(|byte| *byte == b' ')?;
+    let length: usize = std::str::from_utf8(&records[..blank]).ok()?.parse().ok()?;
+    let text = records.get(blank + 1..length)?.strip_suffix(b"\n")?;
+    let equals = text.iter().position(|byte| *byte == b'=')?;
+    Some((readable(&text[..equals]), &text[equals + 1..], &records[length..]))
 }
 
 fn remove(tree: &mut Tree, path: &str) {

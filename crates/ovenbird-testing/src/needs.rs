@@ -31,6 +31,8 @@ pub enum Need {
     Users,
     /// `git`, for sources in repositories.
     Git,
+    /// `setcap`, `setfacl`, `setfattr`, and the right to use them.
+    Attributes,
 }
 
 impl Need {
@@ -45,6 +47,7 @@ impl Need {
             "docker" => Self::Docker,
             "users" => Self::Users,
             "git" => Self::Git,
+            "attributes" => Self::Attributes,
             _ => return None,
         })
     }
@@ -73,6 +76,10 @@ impl Need {
                 .or_else(|| users::User::SubId.ensure().err().map(|error| error.to_string()))
                 .or_else(|| users::User::Plain.ensure().err().map(|error| error.to_string())),
             Self::Git => program("git", "git"),
+            Self::Attributes => root()
+                .or_else(|| program("setcap", "libcap2-bin"))
+                .or_else(|| program("setfacl", "acl"))
+                .or_else(|| program("setfattr", "attr")),
         }
     }
 }

@@ -219,7 +219,7 @@ mod tests {
     fn port_specs() {
         for (specs, expect) in [
             ("80", Ok("80/tcp")),
-            ("80/TCP 53/udp", Ok("80/tcp 53/udp")),
+            ("80/TCP 53/udp", Ok("53/udp 80/tcp")),
             ("80-82/sctp", Ok("80/sctp 81/sctp 82/sctp")),
             ("127.0.0.1:8080:80", Ok("80/tcp")),
             ("[::1]:8080:80", Ok("80/tcp")),
