@@ -194,9 +194,9 @@ fn names_of(state: &State, store: &Store, digest: &Digest) -> Names {
         rootfs: ovenbird_oci::image::RootFs,
     }
     // A layer that is in use is not read for links.
-    let mut first = [0];
-    let begins = File::open(store.blob_path(digest)).and_then(|mut file| file.read_exact(&mut first));
-    if begins.is_err() || first != *b"{" {
+    let mut head = vec![];
+    let read = File::open(store.blob_path(digest)).and_then(|file| file.take(512).read_to_end(&mut head));
+    if read.is_err() || head.trim_ascii_start().first().is_some_and(|byte| *byte != b'{') {
         return Names::default();
     }
     let read = store.read(digest).ok().and_then(|bytes| serde_json::from_slice::<Links>(&bytes).ok());
