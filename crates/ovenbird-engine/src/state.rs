@@ -118,10 +118,11 @@ pub struct State {
     ids: PathBuf,
     /// Trees of this and of lower levels, whose files this process may remove.
     trees: Vec<Ids>,
-    store: Store,
     ownership: Ownership,
-    lease: Arc<Lease>,
+    // Dropped before the lease, whose lock says that it is not a leftover.
     build: Work,
+    store: Store,
+    lease: Arc<Lease>,
 }
 
 /// What one way of keeping owners has of the state folder: `ROOT/IDS`.

@@ -438,7 +438,7 @@ fn builds_and_a_prune_at_once() -> Result<()> {
                 scope.spawn(move || job.build(arguments).map_err(|error| error.to_string()))
             };
             let builds = [build(&["--no-cache"]), build(&[])];
-            let words = [&["prune"][..], &["prune", "--reserved-space", "1m"], &["prune", "--all"]];
+            let words = [&["prune"][..], &["prune", "--reserved-space", "1m"], &["df", "--verbose"], &["prune", "--all"]];
             while !builds.iter().all(std::thread::ScopedJoinHandle::is_finished) {
                 job.prune(words[prunes % words.len()]);
                 prunes += 1;
