@@ -100,6 +100,9 @@ fn exit_codes_and_what_is_said() {
         ("rmi nothing", 2, "there is no image nothing"),
         ("login -u me", 2, "--password-stdin"),
         ("export x", 2, "--output"),
+        ("prune --filter type=frontend", 2, "ovenbird keeps nothing of the type frontend; it has regular, exec.cachemount, source.local"),
+        ("prune --filter shared", 2, "there is no filter \"shared\"; there are until, type and id"),
+        ("prune --max-used-space lots", 2, "invalid value 'lots'"),
     ] {
         let ran = home.run(line);
         assert_eq!(ran.code, code, "{line}: {ran:?}");
@@ -274,6 +277,31 @@ fn images_are_kept_named_shown_and_removed() {
     assert_eq!(home.run("rmi demo:1 third").ok(), "untagged: demo:1\nuntagged: third:latest\n");
     assert!(!home.run("images").ok().contains("demo:1"));
     assert_eq!(home.run(&format!("rmi {digest}")).ok(), "untagged: other/demo:2\n");
+}
+
+#[test]
+fn what_is_listed_can_be_removed_by_its_id() {
+    let home = Home::new(SIMPLE);
+    home.run("build -q -t demo c").ok();
+    let listed = || -> serde_json::Value { serde_json::from_str(&home.run("df --verbose --json").ok()).unwrap() };
+    let entries = listed()["entries"].clone();
+    assert_eq!((entries.as_array().unwrap().len(), &entries[0]["type"], &entries[0]["inUse"]), (1, &"regular".into(), &false.into()));
+    let id = entries[0]["id"].as_str().unwrap();
+    let table = home.run("df -v").ok();
+    assert!(table.contains(&format!("{id}  regular")) && table.contains("LAST USED"), "{table}");
+    for (line, expect) in [
+        ("prune --filter type=exec.cachemount", "removed 0 entries"),
+        ("prune --filter id=nothing", "removed 0 entries"),
+        ("prune --filter until=1h", "removed 0 entries"),
+        ("prune --min-free-space 1", "removed 0 entries"),
+        ("prune --all --max-used-space 1 --reserved-space 1g", "removed 0 entries"),
+        (&format!("prune --force --filter id={} --filter type=regular", &id[..8]), "removed 1 entries"),
+    ] {
+        let said = home.run(line).ok();
+        assert!(said.starts_with(expect), "{line}: {said}");
+    }
+    assert_eq!(listed()["entries"], serde_json::json!([]));
+    assert!(home.run("images").ok().contains("demo"), "its image has a name");
 }
 
 #[test]

@@ -118,10 +118,11 @@ pub struct State {
     ids: PathBuf,
     /// Trees of this and of lower levels, whose files this process may remove.
     trees: Vec<Ids>,
-    store: Store,
     ownership: Ownership,
-    lease: Arc<Lease>,
+    // Dropped before the lease, whose lock says that it is not a leftover.
     build: Work,
+    store: Store,
+    lease: Arc<Lease>,
 }
 
 /// What one way of keeping owners has of the state folder: `ROOT/IDS`.
@@ -556,7 +557,7 @@ fn clear_leftovers(tmp: &Path) {
     for entry in fs::read_dir(tmp).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(stem) = name.to_str().and_then(|n| n.strip_suffix(".lock")) else { continue };
-        let Ok(lock) = File::options().write(true).open(entry.path()) else { continue };
+        let Ok(lock) = lease::open(&entry.path(), File::options().write(true)) else { continue };
         if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
             let _ = remove_tree(&tmp.join(stem));
             let _ = fs::remove_file(entry.path());

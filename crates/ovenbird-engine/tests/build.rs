@@ -13,7 +13,7 @@ use ovenbird_engine::{
     Budget, BuildError, BuildInput, BuildOutput, CacheKind, Cancel, Engine, EngineOptions, ErrorKind, Event, EventSink, PruneOptions,
 };
 use ovenbird_oci::registry::{Client, ClientOptions};
-use ovenbird_oci::{ImageConfig, Manifest, Platform};
+use ovenbird_oci::{Descriptor, ImageConfig, Manifest, Platform};
 
 #[derive(Default)]
 struct Recorder(Mutex<Vec<Event>>);
@@ -310,6 +310,20 @@ fn builds_and_prunes_at_once() {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+#[test]
+fn prune_reads_manifests_as_they_come() {
+    let bench = Bench::new(&[("x", "1"), ("z", "2")]);
+    let engine = bench.engine();
+    let built = bench.build_with(&engine, TWO_STAGES).unwrap();
+    let spaced = [b"\n  ".to_vec(), engine.store().read(&built.target.digest).unwrap()].concat();
+    let digest = engine.store().write(&spaced).unwrap();
+    engine.store().tag(&"spaced".parse().unwrap(), &Descriptor { digest, size: spaced.len() as u64, ..built.target.clone() }).unwrap();
+    drop(engine);
+    bench.engine().prune(&PruneOptions::default()).unwrap();
+    let (manifest, _) = bench.config(&BuildOutput { target: Descriptor { digest, ..built.target.clone() }, ..built });
+    assert!(manifest.layers.iter().all(|layer| bench.engine().store().holds(layer)));
 }
 
 #[test]

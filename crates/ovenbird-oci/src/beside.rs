@@ -1,4 +1,4 @@
-//! Temporary files and folders beside the place they are made for: `.ovenbird-partial-RANDOM`.
+//! Temporary files and folders outside the state folder, most beside the place they are made for: `.ovenbird-partial-RANDOM`.
 //!
 //! Each is locked (`flock`) by its owner while it is being made, so what a killed process left is known: nobody has it locked. Who writes
 //! into the same folder next removes it.
@@ -27,6 +27,13 @@ impl Folder {
     /// Where.
     pub fn path(&self) -> &Path {
         self.dir.path()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Of any depth, and folders that nobody may read: what is in it may come from strangers.
+        let _ = remove_tree(self.dir.path());
     }
 }
 
@@ -113,6 +120,19 @@ mod tests {
         drop((file, folder));
         assert!(names(dir.path()).is_empty());
         clear(&at("missing"));
+    }
+
+    #[test]
+    fn deep_folders_go_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder_in(dir.path()).unwrap();
+        let mut now = File::open(folder.path()).unwrap();
+        for _ in 0..3_000 {
+            rustix::fs::mkdirat(&now, "d", rustix::fs::Mode::from_raw_mode(0o700)).unwrap();
+            now = rustix::fs::openat(&now, "d", OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap().into();
+        }
+        drop((now, folder));
+        assert!(names(dir.path()).is_empty());
     }
 
     #[test]

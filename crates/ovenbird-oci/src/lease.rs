@@ -9,12 +9,13 @@
 //! A lock ends with its process, however that ends; a lease that nobody has locked says nothing.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 /// The lease of this process.
@@ -79,12 +80,18 @@ impl Lease {
 pub struct Alone(#[expect(dead_code, reason = "closed, it is unlocked")] File);
 
 fn open_gate(path: &Path) -> io::Result<File> {
-    File::options().create(true).truncate(false).write(true).open(path)
+    open(path, File::options().create(true).truncate(false).write(true))
+}
+
+/// Opens a lock file: no link is followed, no pipe waited for. The folder may be somebody else's.
+pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let file = options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")) }
 }
 
 /// The names on the lease in a file; `None` when its owner is dead or it is gone. To be asked while the gate is held alone.
 pub fn names(path: &Path) -> io::Result<Option<HashSet<String>>> {
-    let mut file = match File::open(path) {
+    let mut file = match open(path, File::options().read(true)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
@@ -150,6 +157,19 @@ mod tests {
             drop(alone);
             assert_eq!(asked.recv(), Ok(2));
         });
+    }
+
+    #[test]
+    fn what_is_no_file_is_no_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::os::unix::fs::symlink("/dev/zero", at("link")).unwrap();
+        let pipe = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), pipe, rustix::fs::Mode::from_raw_mode(0o600), 0).unwrap();
+        std::fs::create_dir(at("folder")).unwrap();
+        for name in ["link", "pipe", "folder"] {
+            assert!(names(&at(name)).is_err() && open_gate(&at(name)).is_err(), "{name}");
+        }
     }
 
     #[test]

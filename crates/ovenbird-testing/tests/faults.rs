@@ -130,7 +130,7 @@ impl Job {
         Ok(at_once)
     }
 
-    /// No mount, no process, no temporary file.
+    /// No mount, no process, no namespace, no temporary file.
     fn nothing_is_left(&self, what: &str) {
         let place = self.room.path().display().to_string();
         let end = Instant::now() + Duration::from_secs(5);
@@ -158,14 +158,20 @@ impl Job {
     }
 }
 
-/// Processes that have the place in their arguments or among their mounts, other than this one.
+/// Processes that have the place in their arguments, or among the mounts of a namespace of their own, other than this one. A namespace that
+/// nobody is in lives only by a mount.
 fn processes_of(place: &str) -> Vec<String> {
     let mut found = vec![];
+    let own = fs::read_link("/proc/self/ns/mnt").unwrap_or_default();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
-        if arguments.contains(&format!("{place}/")) && pid != std::process::id() {
+        let elsewhere = fs::read_link(entry.path().join("ns/mnt")).is_ok_and(|namespace| namespace != own);
+        // The disks that tests mount are seen by whoever unshares meanwhile.
+        let mounts = || fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default();
+        let mounted = elsewhere && mounts().lines().any(|line| line.contains(&format!("{place}/")) && !line.contains(" - tmpfs fault"));
+        if pid != std::process::id() && (mounted || arguments.contains(&format!("{place}/"))) {
             found.push(format!("{pid} {arguments}"));
         }
     }
@@ -173,7 +179,7 @@ fn processes_of(place: &str) -> Vec<String> {
 }
 
 fn row(fault: &str, runs: usize, at_once: usize) {
-    let line = format!("{fault:34}{runs:>6}{at_once:>10}{:>14}\n", runs - at_once);
+    let line = format!("| {fault} | {runs} | {at_once} | {} |\n", runs - at_once);
     print!("{line}");
     if let Some(path) = std::env::var_os("OVENBIRD_FAULTS_TABLE") {
         let file = OpenOptions::new().append(true).create(true).open(path);
@@ -389,6 +395,21 @@ fn full_and_read_only_disks() -> Result<()> {
     disk.remount("size=200m")?;
     assert!(job.recovers("full disk", &expect)?);
     row("full disk", sizes.len(), sizes.len());
+    // Somebody else fills the disk, with bytes and with files: what is there can be looked at and removed all the same.
+    for (number, fill) in ["size", "nr_inodes"].into_iter().enumerate() {
+        let used = process::output(Command::new("df").args(["--output=used,iused", "--block-size=1"]).arg(&job.state))?;
+        let used = used.lines().last().and_then(|line| line.split_whitespace().nth(number)).unwrap_or_default().to_owned();
+        disk.remount(&format!("{fill}={used}"))?;
+        assert!(fs::write(job.state.join("filler"), "x").is_err(), "the disk has room: {fill}={used}");
+        let (code, log) = job.build(&["--no-cache"])?.unwrap_err();
+        assert!(code == Some(3) && log.contains("full"), "{code:?} {log}");
+        let freed = job.prune(&["prune", "--all"]);
+        assert!(!freed.contains("removed 0 ") && !freed.contains("in use"), "{freed}");
+        disk.remount(&format!("{fill}={}", ["200m", "0"][number]))?;
+        let _ = fs::remove_file(job.state.join("filler"));
+        assert!(job.recovers("pruned full disk", &expect)?);
+    }
+    row("prune on a full disk", 2, 2);
     disk.remount("ro")?;
     for arguments in [&[][..], &["--no-cache"]] {
         let Err((code, log)) = job.build(arguments)? else { panic!("built on a read-only disk") };
@@ -417,7 +438,7 @@ fn builds_and_a_prune_at_once() -> Result<()> {
                 scope.spawn(move || job.build(arguments).map_err(|error| error.to_string()))
             };
             let builds = [build(&["--no-cache"]), build(&[])];
-            let words = [&["prune"][..], &["prune", "--reserved-space", "1m"], &["prune", "--all"]];
+            let words = [&["prune"][..], &["prune", "--reserved-space", "1m"], &["df", "--verbose"], &["prune", "--all"]];
             while !builds.iter().all(std::thread::ScopedJoinHandle::is_finished) {
                 job.prune(words[prunes % words.len()]);
                 prunes += 1;

@@ -118,17 +118,18 @@ struct Names {
     below: Vec<Digest>,
 }
 
-/// Who needs what; remembers the documents it read.
+/// Who needs what; remembers what it read.
 pub(super) struct Needs<'s> {
     state: &'s State,
     store: &'s Store,
     known: HashMap<Digest, Names>,
+    packed: HashMap<PathBuf, Vec<Digest>>,
 }
 
 impl<'s> Needs<'s> {
     /// Reads from `store`, which must be one without a lease.
     pub(super) fn new(state: &'s State, store: &'s Store) -> Self {
-        Self { state, store, known: HashMap::new() }
+        Self { state, store, known: HashMap::new(), packed: HashMap::new() }
     }
 
     /// Where it looks for snapshots.
@@ -168,12 +169,13 @@ impl<'s> Needs<'s> {
             }
         }
         // A layer packed from a snapshot that stays is worth keeping: the next push needs it.
-        let packed: Vec<Stored> = stay
-            .iter()
-            .filter_map(|stored| if let Stored::Snapshot(dir) = stored { Some(State::packed_blobs(dir)) } else { None })
-            .flatten()
-            .map(Stored::Blob)
-            .collect();
+        let mut packed = vec![];
+        for stored in &stay {
+            if let Stored::Snapshot(dir) = stored {
+                let blobs = self.packed.entry(dir.clone()).or_insert_with(|| State::packed_blobs(dir));
+                packed.extend(blobs.iter().copied().map(Stored::Blob));
+            }
+        }
         stay.extend(packed);
         stay
     }
@@ -194,9 +196,9 @@ fn names_of(state: &State, store: &Store, digest: &Digest) -> Names {
         rootfs: ovenbird_oci::image::RootFs,
     }
     // A layer that is in use is not read for links.
-    let mut first = [0];
-    let begins = File::open(store.blob_path(digest)).and_then(|mut file| file.read_exact(&mut first));
-    if begins.is_err() || first != *b"{" {
+    let mut head = vec![];
+    let read = File::open(store.blob_path(digest)).and_then(|file| file.take(512).read_to_end(&mut head));
+    if read.is_err() || head.trim_ascii_start().first().is_some_and(|byte| *byte != b'{') {
         return Names::default();
     }
     let read = store.read(digest).ok().and_then(|bytes| serde_json::from_slice::<Links>(&bytes).ok());

@@ -25,7 +25,7 @@ pub struct SourceTree {
     /// `context` and named folders.
     pub contexts: BTreeMap<String, LocalContext>,
     /// An unpacked archive lives as long as this.
-    _unpacked: Option<tempfile::TempDir>,
+    _unpacked: Option<ovenbird_oci::beside::Folder>,
 }
 
 /// Why a source cannot be had.

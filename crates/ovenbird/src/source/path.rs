@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_engine::input::LocalContext;
 use ovenbird_engine::ops::file::decompress;
+use ovenbird_oci::beside;
 use ovenbird_oci::layer::{self, Ownership};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
@@ -22,9 +23,9 @@ enum Root {
     /// A folder of the caller: links may lead anywhere the caller can read.
     Trusted(PathBuf),
     /// An unpacked archive: nothing in it may name a file outside.
-    Foreign(tempfile::TempDir),
+    Foreign(beside::Folder),
     /// Nothing.
-    Empty(tempfile::TempDir),
+    Empty(beside::Folder),
 }
 
 impl Root {
@@ -204,9 +205,9 @@ fn from_stdin(temp: &Path, stdin: &mut dyn Read, inline: &mut Option<String>) ->
     if head.is_empty() {
         return Err(SourceError::StdinEmpty { expected: "a tar archive or a Dockerfile" });
     }
-    let dir = tempfile::Builder::new()
-        .prefix("ovenbird-context-")
-        .tempdir_in(temp)
+    // What a killed build unpacked goes with the next.
+    beside::clear(temp);
+    let dir = beside::folder_in(temp)
         .map_err(|source| SourceError::Read { what: format!("{what} (a temporary folder in {})", temp.display()), source })?;
     let mut whole = io::Cursor::new(head.clone()).chain(stdin);
     match archive_format(&head) {
@@ -278,6 +279,19 @@ mod tests {
                 Err(error) => format!("! {error} / {}", error.hints.join(" / ")).replace(&root, "R"),
             }
         }
+    }
+
+    #[test]
+    fn what_was_unpacked_goes_with_its_owner() {
+        let f = Fixture::new(&[]);
+        let left = || std::fs::read_dir(f.dir.path()).unwrap().count();
+        std::fs::create_dir(f.dir.path().join(".ovenbird-partial-0123456789ab")).unwrap();
+        let first = f.fetch("-", None, b"FROM scratch").unwrap();
+        assert_eq!(left(), 1, "of a killed build nothing is left");
+        let second = f.fetch("-", None, b"FROM scratch").unwrap();
+        assert_eq!(left(), 2);
+        drop((first, second));
+        assert_eq!(left(), 0);
     }
 
     #[test]
