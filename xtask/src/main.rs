@@ -21,7 +21,8 @@ usage: cargo xtask COMMAND
   self-image                                Ovenbird, static, in an image that it builds itself
   tidy                                      the laws of the house, over every source file
   cases [--level LEVEL] [-m REGEX]          the literate build cases (LEVEL: root, rootless, single-id, docker)
-  oracle [--level LEVEL] [-m REGEX]         the same cases beside a current Docker Engine, image by image
+  oracle [--level LEVEL] [-m REGEX]         the same cases beside a current Docker Engine, image by image; with
+         [--refusals]                       --refusals what both say where both refuse
   faults [N]                                kills (N of them), full disks, damaged files; prints a table
   bench [CASE…] [--write] …                 speed and memory beside other builders (`bench --help` for all)
   fixtures                                  make the base images of the tests, if they are not cached

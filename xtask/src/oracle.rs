@@ -20,16 +20,20 @@ use regex::Regex;
 #[derive(Debug)]
 enum Verdict {
     Equal,
-    BothRefuse,
+    BothRefuse(String),
     Deviation,
     NotComparable(String),
     Differs(String),
 }
 
 pub(crate) fn run(words: &[&str]) -> Result<(), String> {
-    let (mut level, mut filter) = (Level::Own, None);
+    let (mut level, mut filter, mut refusals) = (Level::Own, None, false);
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
+        if *word == "--refusals" {
+            refusals = true;
+            continue;
+        }
         let value = rest.next().ok_or_else(|| format!("{word} needs a value"))?;
         match *word {
             "--level" => {
@@ -76,6 +80,7 @@ pub(crate) fn run(words: &[&str]) -> Result<(), String> {
         match verdict {
             Verdict::NotComparable(reason) => println!("not comparable: {name}: {reason}"),
             Verdict::Deviation => println!("deviation: {name}"),
+            Verdict::BothRefuse(texts) if refusals => println!("both refuse: {name}\n  {}", texts.replace('\n', "\n  ")),
             _ => {}
         }
     }
@@ -84,7 +89,7 @@ pub(crate) fn run(words: &[&str]) -> Result<(), String> {
         "{} cases: {} equal, {} both refuse, {} deviations (listed), {} not comparable, {differ} differ ({} s)",
         verdicts.len(),
         count(|verdict| matches!(verdict, Verdict::Equal)),
-        count(|verdict| matches!(verdict, Verdict::BothRefuse)),
+        count(|verdict| matches!(verdict, Verdict::BothRefuse(_))),
         count(|verdict| matches!(verdict, Verdict::Deviation)),
         count(|verdict| matches!(verdict, Verdict::NotComparable(_))),
         start.elapsed().as_secs(),
@@ -106,7 +111,7 @@ fn judge(oracle: &Oracle, case: &Case, level: Level, listed: Option<Listed>) -> 
         (Ok(Outcome::Differs(differences)), _) => Verdict::Differs(differences.join("\n")),
         (Ok(_), Some(Listed::Deviation)) => Verdict::Differs("is listed in docs/reference/deviations.md, but no longer differs".into()),
         (Ok(Outcome::Equal), _) => Verdict::Equal,
-        (Ok(Outcome::BothRefuse), _) => Verdict::BothRefuse,
+        (Ok(Outcome::BothRefuse { ours, theirs }), _) => Verdict::BothRefuse(format!("ovenbird\n{ours}\ndocker\n{theirs}")),
         (Ok(Outcome::NoImage), _) => Verdict::NotComparable("no image is made".into()),
     }
 }

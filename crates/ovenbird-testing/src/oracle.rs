@@ -43,8 +43,13 @@ pub struct Oracle {
 pub enum Outcome {
     /// Every image is the same.
     Equal,
-    /// Both refuse.
-    BothRefuse,
+    /// Both refuse; the end of what each says.
+    BothRefuse {
+        /// Ovenbird.
+        ours: String,
+        /// The Engine.
+        theirs: String,
+    },
     /// Both succeed, and neither makes an image.
     NoImage,
     /// Each difference, both values in it.
@@ -98,7 +103,7 @@ impl Oracle {
             (Some(1 | 101) | None, _) => return Ok(Outcome::Differs(vec![format!("ovenbird broke: {our_code:?}\n{}", end(&our_log))])),
             (Some(0), _) => return Ok(Outcome::Differs(vec![format!("docker refuses, ovenbird builds\n{}", end(&log))])),
             (_, Some(0)) => return Ok(Outcome::Differs(vec![format!("ovenbird refuses, docker builds\n{}", end(&our_log))])),
-            _ => return Ok(Outcome::BothRefuse),
+            _ => return Ok(Outcome::BothRefuse { ours: end(&our_log), theirs: end(&log) }),
         }
         let differences = match (our_archive.exists(), archive.exists()) {
             (false, false) => return Ok(Outcome::NoImage),
