@@ -359,6 +359,7 @@ mod tests {
             (". --build-context b=dir --build-context i=docker-image://debian", "\"b\": Path(\"dir\")"),
             (". --provenance=false --sbom=false --attest=type=sbom,disabled=true --rm --force-rm --compress", "source"),
             (". --squash=false --call build --isolation default", "source"),
+            (". --sbom=0 --provenance=F --cache-from= --cache-to=", "source"),
         ] {
             match request(line) {
                 Ok(request) => assert!(format!("{request:?}").contains(expect), "{line}: {request:?}"),
@@ -385,6 +386,7 @@ mod tests {
             (". --debug", "! 2 --debug is not supported"),
             (". -D", "! 2 --debug is not supported"),
             (". --policy p", "! 2 --policy is not supported"),
+            (". --memory-swap -1", "! 2 --memory-swap is not supported"),
             (". --rm=false", "! 2 --rm is not supported"),
             (". --disable-content-trust=false", "! 2 --disable-content-trust is not supported"),
             (". --annotation index:a=b", "! 2 --annotation index:… is not supported"),
