@@ -126,7 +126,10 @@ enum Call {
 fn call(text: &str) -> Result<Call, String> {
     match text {
         "build" => Ok(Call::Build),
-        "check" | "lint" => Ok(Call::Check),
+        "check" | "lint" | "check,format=text" | "lint,format=text" => Ok(Call::Check),
+        "check,format=json" | "lint,format=json" => {
+            Err("buildx's form of the findings is not made; `ovenbird lint --format json` has its own".into())
+        }
         _ => Err("only build and check are supported".into()),
     }
 }
@@ -290,6 +293,8 @@ mod tests {
             (". --build-context b=dir --build-context i=docker-image://debian", "\"b\": Path(\"dir\")"),
             (". --provenance=false --sbom=false --attest=type=sbom,disabled=true --rm --force-rm --compress", "source"),
             (". --squash=false --call build --isolation default", "source"),
+            (". --call check,format=text", "source"),
+            (". --sbom=0 --provenance=F --cache-from= --cache-to=", "source"),
         ] {
             match request(line) {
                 Ok(request) => assert!(format!("{request:?}").contains(expect), "{line}: {request:?}"),
@@ -313,9 +318,14 @@ mod tests {
             (". --cgroup-parent /x", "! 2 --cgroup-parent is not supported"),
             (". --security-opt seccomp=unconfined", "! 2 --security-opt is not supported"),
             (". --call outline", "! invalid value 'outline' for '--call"),
+            (
+                ". --call check,format=json",
+                "! invalid value 'check,format=json' for '--call <METHOD>': buildx's form of the findings is not made; `ovenbird lint",
+            ),
             (". --debug", "! 2 --debug is not supported"),
             (". -D", "! 2 --debug is not supported"),
             (". --policy p", "! 2 --policy is not supported"),
+            (". --memory-swap -1", "! 2 --memory-swap is not supported"),
             (". --rm=false", "! 2 --rm is not supported"),
             (". --disable-content-trust=false", "! 2 --disable-content-trust is not supported"),
             (". --annotation index:a=b", "! 2 --annotation index:… is not supported"),

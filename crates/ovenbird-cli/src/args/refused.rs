@@ -24,12 +24,15 @@ const fn flag(name: &'static str, takes: Takes, harmless: &'static [&'static str
     Flag { name, takes, harmless, reason }
 }
 
+/// As buildx reads a boolean.
+const NO: &[&str] = &["false", "False", "FALSE", "f", "F", "0"];
+
 const FLAGS: &[Flag] = &[
-    flag("cache-from", Value, &[], "the cache is local; share the state directory with --root instead"),
-    flag("cache-to", Value, &[], "the cache is local; share the state directory with --root instead"),
+    flag("cache-from", Value, &[""], "the cache is local; share the state directory with --root instead"),
+    flag("cache-to", Value, &[""], "the cache is local; share the state directory with --root instead"),
     flag("attest", Value, &["disabled=true"], "attestations are not made yet"),
-    flag("provenance", Value, &["false"], "provenance attestations are not made yet; --provenance=false is accepted"),
-    flag("sbom", Value, &["false"], "SBOM attestations are not made yet; --sbom=false is accepted"),
+    flag("provenance", Value, NO, "provenance attestations are not made yet; --provenance=false is accepted"),
+    flag("sbom", Value, NO, "SBOM attestations are not made yet; --sbom=false is accepted"),
     flag("builder", Value, &["", "default"], "there are no builder instances: ovenbird builds in this process"),
     flag("isolation", Value, &["", "default"], "it is for Windows containers; see --isolation-level"),
     flag("squash", Switch, &["false"], "layers are not merged; use a multi-stage build with COPY --from"),
@@ -99,7 +102,8 @@ impl Args for Refused {
             let arg = if flag.name == "debug" { arg.short('D') } else { arg };
             command.arg(match flag.takes {
                 Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
-                Value => arg.num_args(1),
+                // `--memory-swap -1`
+                Value => arg.num_args(1).allow_hyphen_values(true),
             })
         })
     }

@@ -56,7 +56,8 @@ fn put(
     if named.as_os_str().is_empty() {
         return Ok(());
     }
-    let path = dest.resolve_below(root, &named, member.kind == MemberKind::Dir)?;
+    // Like any other entry, a folder takes the place of a link; only links on the way are followed.
+    let path = dest.resolve_below(root, &named)?;
     if path == root {
         return Ok(());
     }
@@ -68,7 +69,7 @@ fn put(
         MemberKind::Symlink => dest.replace_with_symlink(&path, Path::new(OsStr::from_bytes(&member.link)), meta),
         MemberKind::HardLink => {
             let target = local(&member.link).ok_or_else(|| escapes(&member.link, broken))?;
-            let first = dest.resolve_below(root, &target, false)?;
+            let first = dest.resolve_below(root, &target)?;
             match dest.kind(&first)? {
                 None => Err(broken(format!("{:?} is a hard link to {:?}, which does not exist", absolute(&named), absolute(&target)))),
                 Some(Kind::Dir) => Err(broken(format!("{:?} is a hard link to the folder {:?}", absolute(&named), absolute(&target)))),

@@ -135,12 +135,12 @@ impl Dest {
         resolve(&self.now, path).map_err(FileError::io("follow", path))
     }
 
-    /// [`Dest::resolve`] with another root: nothing outside of `root` is reached. Both are relative to the real root.
-    pub(crate) fn resolve_below(&self, root: &Path, path: &Path, last: bool) -> Result<PathBuf, FileError> {
+    /// A path whose last component is no link to follow, with another root: nothing outside of `root` is reached. Both are relative to
+    /// the real root.
+    pub(crate) fn resolve_below(&self, root: &Path, path: &Path) -> Result<PathBuf, FileError> {
         self.now.forget();
         let below = Below { tree: &self.now, root };
-        let follow = if last { resolve } else { resolve_parent };
-        let found = follow(&below, path).map_err(FileError::io("follow", path))?;
+        let found = resolve_parent(&below, path).map_err(FileError::io("follow", path))?;
         Ok(if found.as_os_str().is_empty() { root.to_owned() } else { root.join(found) })
     }
 

@@ -739,7 +739,7 @@ fn archives() {
         ("f=0", &[("f/", b'5', "")], "ADD a.tar /", "f/!@750#11:12"),
         ("d/o=0", &[("d", b'0', "1"), ("d/", b'5', "")], "ADD a.tar /", "d/!@750#11:12"),
         ("r/ d->r", &[("d/f", b'0', "1")], "ADD a.tar /", "r/ r/f=1@640#11:12"),
-        ("r/ d->r", &[("d/", b'5', "")], "ADD a.tar /", "r/@750#11:12"),
+        ("r/ d->r", &[("d/", b'5', "")], "ADD a.tar /", "d/!@750#11:12"),
         ("x/ etc/f=0 x/l->/etc", &[("l/f", b'0', "1")], "ADD a.tar /x", "x/ x/etc/ x/etc/f=1@640#11:12"),
         // Hostile.
         ("", &[("../f", b'0', "1")], "ADD a.tar /x", "error: cannot unpack \"/a.tar\": the name \"../f\" leaves the destination"),
