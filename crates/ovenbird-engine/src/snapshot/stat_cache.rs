@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use flate2::Crc;
@@ -50,8 +50,11 @@ const HEADER: &[u8] = b"ovenbird stat cache 3\n";
 const RECORD: usize = 16 + 32 + 33 + 4;
 /// Bytes of the checksum.
 const SUM: usize = 4;
-/// A file that changed within this many seconds before the cache is saved may change again within one tick of its clock.
+/// A file that changed this shortly before the cache was opened may have changed again in the same tick of its clock after it was read:
+/// seconds where little is known of the clock …
 const RACY_SECONDS: i64 = 2;
+/// … and nanoseconds on the disk of the cache itself, if it keeps fractions of seconds: two of the kernel's slowest ticks.
+const RACY_NANOSECONDS: i128 = 20_000_000;
 /// Records that no build used for this many days are dropped.
 const KEEP_DAYS: u32 = 30;
 /// Largest cache that is read, in bytes.
@@ -72,9 +75,36 @@ impl Stamp {
         Self { size: entry.size, mtime: entry.mtime, ctime: entry.ctime }
     }
 
-    /// Seconds of the last change of any kind.
-    fn changed(&self) -> i64 {
-        self.mtime.0.max(self.ctime.0)
+    /// The last change of any kind, in nanoseconds since 1970.
+    fn changed(&self) -> i128 {
+        nanoseconds(self.mtime.max(self.ctime))
+    }
+}
+
+fn nanoseconds((seconds, nanoseconds): (i64, u32)) -> i128 {
+    i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds)
+}
+
+/// When the cache was opened, by the clock of a disk.
+#[derive(Debug, Clone, Copy, Default)]
+struct Opened {
+    device: u64,
+    /// Nanoseconds since 1970.
+    at: i128,
+}
+
+impl Opened {
+    /// Asks the disk of a folder, by a file without a name.
+    fn now(folder: &Path) -> io::Result<Self> {
+        let made = tempfile::tempfile_in(folder)?.metadata()?;
+        Ok(Self { device: made.dev(), at: nanoseconds((made.mtime(), made.mtime_nsec() as u32)) })
+    }
+
+    /// Would any change after the cache was opened have changed the stamp?
+    fn trusts(&self, (device, _): Key, stamp: &Stamp) -> bool {
+        let fine = device == self.device && stamp.ctime.1 != 0;
+        let racy = if fine { RACY_NANOSECONDS } else { i128::from(RACY_SECONDS) * 1_000_000_000 };
+        stamp.changed() < self.at - racy
     }
 }
 
@@ -97,6 +127,7 @@ struct Saved {
 
 #[derive(Debug, Default)]
 struct Table {
+    opened: Opened,
     saved: Saved,
     /// New in this build.
     fresh: HashMap<Key, (Stamp, Known)>,
@@ -119,12 +150,11 @@ impl FileStatCache {
     }
 
     /// Writes the file atomically (a new file takes the old one's place) when something changed.
-    /// Files that changed less than two seconds ago are not remembered.
+    /// Files that changed shortly before the cache was opened, or later, are not remembered.
     pub fn save(&self) -> io::Result<()> {
         let mut guard = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(table) = guard.as_mut().filter(|t| t.changed) else { return Ok(()) };
         let new = tempfile::NamedTempFile::new_in(&self.aside)?;
-        // The file system's own clock is the one that stamps are compared with.
         let now = new.as_file().metadata()?.mtime();
         let mut out = Summed { inner: BufWriter::new(new), crc: Crc::new() };
         table.write(&mut out, now)?;
@@ -139,7 +169,12 @@ impl FileStatCache {
 
     fn with<T>(&self, action: impl FnOnce(&mut Table) -> T) -> T {
         let mut guard = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        action(guard.get_or_insert_with(|| Table { saved: Saved::load(&self.file).unwrap_or_default(), ..Table::default() }))
+        action(guard.get_or_insert_with(|| Table {
+            // Without a clock nothing is trusted.
+            opened: Opened::now(&self.aside).unwrap_or_default(),
+            saved: Saved::load(&self.file).unwrap_or_default(),
+            ..Table::default()
+        }))
     }
 }
 
@@ -173,7 +208,7 @@ impl Table {
     /// All that is worth keeping, sorted.
     fn write(&self, out: &mut impl Write, now: i64) -> io::Result<()> {
         let today = u32::try_from(now / (24 * 3600)).unwrap_or(0);
-        let mut fresh: Vec<_> = self.fresh.iter().filter(|(_, (stamp, _))| stamp.changed() < now - RACY_SECONDS).collect();
+        let mut fresh: Vec<_> = self.fresh.iter().filter(|(key, (stamp, _))| self.opened.trusts(**key, stamp)).collect();
         fresh.sort_unstable_by_key(|(key, _)| **key);
         let mut fresh = fresh.into_iter().peekable();
         out.write_all(HEADER)?;
@@ -193,7 +228,7 @@ impl Table {
 
 impl Saved {
     /// `None`: there is none, or it is damaged.
-    fn load(file: &std::path::Path) -> Option<Self> {
+    fn load(file: &Path) -> Option<Self> {
         let file = fs::File::open(file).ok()?;
         let size = usize::try_from(file.metadata().ok()?.len().min(MAX_FILE)).ok()?;
         let mut header = [0; HEADER.len()];
@@ -301,8 +336,6 @@ fn decode(record: &[u8]) -> (Key, Stamp, Known, u32) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::snapshot::tree::Kind;
 
@@ -353,6 +386,26 @@ mod tests {
     }
 
     #[test]
+    fn young_stamps_are_not_trusted() {
+        let second = 1_000_000_000;
+        let opened = Opened { device: 1, at: 100 * second };
+        let row = |device, ctime| opened.trusts((device, 7), &Stamp { size: 1, mtime: (3, 0), ctime });
+        for (device, ctime, trusted) in [
+            (1, (99, 979_000_000), true),
+            (1, (99, 985_000_000), false),
+            (1, (101, 1), false),
+            // Another disk's clock, or one that knows seconds only.
+            (2, (99, 1), false),
+            (2, (97, 1), true),
+            (1, (99, 0), false),
+            (1, (97, 0), true),
+        ] {
+            assert_eq!(row(device, ctime), trusted, "{device} {ctime:?}");
+        }
+        assert!(!Opened::default().trusts((1, 7), &Stamp { size: 1, mtime: (3, 0), ctime: (3, 0) }));
+    }
+
+    #[test]
     fn records_are_merged_in_order_and_dropped_when_nobody_used_them() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("stat");
@@ -376,8 +429,7 @@ mod tests {
 
         // Forty days later two of them are looked at.
         let mut later = Vec::new();
-        let table = Table { saved: Saved::load(Path::new(&file)).unwrap(), ..Table::default() };
-        let cache = FileStatCache { file: file.clone(), aside: dir.path().into(), table: Mutex::new(Some(table)) };
+        let cache = open();
         assert!(cache.get(&entry(1, 10, 10)).is_some() && cache.get(&entry(12, 20, 20)).is_some());
         let now = fs::metadata(dir.path()).unwrap().mtime();
         cache.with(|table| table.write(&mut later, now + 40 * 24 * 3600)).unwrap();
