@@ -202,13 +202,18 @@ impl Drop for Dockerd {
 /// takes away.
 pub fn remove_with_mounts(path: &Path) {
     for _ in 0..20 {
-        for mount in mounts_below(path) {
-            let _ = process::output(Command::new("umount").arg("--lazy").arg(mount));
-        }
+        unmount_below(path);
         if std::fs::remove_dir_all(path).is_ok() || !path.exists() {
             return;
         }
         std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Takes away what an engine left mounted in a folder.
+pub fn unmount_below(path: &Path) {
+    for mount in mounts_below(path) {
+        let _ = process::output(Command::new("umount").arg("--lazy").arg(mount));
     }
 }
 

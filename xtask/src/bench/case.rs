@@ -107,7 +107,7 @@ fn large_base(bench: &Bench) -> Result<Input, String> {
         let base = bench.base("library/debian");
         input.dockerfile(&format!("FROM {base}\nCOPY random/ /usr/lib/bench/\nCOPY text/ /usr/share/bench/\n"))?;
         let mut own = Peer::own(&super::own_binary());
-        own.turn(&bench.folder("state"), |own| own.build(&Job { context: input.folder(), tag: &name, cache: false, push: true }))?;
+        own.turn(&bench.state(), |own| own.build(&Job { context: input.folder(), tag: &name, cache: false, push: true }))?;
     }
     let input = Input::new(bench, "base")?;
     input.dockerfile(&format!("FROM {name}\nRUN echo done > /done\n"))?;

@@ -84,7 +84,7 @@ impl Growth {
             let mut samples: Vec<(&'static str, Vec<Sample>)> = vec![];
             for _ in 0..self.turns {
                 input.warm()?;
-                for (name, sample) in own.turn(&bench.folder("state"), |own| (self.run)(&input, own))? {
+                for (name, sample) in own.turn(&bench.state(), |own| (self.run)(&input, own))? {
                     match samples.iter_mut().find(|(known, _)| *known == name) {
                         Some((_, list)) => list.push(sample),
                         None => samples.push((name, vec![sample])),

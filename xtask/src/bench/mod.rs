@@ -14,10 +14,12 @@ mod peer;
 mod record;
 mod verdict;
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::Command;
 
 use ovenbird_testing::base::Base;
+use ovenbird_testing::dockerd::remove_with_mounts;
 use ovenbird_testing::registry::{Options as RegistryOptions, Registry};
 use ovenbird_testing::repository;
 
@@ -92,6 +94,8 @@ pub(super) struct Bench {
     bases: Registry,
     /// Inputs of a tenth.
     quick: bool,
+    /// Turns so far.
+    turns: Cell<u32>,
 }
 
 impl Bench {
@@ -103,6 +107,12 @@ impl Bench {
     /// Name of a base image for `FROM`.
     fn base(&self, name: &str) -> String {
         format!("{}/{name}:latest", self.bases.address())
+    }
+
+    /// Where nobody was yet.
+    fn state(&self) -> PathBuf {
+        self.turns.set(self.turns.get() + 1);
+        self.folder(&format!("state-{}", self.turns.get()))
     }
 
     fn folder(&self, name: &str) -> PathBuf {
@@ -121,7 +131,7 @@ pub(crate) fn run(words: &[&str]) -> Result<(), String> {
     }
     let work = tempfile::Builder::new().prefix("obb-").tempdir().map_err(|error| format!("cannot make a folder: {error}"))?;
     let bases = Registry::start_with(RegistryOptions { bases: &[Base::Busybox, Base::Debian], credentials: None }).map_err(text)?;
-    let bench = Bench { work, bases, quick: options.quick };
+    let bench = Bench { work, bases, quick: options.quick, turns: Cell::new(0) };
     let about = machine::About::look(bench.work.path());
     println!("{}", about.describe());
     println!("load average at the start: {}", machine::load());
@@ -160,7 +170,13 @@ fn measure_case(bench: &Bench, case: &Case, peers: &mut [Peer], runs: usize, rec
                 continue;
             }
             input.warm()?;
-            match peer.turn(&bench.folder("state"), |peer| (case.run)(bench, &input, peer)) {
+            let state = bench.state();
+            let turn = peer.turn(&state, |peer| (case.run)(bench, &input, peer));
+            if case.bound {
+                // Gigabytes, in a few files.
+                remove_with_mounts(&state);
+            }
+            match turn {
                 Ok(found) => {
                     for (measure, sample) in found {
                         println!("{measure:18} {:18} {:8.3} s {:6} MB", peer.name, sample.seconds, sample.memory / 1_000_000);

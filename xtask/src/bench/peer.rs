@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ovenbird_testing::dockerd::{Dockerd, Programs, remove_with_mounts};
+use ovenbird_testing::dockerd::{Dockerd, Programs, unmount_below};
 use ovenbird_testing::process::{on_path, output};
 
 use super::measure::{self, Sample};
@@ -53,13 +53,14 @@ impl Peer {
         Self::new(OVENBIRD, Ovenbird { program: program.to_path_buf(), state: PathBuf::new() })
     }
 
-    /// Lets it work with empty state, and removes all of it afterwards.
+    /// Lets it work with empty state. What it leaves is nobody's business until the end of the bench: ext4 does not use an inode again
+    /// for minutes after its file was removed and looks for others all the while, so the next builder would pay for the removal.
     pub(super) fn turn<T>(&mut self, state: &Path, work: impl FnOnce(&mut Self) -> Result<T, String>) -> Result<T, String> {
         std::fs::create_dir_all(state).map_err(|error| format!("cannot make {}: {error}", state.display()))?;
         self.state = state.to_path_buf();
         let result = self.builder.start(state).and_then(|()| work(self));
         self.builder.stop();
-        remove_with_mounts(state);
+        unmount_below(state);
         result
     }
 
