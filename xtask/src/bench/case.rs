@@ -24,23 +24,33 @@ pub(super) struct Case {
     pub(super) run: fn(&Bench, &Input, &mut Peer) -> Result<Samples, String>,
     /// Is the least work that the context needs measured in the same run?
     pub(super) bound: bool,
+    /// So many files that what one builder removes is felt by the next?
+    pub(super) settle: bool,
 }
 
 /// All of them.
 pub(super) const CASES: &[Case] = &[
-    Case { name: "rebuild", measures: &["rebuild"], prepare: twelve_steps, run: rebuild, bound: false },
-    Case { name: "steps", measures: &["steps"], prepare: |bench| run_steps(bench, 20), run: uncached, bound: false },
+    Case { name: "rebuild", measures: &["rebuild"], prepare: twelve_steps, run: rebuild, bound: false, settle: false },
+    Case { name: "steps", measures: &["steps"], prepare: |bench| run_steps(bench, 20), run: uncached, bound: false, settle: false },
     Case {
         name: "context",
         measures: &["context-first", "context-unchanged", "context-touched", "context-changed"],
         prepare: |bench| many_files(bench, bench.sized(20_000)),
         run: context,
         bound: false,
+        settle: true,
     },
-    Case { name: "stages", measures: &["stages"], prepare: four_stages, run: uncached, bound: false },
-    Case { name: "large", measures: &["large"], prepare: |bench| large_files(bench, bench.sized(2048)), run: pushed, bound: true },
-    Case { name: "base", measures: &["base"], prepare: large_base, run: pushed, bound: false },
-    Case { name: "cold", measures: &["cold"], prepare: one_file, run: cold, bound: false },
+    Case { name: "stages", measures: &["stages"], prepare: four_stages, run: uncached, bound: false, settle: false },
+    Case {
+        name: "large",
+        measures: &["large"],
+        prepare: |bench| large_files(bench, bench.sized(2048)),
+        run: pushed,
+        bound: true,
+        settle: false,
+    },
+    Case { name: "base", measures: &["base"], prepare: large_base, run: pushed, bound: false, settle: false },
+    Case { name: "cold", measures: &["cold"], prepare: one_file, run: cold, bound: false, settle: false },
 ];
 
 fn twelve_steps(bench: &Bench) -> Result<Input, String> {

@@ -53,3 +53,11 @@ pub(super) fn load() -> String {
 pub(super) fn date() -> String {
     ovenbird_testing::process::output(Command::new("date").args(["-u", "+%F"])).unwrap_or_default().trim().to_owned()
 }
+
+/// Waits until removed files are forgotten: ext4 does not use an inode again within a minute after its file was removed from the disk, and
+/// whoever makes many files meanwhile pays for the search.
+/// Source: linux/fs/ext4/ialloc.c, `recently_deleted`.
+pub(super) fn settle() {
+    rustix::fs::sync();
+    std::thread::sleep(std::time::Duration::from_secs(62));
+}

@@ -169,6 +169,9 @@ fn measure_case(bench: &Bench, case: &Case, peers: &mut [Peer], runs: usize, rec
             if failed.iter().any(|(name, _)| *name == peer.name) {
                 continue;
             }
+            if case.settle && !bench.quick {
+                machine::settle();
+            }
             input.warm()?;
             let state = bench.state();
             let turn = peer.turn(&state, |peer| (case.run)(bench, &input, peer));
