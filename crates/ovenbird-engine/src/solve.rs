@@ -285,6 +285,17 @@ impl<'a> Solver<'a> {
         Ok(key)
     }
 
+    /// Fails unless a local folder still is what its key was made of: then what was copied in between is, too.
+    fn check_settled(&self, vertex: VertexId, which: &str, now: &content::Contents) -> Result<(), BuildError> {
+        let known = self.nodes[vertex].contents.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = known.get(which).filter(|before| before.digest != now.digest);
+        if before.is_none() && self.session.stat_cache.is_settled() {
+            return Ok(());
+        }
+        let changes = before.map(|before| crate::trace::files::differences(&before.listing, &now.listing)).unwrap_or_default();
+        Err(self.file_error(vertex, file::FileError::Unsettled { changes }))
+    }
+
     fn file_error(&self, vertex: VertexId, source: file::FileError) -> BuildError {
         let step = self.step(vertex);
         BuildError::File { line: step.line(), step: step.name, source }
@@ -318,6 +329,8 @@ impl<'a> Solver<'a> {
             default_mode: None,
         };
         let chain = vec![self.write_files(vertex, &FileOp { base: None, actions: vec![FileAction::Copy(copy)] }, &[])?];
+        let again = content::of_path(&*self.context(name)?, std::path::Path::new(inside), &self.session.stat_cache.again());
+        self.check_settled(vertex, &files_of(name, source), &again.map_err(|error| self.file_error(vertex, error))?)?;
         cache::save(self.session.state, &key, &Record { key, chain: chain.clone() })?;
         Ok(chain)
     }
@@ -426,7 +439,19 @@ impl<'a> Solver<'a> {
                 };
                 exec::run(self.session, &self.step(vertex), exec_op, &base, &mounts).map(Link::new_diff)
             }
-            Op::File(file_op) => self.write_files(vertex, file_op, &base),
+            Op::File(file_op) => {
+                let written = self.write_files(vertex, file_op, &base)?;
+                for action in &file_op.actions {
+                    if let FileAction::Copy(copy) = action
+                        && let Op::Local { name } = self.op(copy.from)
+                    {
+                        let again = content::of_copy(&*self.tree(copy.from)?, copy, &self.session.stat_cache.again());
+                        let again = again.map_err(|error| self.file_error(vertex, error))?;
+                        self.check_settled(vertex, &files_of(name, &copy.sources.join(" ")), &again)?;
+                    }
+                }
+                Ok(written)
+            }
             _ => Err(BuildError::Cancelled),
         }
     }

@@ -15,11 +15,19 @@ use ovenbird_engine::{
 use ovenbird_oci::registry::{Client, ClientOptions};
 use ovenbird_oci::{Descriptor, ImageConfig, Manifest, Platform};
 
+/// What somebody does to the context when a step starts: after the files were looked at, before they are copied.
+type Meddler = Box<dyn Fn() + Send + Sync>;
+
 #[derive(Default)]
-struct Recorder(Mutex<Vec<Event>>);
+struct Recorder(Mutex<Vec<Event>>, Mutex<Option<Meddler>>);
 
 impl EventSink for Recorder {
     fn emit(&self, event: Event) {
+        if matches!(event, Event::Started { .. })
+            && let Some(meddle) = self.1.lock().unwrap().take()
+        {
+            meddle();
+        }
         self.0.lock().unwrap().push(event);
     }
 }
@@ -144,6 +152,39 @@ fn no_cache_runs_again_and_files_the_new_result() {
     assert_eq!(bench.build(TWO_STAGES).unwrap().ran, 1, "the copy from it is compared by content");
     bench.options.no_cache = NoCache::Off;
     assert_eq!(bench.build(TWO_STAGES).unwrap().ran, 0);
+}
+
+#[test]
+fn files_that_change_before_they_are_copied_poison_no_cache() {
+    let edits: [(&str, fn(&Path)); 4] = [
+        ("written", |file| std::fs::write(file, "new").unwrap()),
+        ("replaced", |file| {
+            std::fs::write(file.with_extension("n"), "new").unwrap();
+            std::fs::rename(file.with_extension("n"), file).unwrap();
+        }),
+        ("another mode", |file| std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap()),
+        ("written and back", |file| {
+            std::fs::write(file, "new").unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            std::fs::write(file, "old").unwrap();
+        }),
+    ];
+    for (what, edit) in edits {
+        let bench = Bench::new(&[("d/x", "old")]);
+        let file = bench.context.path().join("d/x");
+        // Old enough to be remembered.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let meddled = file.clone();
+        *bench.events.1.lock().unwrap() = Some(Box::new(move || edit(&meddled)));
+        let error = bench.build("FROM scratch\nCOPY d /d\n").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Source, "{what}");
+        assert!(error.to_string().contains("the context changed while it was read"), "{what}: {error}");
+        // Nothing of it is in the cache.
+        std::fs::write(&file, "old").unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        let again = bench.build("FROM scratch\nCOPY d /d\n").unwrap();
+        assert_eq!(again.ran, 1, "{what}");
+    }
 }
 
 #[test]

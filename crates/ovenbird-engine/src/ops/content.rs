@@ -186,6 +186,8 @@ fn read(from: &dyn Tree, visit: &Visit, known: Option<Known>, cache: &dyn StatCa
             let after = rustix::fs::fstat(&file).map_err(FileError::unreadable("read", path))?;
             if read == seen.size && (after.st_ctime, after.st_ctime_nsec as u32) == visit.entry.ctime && after.st_ino == stat.st_ino {
                 cache.put(&seen, Known { digest, plain: xattrs.is_empty() });
+            } else {
+                cache.unsettled();
             }
             digest
         }

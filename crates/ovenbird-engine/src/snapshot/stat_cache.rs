@@ -32,6 +32,8 @@ pub trait StatCache: Send + Sync {
     fn get(&self, entry: &Entry) -> Option<Known>;
     /// Remembers a file.
     fn put(&self, entry: &Entry, known: Known);
+    /// A file changed while it was read.
+    fn unsettled(&self) {}
 }
 
 /// Remembers nothing.
@@ -132,6 +134,8 @@ struct Table {
     /// New in this build.
     fresh: HashMap<Key, (Stamp, Known)>,
     changed: bool,
+    /// A file was not always the same in this build.
+    unsettled: bool,
 }
 
 /// A [`StatCache`] kept in one file, which is read at the first use.
@@ -167,6 +171,16 @@ impl FileStatCache {
         Ok(())
     }
 
+    /// For a second look.
+    pub fn again(&self) -> Again<'_> {
+        Again(self)
+    }
+
+    /// Was every file the same whenever this build looked at it?
+    pub fn is_settled(&self) -> bool {
+        self.with(|table| !table.unsettled)
+    }
+
     fn with<T>(&self, action: impl FnOnce(&mut Table) -> T) -> T {
         let mut guard = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         action(guard.get_or_insert_with(|| Table {
@@ -186,10 +200,12 @@ impl StatCache for FileStatCache {
                 Some(found) => *found,
                 None => {
                     let at = table.saved.find(key)?;
-                    let (_, stamp, known, day) = decode(table.saved.record(at));
-                    // A use on another day than the last is worth a new file.
-                    table.changed |= !std::mem::replace(&mut table.saved.used[at], true) && day < table.saved.latest;
-                    (stamp, known)
+                    let (_, known_stamp, known, day) = decode(table.saved.record(at));
+                    if known_stamp == stamp {
+                        // A use on another day than the last is worth a new file.
+                        table.changed |= !std::mem::replace(&mut table.saved.used[at], true) && day < table.saved.latest;
+                    }
+                    (known_stamp, known)
                 }
             };
             (known_stamp == stamp).then_some(known)
@@ -198,9 +214,39 @@ impl StatCache for FileStatCache {
 
     fn put(&self, entry: &Entry, known: Known) {
         self.with(|table| {
-            table.fresh.insert(key(entry), (Stamp::of(entry), known));
+            let (key, now) = (key(entry), (Stamp::of(entry), known));
+            let before = table.fresh.insert(key, now).or_else(|| {
+                let at = table.saved.find(key).filter(|at| table.saved.used[*at])?;
+                let (_, stamp, known, _) = decode(table.saved.record(at));
+                Some((stamp, known))
+            });
+            table.unsettled |= before.is_some_and(|before| before != now);
             table.changed = true;
         });
+    }
+
+    fn unsettled(&self) {
+        self.with(|table| table.unsettled = true);
+    }
+}
+
+/// Looks at files again after they were used: what was read a moment after it was written may have been written once more in the same
+/// tick, and is read again.
+#[derive(Debug)]
+pub struct Again<'c>(&'c FileStatCache);
+
+impl StatCache for Again<'_> {
+    fn get(&self, entry: &Entry) -> Option<Known> {
+        let trusted = self.0.with(|table| table.opened.trusts(key(entry), &Stamp::of(entry)));
+        if trusted { self.0.get(entry) } else { None }
+    }
+
+    fn put(&self, entry: &Entry, known: Known) {
+        self.0.put(entry, known);
+    }
+
+    fn unsettled(&self) {
+        self.0.unsettled();
     }
 }
 
@@ -383,6 +429,46 @@ mod tests {
         }
         fs::write(&file, &good[..good.len() - 5]).unwrap();
         assert_eq!(FileStatCache::new(&file, dir.path()).get(&old), None);
+    }
+
+    #[test]
+    fn a_file_that_was_two_in_one_build_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("stat");
+        let open = || FileStatCache::new(&file, dir.path());
+        let (old, new) = (entry(1, 10, 10), entry(1, 10, 11));
+        let cache = open();
+        cache.put(&old, known("a"));
+        cache.put(&old, known("a"));
+        assert!(cache.is_settled());
+        cache.save().unwrap();
+        // Another build may find another file.
+        let cache = open();
+        assert_eq!(cache.get(&new), None);
+        cache.put(&new, known("b"));
+        assert!(cache.is_settled());
+        // The same build may not: neither another stamp, nor other content under the same.
+        cache.put(&old, known("a"));
+        assert!(!cache.is_settled());
+        let cache = open();
+        assert!(cache.get(&old).is_some());
+        cache.put(&new, known("a"));
+        assert!(!cache.is_settled());
+        let cache = open();
+        cache.put(&entry(5, 10, 10), known("a"));
+        cache.put(&entry(5, 10, 10), known("b"));
+        assert!(!cache.is_settled());
+    }
+
+    #[test]
+    fn what_is_young_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = FileStatCache::new(dir.path().join("stat"), dir.path());
+        let now = fs::metadata(dir.path()).unwrap().mtime();
+        for (entry, read_again) in [(entry(1, 10, 10), false), (entry(2, 10, now + 9), true)] {
+            cache.put(&entry, known("a"));
+            assert_eq!((cache.get(&entry).is_some(), cache.again().get(&entry).is_none()), (true, read_again));
+        }
     }
 
     #[test]
