@@ -22,7 +22,7 @@ use crate::plan::{CopyAction, ExecMountKind, FileAction, FileOp, Op, Plan, Verte
 use crate::schedule;
 use crate::snapshot::tree::Tree;
 use crate::snapshot::view::View;
-use crate::trace::{Before, Outcome, Trace};
+use crate::trace::{self, Before, Outcome, Trace};
 
 /// Remote sources fetched at once.
 const MOST_DOWNLOADS: usize = 8;
@@ -63,6 +63,8 @@ struct Solver<'a> {
     fresh: Vec<bool>,
     /// The last build of the same Dockerfile, read when something runs.
     before: OnceLock<Before>,
+    /// A local folder changed between its key and its copy: from then on nothing is filed.
+    unsettled: AtomicBool,
     failure: Mutex<Option<BuildError>>,
 }
 
@@ -108,6 +110,7 @@ impl<'a> Solver<'a> {
             stale: vec![],
             fresh: vec![],
             before: OnceLock::new(),
+            unsettled: AtomicBool::new(false),
             failure: Mutex::new(None),
         };
         solver.mark_no_cache();
@@ -285,15 +288,31 @@ impl<'a> Solver<'a> {
         Ok(key)
     }
 
-    /// Fails unless a local folder still is what its key was made of: then what was copied in between is, too.
-    fn check_settled(&self, vertex: VertexId, which: &str, now: &content::Contents) -> Result<(), BuildError> {
+    /// A second look at what was just copied of a local folder. When it is still what the key was made of, the copy is, too. Else the key
+    /// says nothing about the copy: the image has what was copied, and nothing of it may be found by a later build.
+    fn look_again(&self, vertex: VertexId, which: &str, now: Result<content::Contents, file::FileError>) {
         let known = self.nodes[vertex].contents.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = known.get(which).filter(|before| before.digest != now.digest);
-        if before.is_none() && self.session.stat_cache.is_settled() {
-            return Ok(());
-        }
-        let changes = before.map(|before| crate::trace::files::differences(&before.listing, &now.listing)).unwrap_or_default();
-        Err(self.file_error(vertex, file::FileError::Unsettled { changes }))
+        let changes = match (known.get(which), now) {
+            (Some(before), Ok(now)) if before.digest == now.digest && self.session.stat_cache.is_settled() => return,
+            (Some(before), Ok(now)) => trace::files::differences(&before.listing, &now.listing),
+            _ => vec![],
+        };
+        self.unsettled.store(true, Ordering::Relaxed);
+        let step = self.step(vertex);
+        let changes = if changes.is_empty() { String::new() } else { format!(" ({})", changes.join(", ")) };
+        self.session.sink.emit(Event::Warning {
+            code: "context-changed".into(),
+            message: format!(
+                "{}: the context changed while it was read{changes}: the image has what was there when it was copied, and the next build \
+                 copies again; leave what always changes out with .dockerignore",
+                step.name
+            ),
+            line: step.line(),
+        });
+    }
+
+    fn is_settled(&self) -> bool {
+        !self.unsettled.load(Ordering::Relaxed)
     }
 
     fn file_error(&self, vertex: VertexId, source: file::FileError) -> BuildError {
@@ -330,8 +349,10 @@ impl<'a> Solver<'a> {
         };
         let chain = vec![self.write_files(vertex, &FileOp { base: None, actions: vec![FileAction::Copy(copy)] }, &[])?];
         let again = content::of_path(&*self.context(name)?, std::path::Path::new(inside), &self.session.stat_cache.again());
-        self.check_settled(vertex, &files_of(name, source), &again.map_err(|error| self.file_error(vertex, error))?)?;
-        cache::save(self.session.state, &key, &Record { key, chain: chain.clone() })?;
+        self.look_again(vertex, &files_of(name, source), again);
+        if self.is_settled() {
+            cache::save(self.session.state, &key, &Record { key, chain: chain.clone() })?;
+        }
         Ok(chain)
     }
 
@@ -420,6 +441,10 @@ impl<'a> Solver<'a> {
         let outcome = self.run(vertex, op).and_then(|link| {
             let mut chain = self.chain(op.base()).map_err(|Failed| BuildError::Cancelled)?;
             chain.push(link);
+            if !self.is_settled() {
+                // A key that nothing else has, so that what follows finds nothing either.
+                return Ok(Arc::new(Record { key: CacheKey::of_content(Digest::of(format!("{chain:?}").as_bytes())), chain }));
+            }
             let record = Record { key, chain };
             cache::save(self.session.state, &key, &record)?;
             cache::save(self.session.state, &definition, &record)?;
@@ -446,8 +471,7 @@ impl<'a> Solver<'a> {
                         && let Op::Local { name } = self.op(copy.from)
                     {
                         let again = content::of_copy(&*self.tree(copy.from)?, copy, &self.session.stat_cache.again());
-                        let again = again.map_err(|error| self.file_error(vertex, error))?;
-                        self.check_settled(vertex, &files_of(name, &copy.sources.join(" ")), &again)?;
+                        self.look_again(vertex, &files_of(name, &copy.sources.join(" ")), again);
                     }
                 }
                 Ok(written)

@@ -128,15 +128,6 @@ pub enum FileError {
         /// Why.
         source: io::Error,
     },
-    /// What was copied is not what the cache key says.
-    #[error(
-        "the context changed while it was read{}: build again when nobody writes to it, or leave what always changes out with .dockerignore",
-        if changes.is_empty() { String::new() } else { format!(" ({})", changes.join(", ")) }
-    )]
-    Unsettled {
-        /// As far as they can be named.
-        changes: Vec<String>,
-    },
     /// Somebody changes the sources.
     #[error(
         "cannot {action} {path:?}: it was removed or replaced a moment ago; the context changed while it was read: build again when nobody writes to it"
