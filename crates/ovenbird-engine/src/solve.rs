@@ -72,8 +72,12 @@ struct Solver<'a> {
 pub fn solve(session: &Session, plan: &Plan, offset: usize) -> Result<Vec<Link>, BuildError> {
     let Some(root) = plan.root else { return Ok(vec![]) };
     let solver = Solver::new(session, plan, offset);
-    let outcome = solver.prepare().and_then(|()| solver.solve(root));
-    solver.remember();
+    let outcome = solver.prepare().and_then(|()| {
+        let outcome = solver.solve(root);
+        // Without all keys the trace would explain less than that of the build before.
+        solver.remember();
+        outcome
+    });
     match outcome {
         Ok(record) => Ok(record.chain.clone()),
         Err(Failed) => Err(solver.into_failure()),

@@ -109,7 +109,12 @@ pub(crate) fn run(args: &PruneArgs, session: &Session) -> Result<(), Error> {
         1 => "; 1 is in use".to_owned(),
         count => format!("; {count} are in use"),
     };
-    crate::print(&format!("removed {} entries, {}{in_use}\n", report.removed, bytes(report.bytes)))
+    crate::print(&format!(
+        "removed {} {}, {}{in_use}\n",
+        report.removed,
+        if report.removed == 1 { "entry" } else { "entries" },
+        bytes(report.bytes)
+    ))
 }
 
 #[cfg(test)]

@@ -9,17 +9,19 @@ use crate::snapshot::tree::Tree;
 pub(crate) fn lookup(spec: &str, base: &dyn Tree) -> Result<(u32, u32), FileError> {
     let (user, group) = spec.split_once(':').unwrap_or((spec, ""));
     let unknown = |name: &str, file| FileError::Owner { spec: spec.to_owned(), name: name.to_owned(), file };
-    let is_name = |part: &str| !part.is_empty() && part.parse::<u32>().is_err();
+    // The largest number is no id: to `chown` it means "leave it".
+    let id = |part: &str| part.parse::<u32>().ok().filter(|id| *id != u32::MAX);
+    let is_name = |part: &str| !part.is_empty() && id(part).is_none();
     let accounts = if is_name(user) || is_name(group) { Accounts::read(base) } else { Accounts::default() };
-    let (uid, primary) = match user.parse::<u32>() {
+    let (uid, primary) = match id(user) {
         _ if user.is_empty() => (0, 0),
-        Ok(id) => (id, id),
-        Err(_) => accounts.user(user).map(|user| (user.uid, user.gid)).ok_or_else(|| unknown(user, PASSWD))?,
+        Some(id) => (id, id),
+        None => accounts.user(user).map(|user| (user.uid, user.gid)).ok_or_else(|| unknown(user, PASSWD))?,
     };
-    let gid = match group.parse::<u32>() {
+    let gid = match id(group) {
         _ if group.is_empty() => primary,
-        Ok(id) => id,
-        Err(_) => accounts.group(group).ok_or_else(|| unknown(group, GROUP))?,
+        Some(id) => id,
+        None => accounts.group(group).ok_or_else(|| unknown(group, GROUP))?,
     };
     Ok((uid, gid))
 }
