@@ -295,7 +295,7 @@ fn what_is_listed_can_be_removed_by_its_id() {
         ("prune --filter until=1h", "removed 0 entries"),
         ("prune --min-free-space 1", "removed 0 entries"),
         ("prune --all --max-used-space 1 --reserved-space 1g", "removed 0 entries"),
-        (&format!("prune --force --filter id={} --filter type=regular", &id[..8]), "removed 1 entries"),
+        (&format!("prune --force --filter id={} --filter type=regular", &id[..8]), "removed 1 entry"),
     ] {
         let said = home.run(line).ok();
         assert!(said.starts_with(expect), "{line}: {said}");
