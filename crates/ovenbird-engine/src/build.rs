@@ -11,18 +11,20 @@ use ovenbird_oci::store::Store;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 use ovenbird_sandbox::Level;
 
+use crate::cache::Filed;
 use crate::error::BuildError;
 use crate::event::{Event, EventSink};
 use crate::export::leak::Gate;
-use crate::export::{assemble, output};
+use crate::export::{assemble, cache as cache_export, output};
 use crate::frontend::{self, Images, Lowered, Options};
-use crate::input::{BuildInput, BuildOutput, Cancel};
+use crate::input::{BuildInput, BuildOutput, CacheExport, Cancel, Exportable};
+use crate::ops::imports::{Borrowed, Imports};
 use crate::ops::{LazyRuntime, Session, image, progress_events};
 use crate::plan::{ExecMountKind, ImageRequest, Op, Plan, ResolvedImage};
 use crate::prune::{self, CacheEntry, DiskUsage, PruneOptions, PruneReport};
 use crate::snapshot::folder::Folder;
 use crate::snapshot::tree::Tree;
-use crate::solve;
+use crate::solve::{self, Solved};
 use crate::state::State;
 use crate::trace::{self, Trace};
 
@@ -47,13 +49,14 @@ pub struct Engine {
     options: EngineOptions,
     state: State,
     runtime: LazyRuntime,
+    borrowed: Borrowed,
 }
 
 impl Engine {
     /// Opens the state folder.
     pub fn open(options: EngineOptions) -> Result<Self, BuildError> {
         let state = State::open(&options.root, options.level)?;
-        Ok(Self { options, state, runtime: LazyRuntime::default() })
+        Ok(Self { options, state, runtime: LazyRuntime::default(), borrowed: Borrowed::default() })
     }
 
     /// The blob store.
@@ -90,11 +93,22 @@ impl Engine {
         let epoch = input.source_date_epoch.or_else(|| plans.iter().find_map(|plan| plan.source_date_epoch));
         let dated = BuildInput { source_date_epoch: epoch, ..input.clone() };
         let session = Session { input: &dated, ..session };
-        let gate = Gate::new(&self.state, &self.options.client, input, &base_images(&plans))?;
-        let built = run(&session, &gate, &plans);
+        let bases = base_images(&plans);
+        let gate = Gate::new(&self.state, &self.options.client, input, &bases)?;
+        let built = loop {
+            match run(&session, &gate, &plans) {
+                // Each time there is one layer less that could be met.
+                Err(error @ BuildError::SharedLayer { .. }) if !cancel.is_cancelled() => {
+                    let message = format!("{error}; its step runs again");
+                    sink.emit(Event::Warning { code: "cache-layer".into(), message, line: None });
+                    session.resume(cancel);
+                }
+                other => break other,
+            }
+        };
         // Whatever failed, the hashes of context files are still right.
         let _ = session.stat_cache.save();
-        let images = match built {
+        let (images, filed) = match built {
             Err(_) if cancel.is_cancelled() => return Err(BuildError::Cancelled),
             other => other?,
         };
@@ -102,8 +116,15 @@ impl Engine {
             [only] if !input.options.iter().any(|o| o.multi_platform) => only.manifest.clone(),
             _ => assemble::index(&session, &images)?,
         };
+        let exportable = Exportable {
+            filed,
+            images: images.iter().map(|image| image.chain.clone()).collect(),
+            bases: bases.into_iter().cloned().collect(),
+            epoch,
+        };
         Ok(BuildOutput {
             target,
+            exportable,
             platforms: images.into_iter().map(|image| (image.platform, image.manifest, image.config)).collect(),
             ran: session.slots.ran.load(Ordering::Relaxed),
             cached: session.slots.cached.load(Ordering::Relaxed),
@@ -162,6 +183,26 @@ impl Engine {
             pushed?;
         }
         Ok(())
+    }
+
+    /// Writes the results of a build where other machines find them; layers are mounted from `published` where they can be.
+    pub fn export_cache(
+        &self,
+        input: &BuildInput,
+        results: &Exportable,
+        export: &CacheExport,
+        published: &[Reference],
+        sink: &Arc<dyn EventSink>,
+        cancel: &Cancel,
+    ) -> Result<(), BuildError> {
+        let input =
+            BuildInput { compression: export.compression.unwrap_or(input.compression), source_date_epoch: results.epoch, ..input.clone() };
+        let session = self.session(&input, sink, cancel);
+        let gate = Gate::new(&self.state, &self.options.client, &input, &results.bases.iter().collect::<Vec<_>>())?;
+        cache_export::export(&session, &gate, results, export, published).map_err(|source| match source {
+            BuildError::Cancelled => BuildError::Cancelled,
+            source => BuildError::CacheExport { to: export.to.to_string(), source: Box::new(source) },
+        })
     }
 
     /// Pulls an image into the store and names it there.
@@ -235,6 +276,7 @@ impl Engine {
             contexts,
             sink.clone(),
             cancel.follow(),
+            Imports::new(self.borrowed.clone()),
         )
     }
 
@@ -352,24 +394,27 @@ fn lower(
     })
 }
 
-fn run(session: &Session, gate: &Gate, plans: &[Plan]) -> Result<Vec<assemble::Assembled>, BuildError> {
+fn run(session: &Session, gate: &Gate, plans: &[Plan]) -> Result<(Vec<assemble::Assembled>, Vec<Filed>), BuildError> {
     let mut offsets = vec![0];
     offsets.extend(plans.iter().scan(0, |next, plan| {
         *next += plan.vertices.len();
         Some(*next)
     }));
-    let mut chains: Vec<_> = std::thread::scope(|scope| {
+    let mut solved: Vec<_> = std::thread::scope(|scope| {
         let running: Vec<_> =
             plans.iter().zip(&offsets).map(|(plan, offset)| scope.spawn(move || solve::solve(session, plan, *offset))).collect();
         running.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
     // The first real error counts, not the cancellation it caused elsewhere.
-    if let Some(at) = chains.iter().position(|c| c.as_ref().is_err_and(|e| !matches!(e, BuildError::Cancelled))) {
-        return chains.swap_remove(at).map(|_| vec![]);
+    if let Some(at) = solved.iter().position(|c| c.as_ref().is_err_and(|e| !matches!(e, BuildError::Cancelled))) {
+        return solved.swap_remove(at).map(|_| (vec![], vec![]));
     }
-    let chains = chains.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let solved = solved.into_iter().collect::<Result<Vec<_>, _>>()?;
     session.sink.emit(Event::Message { text: "exporting".into() });
-    plans.iter().zip(&chains).map(|(plan, chain)| assemble::assemble(session, gate, plan, chain)).collect()
+    let inline = |solved: &'_ Solved| session.input.cache_inline.then(|| solved.filed.clone());
+    let images =
+        plans.iter().zip(&solved).map(|(plan, solved)| assemble::assemble(session, gate, plan, &solved.chain, inline(solved).as_deref()));
+    Ok((images.collect::<Result<_, _>>()?, solved.into_iter().flat_map(|solved| solved.filed).collect()))
 }
 
 /// Names of all images that the plans read.

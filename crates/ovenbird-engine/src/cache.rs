@@ -4,10 +4,14 @@
 //! contexts alone, so that an unchanged build is answered without looking at any stage. The *content
 //! key* is known once the inputs are: for copied files it is their content, so a stage that was built
 //! again with the same outcome changes nothing behind it. Results are filed under both. No key holds a
-//! time, an inode, a path of this machine or a secret.
+//! time, an inode, a path of this machine or a secret. What other machines may know of this is in [`document`].
+
+pub mod document;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use ovenbird_oci::digest::Hasher;
-use ovenbird_oci::{Digest, Platform, Reference};
+use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Op;
@@ -75,6 +79,50 @@ pub enum Link {
         /// When it ran, seconds since 1970: an unchanged build is the same image, so its times are those of the steps.
         created: i64,
     },
+    /// What one step changed, as another machine packed it (not fetched until something reads it).
+    Shared(SharedLayer),
+}
+
+/// A layer from a cache that several machines use.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SharedLayer {
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Bytes of the blob.
+    pub size: u64,
+    /// Layer media type.
+    pub media_type: String,
+    /// Digest of the tar in it.
+    pub diff_id: Digest,
+    /// When the step ran, seconds since 1970.
+    pub created: i64,
+    /// How it was compressed: `gzip5`.
+    pub compression: String,
+    /// Time of all files in it, when that was fixed; seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<i64>,
+    /// Names of the secrets that it was searched for and does not hold.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub searched: BTreeSet<String>,
+}
+
+impl SharedLayer {
+    /// The blob.
+    pub fn descriptor(&self) -> Descriptor {
+        Descriptor {
+            media_type: self.media_type.clone(),
+            digest: self.digest,
+            size: self.size,
+            platform: None,
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    /// Its folder, once it is unpacked.
+    pub fn snapshot(&self) -> SnapshotId {
+        SnapshotId::of_layer(&self.diff_id)
+    }
 }
 
 impl Link {
@@ -93,7 +141,16 @@ pub struct Record {
     pub chain: Vec<Link>,
 }
 
-/// Finds a result whose parts are all still there.
+/// A result and the definition key that led to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filed {
+    /// Definition key.
+    pub definition: CacheKey,
+    /// The result.
+    pub record: Record,
+}
+
+/// Finds a result whose parts are all still there, or can be had.
 pub fn find(state: &State, key: &CacheKey) -> Option<Record> {
     let record: Record = serde_json::from_slice(&state.read_record(&key.file_name())?).ok()?;
     if !is_complete(state, &record.chain) {
@@ -127,6 +184,9 @@ fn is_complete(state: &State, chain: &[Link]) -> bool {
     chain.iter().all(|link| match link {
         Link::Image { manifest, .. } => state.store().has(manifest),
         Link::Diff { id, .. } => state.has_snapshot(id),
+        Link::Shared(layer) => {
+            state.has_snapshot(&layer.snapshot()) || state.store().holds(&layer.descriptor()) || state.origin(&layer.digest).is_some()
+        }
     })
 }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use ovenbird_dockerfile::{Diagnostic, Severity};
+use ovenbird_oci::Digest;
 use ovenbird_oci::archive::ArchiveError;
 use ovenbird_oci::layer::LayerError;
 use ovenbird_oci::registry::RegistryError;
@@ -78,6 +79,22 @@ pub enum BuildError {
         damage: StoreError,
         /// Why it is still broken.
         source: RegistryError,
+    },
+    /// A layer from a cache that machines share cannot be had, or is not what it should be. It is not used again: another try runs the step.
+    #[error("the layer {layer} of the cache cannot be used: {source}")]
+    SharedLayer {
+        /// Its digest.
+        layer: Digest,
+        /// Why.
+        source: Box<BuildError>,
+    },
+    /// A cache could not be written.
+    #[error("cannot export the cache {to}: {source}")]
+    CacheExport {
+        /// Where to.
+        to: String,
+        /// Why.
+        source: Box<BuildError>,
     },
     /// A step's source cannot be had.
     #[error("{step}: {source}")]
@@ -280,14 +297,16 @@ impl BuildError {
             | Self::Archive(_)
             | Self::Output { .. }
             | Self::Malformed { .. } => ErrorKind::Configuration,
+            Self::SharedLayer { source, .. } | Self::CacheExport { source, .. } => source.kind(),
             Self::Leak { .. } => ErrorKind::Veto,
             Self::Cancelled => ErrorKind::Cancelled,
         }
     }
 
-    /// A blob of the store was found damaged, and is removed by now: another build makes or fetches it again.
+    /// A blob was found damaged, and is removed or no longer used by now: another build makes or fetches it again.
     pub fn is_damage(&self) -> bool {
         let store = match self {
+            Self::SharedLayer { .. } => return true,
             Self::Store(source) | Self::Archive(ArchiveError::Store(source)) | Self::State(StateError::Store(source)) => source,
             Self::Registry(RegistryError::Store { source, .. }) => source,
             _ => return false,

@@ -12,6 +12,7 @@ use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_oci::layer::Compression;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
+use crate::cache::{Filed, Link};
 use crate::frontend::Options;
 
 /// Set once; every part of a build looks at it.
@@ -156,6 +157,71 @@ pub enum PullPolicy {
     Never,
 }
 
+/// A cache in a folder, as an OCI layout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalCache {
+    /// The folder.
+    pub dir: PathBuf,
+    /// Which of its caches.
+    pub tag: String,
+    /// `digest=`: this one, whatever its tag. For reading only.
+    pub digest: Option<Digest>,
+}
+
+/// Where results of other machines are: what `--cache-from` says, and where `--cache-to` writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheSource {
+    /// An image of a registry that is or has a cache.
+    Registry(Reference),
+    /// A folder.
+    Local(LocalCache),
+}
+
+impl std::fmt::Display for CacheSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Registry(reference) => f.write_str(&reference.familiar()),
+            Self::Local(local) => write!(f, "{}:{}", local.dir.display(), local.tag),
+        }
+    }
+}
+
+/// Which results an exported cache has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CacheMode {
+    /// Those whose layers are all in the image.
+    #[default]
+    Min,
+    /// All of the build, other stages included.
+    Max,
+}
+
+/// One `--cache-to`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheExport {
+    /// Where to.
+    pub to: CacheSource,
+    /// What.
+    pub mode: CacheMode,
+    /// How layers are compressed; `None`: like those of the image.
+    pub compression: Option<Compression>,
+    /// Docker's media types instead of OCI's.
+    pub docker_media_types: bool,
+}
+
+/// What a build leaves for [`crate::Engine::export_cache`].
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Exportable {
+    /// Results, each with its keys, in the order of the plan.
+    pub(crate) filed: Vec<Filed>,
+    /// What the images are made of.
+    pub(crate) images: Vec<Vec<Link>>,
+    /// Base images.
+    pub(crate) bases: Vec<Reference>,
+    /// Time of all files, when it is fixed.
+    pub(crate) epoch: Option<i64>,
+}
+
 /// A resolved request: all that the engine needs.
 #[derive(Debug, Clone)]
 pub struct BuildInput {
@@ -189,6 +255,12 @@ pub struct BuildInput {
     pub publish_to: Vec<Reference>,
     /// Secrets (by id) and credentials (by registry) that may be in the image.
     pub allow_leak: Vec<String>,
+    /// Caches of other machines, the first that has something counts.
+    pub cache_from: Vec<CacheSource>,
+    /// The image carries its own cache.
+    pub cache_inline: bool,
+    /// The results will be exported.
+    pub cache_exported: bool,
 }
 
 /// The image(s) of a build; all blobs are in the store.
@@ -202,6 +274,8 @@ pub struct BuildOutput {
     pub ran: usize,
     /// See `ran`.
     pub cached: usize,
+    /// For the caches of other machines.
+    pub exportable: Exportable,
 }
 
 impl Default for BuildInput {
@@ -222,6 +296,9 @@ impl Default for BuildInput {
             annotations: BTreeMap::new(),
             publish_to: vec![],
             allow_leak: vec![],
+            cache_from: vec![],
+            cache_inline: false,
+            cache_exported: false,
         }
     }
 }

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use ovenbird_oci::Digest;
 
-use crate::cache::{self, CacheKey, Link, Record};
+use crate::cache::{self, CacheKey, Filed, Link, Record};
 use crate::error::BuildError;
 use crate::event::Event;
 use crate::ops::exec::StepName;
@@ -68,9 +68,18 @@ struct Solver<'a> {
     failure: Mutex<Option<BuildError>>,
 }
 
-/// Runs a plan; the result is the target's root file system.
-pub fn solve(session: &Session, plan: &Plan, offset: usize) -> Result<Vec<Link>, BuildError> {
-    let Some(root) = plan.root else { return Ok(vec![]) };
+/// What a plan came to.
+#[derive(Debug, Default)]
+pub struct Solved {
+    /// The target's root file system.
+    pub chain: Vec<Link>,
+    /// Results of all steps that lead to it, when they are wanted by other machines.
+    pub filed: Vec<Filed>,
+}
+
+/// Runs a plan.
+pub fn solve(session: &Session, plan: &Plan, offset: usize) -> Result<Solved, BuildError> {
+    let Some(root) = plan.root else { return Ok(Solved::default()) };
     let solver = Solver::new(session, plan, offset);
     let outcome = solver.prepare().and_then(|()| {
         let outcome = solver.solve(root);
@@ -79,7 +88,7 @@ pub fn solve(session: &Session, plan: &Plan, offset: usize) -> Result<Vec<Link>,
         outcome
     });
     match outcome {
-        Ok(record) => Ok(record.chain.clone()),
+        Ok(record) => Ok(Solved { chain: record.chain.clone(), filed: solver.filed(root) }),
         Err(Failed) => Err(solver.into_failure()),
     }
 }
@@ -367,9 +376,37 @@ impl<'a> Solver<'a> {
             .get_or_init(|| {
                 let key = self.nodes[vertex].definition.get()?;
                 let cacheable = matches!(self.op(vertex), Op::Exec(_) | Op::File(_)) && !self.stale[vertex];
-                cacheable.then(|| cache::find(self.session.state, key)).flatten()
+                cacheable.then(|| self.find(key)).flatten()
             })
             .as_ref()
+    }
+
+    fn find(&self, key: &CacheKey) -> Option<Record> {
+        self.session.imports.find(self.session, self.plan, key)
+    }
+
+    /// Results of the steps that lead to a vertex, in the order of the plan: also of those that this build had no need to look at.
+    fn filed(&self, root: VertexId) -> Vec<Filed> {
+        let wanted = self.session.input.cache_exported || self.session.input.cache_inline;
+        if !wanted || !self.is_settled() {
+            return vec![];
+        }
+        let mut reached = vec![false; root + 1];
+        reached[root] = true;
+        for id in (0..=root).rev() {
+            if reached[id] {
+                self.op(id).inputs().into_iter().for_each(|input| reached[input] = true);
+            }
+        }
+        let filed = (0..=root).filter(|id| reached[*id] && self.is_step(*id)).filter_map(|id| {
+            let definition = *self.nodes[id].definition.get()?;
+            let record = match self.nodes[id].solved.get() {
+                Some(solved) => (**solved).clone(),
+                None => self.find(&definition)?,
+            };
+            Some(Filed { definition, record })
+        });
+        filed.collect()
     }
 
     fn solve(&self, target: VertexId) -> Result<Arc<Record>, Failed> {
@@ -431,7 +468,7 @@ impl<'a> Solver<'a> {
         }
         let key = self.content_key(vertex, op)?;
         if !self.fresh[vertex]
-            && let Some(record) = cache::find(self.session.state, &key)
+            && let Some(record) = self.find(&key)
         {
             cache::save(self.session.state, &definition, &record).map_err(|error| self.fail(error.into()))?;
             self.announce_cached(vertex);

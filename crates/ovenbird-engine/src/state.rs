@@ -414,6 +414,15 @@ impl State {
         self.write_atomically(&path, &bytes)
     }
 
+    /// A blob cannot be had where it was said to be.
+    pub fn forget_origin(&self, blob: &Digest) -> Result<(), StateError> {
+        let path = self.origin_file(blob);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Folder that holds the origins.
     pub fn origins_dir(&self) -> PathBuf {
         self.root.join("origins")

@@ -27,7 +27,7 @@ use crate::store::{MAX_DOCUMENT, Store, StoreError};
 use crate::{Descriptor, Digest, ImageConfig, Index, Manifest, Reference, beside};
 
 /// Annotation with the tag, for tools that choose by it.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Annotation with the full name, as containerd and Docker read it.
 const IMAGE_NAME: &str = "io.containerd.image.name";
 /// Blobs up to this size that are in the store already are read to see whether they are whole: it takes no time.

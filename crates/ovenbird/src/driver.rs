@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use ovenbird_engine::Event;
+use ovenbird_oci::Reference;
 
 use crate::builder::{Builder, Image, Job};
 use crate::error::{Error, Kind};
@@ -107,7 +108,13 @@ impl<B: Builder> Driver for LocalDriver<B> {
             let start = Instant::now();
             let delivered = self.deliver(&image, request, job);
             timings.export += start.elapsed();
-            delivered.map(|(names, pushed)| (image, names, pushed))
+            let (names, pushed) = delivered?;
+            let start = Instant::now();
+            // The image is what was asked for; the cache comes after it.
+            let published: Vec<Reference> = pushed.iter().filter_map(|name| name.parse().ok()).collect();
+            let cached = self.builder.export_caches(&image, &tree, request, &published, job);
+            timings.export += start.elapsed();
+            cached.map(|()| (image, names, pushed))
         };
         let (image, names, pushed) = match once(&mut timings) {
             // What is on standard output already cannot be taken back.
@@ -143,7 +150,7 @@ mod tests {
 
     use ovenbird_engine::Cancel;
     use ovenbird_engine::event::Silent;
-    use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
+    use ovenbird_oci::{Descriptor, Digest, Platform};
 
     use super::*;
     use crate::request::Source;
@@ -173,6 +180,7 @@ mod tests {
                 ran: 1,
                 cached: 0,
                 source_date_epoch: None,
+                exportable: ovenbird_engine::input::Exportable::default(),
             })
         }
         fn name(&self, _: &Image, names: &[Reference]) -> Result<(), Error> {
@@ -187,6 +195,12 @@ mod tests {
                 let mut error = Error::new(Kind::Configuration, "blob x is corrupt");
                 error.detail = Some(Box::new(crate::error::Detail::Damage));
                 return Err(error);
+            }
+            Ok(())
+        }
+        fn export_caches(&self, _: &Image, _: &SourceTree, request: &BuildRequest, published: &[Reference], _: &Job) -> Result<(), Error> {
+            for to in &request.cache_to {
+                self.say(format!("cache {:?} from {}", to.dest, list(published)));
             }
             Ok(())
         }

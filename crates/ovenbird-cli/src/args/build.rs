@@ -67,6 +67,14 @@ pub(crate) struct BuildArgs {
     /// Run the steps of these stages anew
     #[arg(long, value_name = "STAGE", value_delimiter = ',', help_heading = "Cache")]
     no_cache_filter: Vec<String>,
+    /// Take results of other machines from here, several may be given: `type=registry,ref=IMAGE` (or IMAGE alone) or `type=local,src=DIR`.
+    /// What is not there, or not whole, is built
+    #[arg(long = "cache-from", value_name = "IMAGE|type=TYPE[,KEY=VALUE]", help_heading = "Cache")]
+    cache_from: Vec<String>,
+    /// Give results to other machines: `type=registry,ref=IMAGE`, `type=inline` or `type=local,dest=DIR`, with mode=min|max, compression=,
+    /// compression-level=, oci-mediatypes=, ignore-error=false. mode=max has every stage, mode=min what is in the image
+    #[arg(long = "cache-to", value_name = "IMAGE|type=TYPE[,KEY=VALUE]", help_heading = "Cache")]
+    cache_to: Vec<String>,
     /// Ask the registry for base images even when they are here
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, help_heading = "Cache")]
     pull: bool,
@@ -153,6 +161,18 @@ fn pairs(flag: &str, rows: &[String]) -> Result<BTreeMap<String, String>, Error>
         .collect()
 }
 
+/// An empty value asks for nothing: scripts write it when they have no cache.
+fn caches<T: std::str::FromStr<Err = ovenbird::request::ParseValueError>>(flag: &str, rows: &[String]) -> Result<Vec<T>, Error> {
+    let given = rows.iter().filter(|row| !row.is_empty());
+    given
+        .map(|row| {
+            row.parse().map_err(|e: ovenbird::request::ParseValueError| {
+                Error::new(Kind::Usage, format!("{flag} {row:?} cannot be used")).because(e.reason)
+            })
+        })
+        .collect()
+}
+
 impl BuildArgs {
     /// Is the Dockerfile to be checked only?
     pub(crate) fn checks_only(&self) -> bool {
@@ -178,6 +198,8 @@ impl BuildArgs {
             no_cache: self.no_cache,
             no_cache_filter: self.no_cache_filter.clone(),
             pull: self.pull,
+            cache_from: caches("--cache-from", &self.cache_from)?,
+            cache_to: caches("--cache-to", &self.cache_to)?,
             outputs: self.outputs()?,
             secrets: self.secrets.clone(),
             allow_leak: self.allow_leak.clone(),
@@ -275,6 +297,8 @@ mod tests {
             (". --no-cache", "no_cache: true"),
             (". --no-cache=false", "no_cache: false"),
             (". --no-cache-filter a,b", "no_cache_filter: [\"a\", \"b\"]"),
+            (". --cache-from a:cache --cache-from type=local,src=d", "cache_from: [Registry(\"a:cache\"), Local { src: \"d\""),
+            (". --cache-to type=registry,ref=a:cache,mode=max", "cache_to: [CacheTo { dest: Registry(\"a:cache\"), max: true"),
             (". --pull", "pull: true"),
             (". --push", "kind: Registry"),
             (". --push -o type=image,name=a", "[Output { kind: Registry, names: [\"a\"]"),
@@ -307,8 +331,8 @@ mod tests {
     #[test]
     fn what_is_refused() {
         for (line, expect) in [
-            (". --cache-from x", "! 2 --cache-from is not supported"),
-            (". --cache-to type=inline", "! 2 --cache-to is not supported"),
+            (". --cache-from type=gha", "! 2 --cache-from \"type=gha\" cannot be used: caches of type=gha are not supported"),
+            (". --cache-to type=inline,mode=max", "! 2 --cache-to \"type=inline,mode=max\" cannot be used: mode=max does not go with"),
             (". --attest type=sbom", "! 2 --attest is not supported"),
             (". --provenance=mode=max", "! 2 --provenance is not supported"),
             (". --sbom true", "! 2 --sbom is not supported"),

@@ -28,8 +28,6 @@ const fn flag(name: &'static str, takes: Takes, harmless: &'static [&'static str
 const NO: &[&str] = &["false", "False", "FALSE", "f", "F", "0"];
 
 const FLAGS: &[Flag] = &[
-    flag("cache-from", Value, &[""], "the cache is local; share the state directory with --root instead"),
-    flag("cache-to", Value, &[""], "the cache is local; share the state directory with --root instead"),
     flag("attest", Value, &["disabled=true"], "attestations are not made yet"),
     flag("provenance", Value, NO, "provenance attestations are not made yet; --provenance=false is accepted"),
     flag("sbom", Value, NO, "SBOM attestations are not made yet; --sbom=false is accepted"),

@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use ovenbird_oci::image::{History, media};
-use ovenbird_oci::layer::{self, Compression, PackOptions, Packed};
+use ovenbird_oci::layer::{self, Needles, PackOptions, Packed};
 use ovenbird_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform};
 
-use crate::cache::{self, Link};
+use crate::cache::{self, Filed, Link, SharedLayer, document};
 use crate::error::BuildError;
 use crate::event::Event;
+use crate::export::cache as cache_export;
 use crate::export::leak::Gate;
 use crate::ops::{Session, image};
 use crate::plan::Plan;
+use crate::snapshot::LayerDir;
 use crate::state::SnapshotId;
 
 /// One platform's image.
@@ -24,11 +26,15 @@ pub struct Assembled {
     pub manifest: Descriptor,
     /// Digest of its config.
     pub config: Digest,
+    /// What it is made of.
+    pub chain: Vec<Link>,
 }
 
 /// Makes the image of a solved plan. Its times are those of its steps, so an unchanged build gives the same image; with a fixed time they
 /// are all that time.
-pub fn assemble(session: &Session, gate: &Gate, plan: &Plan, chain: &[Link]) -> Result<Assembled, BuildError> {
+///
+/// With `inline`, the manifest says which of these results its layers hold.
+pub fn assemble(session: &Session, gate: &Gate, plan: &Plan, chain: &[Link], inline: Option<&[Filed]>) -> Result<Assembled, BuildError> {
     let Parts { layers, diff_ids, inherited, created } = parts(session, gate, chain)?;
     let fixed = session.input.source_date_epoch.map(rfc3339);
     let base_created = plan.base.as_ref().and_then(|base| base.config.created.clone());
@@ -62,18 +68,22 @@ pub fn assemble(session: &Session, gate: &Gate, plan: &Plan, chain: &[Link]) -> 
     gate.check_document("annotations", &session.input.annotations)?;
     let docker = session.input.docker_media_types;
     let config_digest = write_json(session, &config)?;
+    let mut annotations = session.input.annotations.clone();
+    if let Some(document) = inline.map(|filed| cache_export::inline(session, gate, filed, chain, &layers)).transpose()?.flatten() {
+        annotations.insert(document::ANNOTATION.into(), document);
+    }
     let manifest = Manifest {
         schema_version: 2,
         media_type: Some(if docker { media::DOCKER_MANIFEST } else { media::OCI_MANIFEST }.into()),
         config: descriptor(session, if docker { media::DOCKER_CONFIG } else { media::OCI_CONFIG }, config_digest)?,
         layers,
-        annotations: session.input.annotations.clone(),
+        annotations,
     };
     let digest = write_json(session, &manifest)?;
     cache::save_image(session.state, &digest, chain)?;
     let mut manifest = descriptor(session, manifest.media_type.as_deref().unwrap_or(media::OCI_MANIFEST), digest)?;
     manifest.platform = Some(platform_of(&config, &plan.platform));
-    Ok(Assembled { platform: plan.platform.clone(), manifest, config: config_digest })
+    Ok(Assembled { platform: plan.platform.clone(), manifest, config: config_digest, chain: chain.to_vec() })
 }
 
 /// One index over several platforms.
@@ -106,9 +116,16 @@ struct Parts {
 
 fn parts(session: &Session, gate: &Gate, chain: &[Link]) -> Result<Parts, BuildError> {
     let mut parts = Parts::default();
-    for link in chain {
+    for (at, link) in chain.iter().enumerate() {
         session.check_stop()?;
         match link {
+            Link::Shared(shared) => {
+                let layer = shared_layer(session, gate, shared, &chain[..=at])?;
+                let media_type = layer_media_type(&layer.media_type, session.input.docker_media_types);
+                parts.layers.push(Descriptor { media_type, ..layer });
+                parts.diff_ids.push(shared.diff_id);
+                parts.created.push(shared.created);
+            }
             Link::Image { manifest, .. } => {
                 let (manifest, config) = image::read_image(session, manifest)?;
                 parts.inherited += manifest.layers.len();
@@ -135,8 +152,27 @@ fn parts(session: &Session, gate: &Gate, chain: &[Link]) -> Result<Parts, BuildE
     Ok(parts)
 }
 
+/// A layer of another machine, as it is when it is as it should be. Otherwise it is fetched: for another compression, or because it was not
+/// searched for all secrets of this build.
+fn shared_layer(session: &Session, gate: &Gate, shared: &SharedLayer, chain: &[Link]) -> Result<Descriptor, BuildError> {
+    let (same, searched) =
+        (shared.compression == cache_export::name_of(session.input.compression), gate.names().is_subset(&shared.searched));
+    if same && searched {
+        return Ok(shared.descriptor());
+    }
+    image::snapshot(session, chain)?;
+    if same {
+        if let Some((needles, places)) = gate.unsearched(session.state, &shared.snapshot()) {
+            search(session, gate, &shared.snapshot(), &shared.digest, &needles, &places)?;
+        }
+        return Ok(shared.descriptor());
+    }
+    let packed = pack(session, gate, &shared.snapshot())?;
+    Ok(Descriptor { media_type: packed.media_type, digest: packed.digest, size: packed.size, ..shared.descriptor() })
+}
+
 /// A manifest holds layer types of its own family; zstd has no Docker name.
-fn layer_media_type(media_type: &str, docker: bool) -> String {
+pub(super) fn layer_media_type(media_type: &str, docker: bool) -> String {
     let pairs = [(media::OCI_LAYER_GZIP, media::DOCKER_LAYER_GZIP), (media::OCI_LAYER, media::DOCKER_LAYER)];
     let found = pairs.iter().find(|(oci, dock)| media_type == *oci || media_type == *dock);
     match found {
@@ -145,13 +181,10 @@ fn layer_media_type(media_type: &str, docker: bool) -> String {
     }
 }
 
-fn pack(session: &Session, gate: &Gate, id: &SnapshotId) -> Result<Packed, BuildError> {
+/// The layer of a snapshot: packed now, or before.
+pub(super) fn pack(session: &Session, gate: &Gate, id: &SnapshotId) -> Result<Packed, BuildError> {
     let options = PackOptions { compression: session.input.compression, mtime: session.input.source_date_epoch, threads: threads() };
-    let compression = match options.compression {
-        Compression::None => "tar".to_owned(),
-        Compression::Gzip(level) => format!("gzip{level}"),
-        Compression::Zstd(level) => format!("zstd{level}"),
-    };
+    let compression = cache_export::name_of(options.compression);
     let variant = match options.mtime {
         Some(time) => format!("{compression}-{time}"),
         None => compression,
@@ -161,20 +194,12 @@ fn pack(session: &Session, gate: &Gate, id: &SnapshotId) -> Result<Packed, Build
     if let (Some(packed), None) = (&cached, &unsearched) {
         return Ok(packed.clone());
     }
-    let layer = session.state.layer_dir(id)?.ok_or_else(|| BuildError::Malformed {
-        digest: id.as_str().to_owned(),
-        reason: "its files were removed while the build ran".into(),
-    })?;
-    let failed = |source| BuildError::Layer { layer: id.as_str().to_owned(), source };
     if let (Some(packed), Some((needles, places))) = (cached, unsearched) {
-        let mut found = layer::search(&layer.dir, &layer.owners, &needles).map_err(failed)?;
-        for found in &mut found {
-            found.needle = places[found.needle];
-        }
-        gate.check_layer(&packed.digest, &found)?;
-        gate.passed(session.state, id)?;
+        search(session, gate, id, &packed.digest, &needles, &places)?;
         return Ok(packed);
     }
+    let layer = layer_dir(session, id)?;
+    let failed = |source| BuildError::Layer { layer: id.as_str().to_owned(), source };
     let event = |current, total, done| Event::Progress {
         id: format!("packing {}", id.as_str()),
         label: "packing layer".into(),
@@ -192,6 +217,25 @@ fn pack(session: &Session, gate: &Gate, id: &SnapshotId) -> Result<Packed, Build
     Ok(packed)
 }
 
+/// Looks for secrets in a layer that was packed when they were not known.
+fn search(session: &Session, gate: &Gate, id: &SnapshotId, digest: &Digest, needles: &Needles, places: &[usize]) -> Result<(), BuildError> {
+    let layer = layer_dir(session, id)?;
+    let mut found =
+        layer::search(&layer.dir, &layer.owners, needles).map_err(|source| BuildError::Layer { layer: id.as_str().to_owned(), source })?;
+    for found in &mut found {
+        found.needle = places[found.needle];
+    }
+    gate.check_layer(digest, &found)?;
+    gate.passed(session.state, id)
+}
+
+fn layer_dir(session: &Session, id: &SnapshotId) -> Result<LayerDir, BuildError> {
+    session.state.layer_dir(id)?.ok_or_else(|| BuildError::Malformed {
+        digest: id.as_str().to_owned(),
+        reason: "its files were removed while the build ran".into(),
+    })
+}
+
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(2, std::num::NonZero::get).min(8)
 }
@@ -205,12 +249,12 @@ fn platform_of(config: &ImageConfig, wanted: &Platform) -> Platform {
     }
 }
 
-fn write_json<T: serde::Serialize>(session: &Session, value: &T) -> Result<Digest, BuildError> {
+pub(super) fn write_json<T: serde::Serialize>(session: &Session, value: &T) -> Result<Digest, BuildError> {
     let bytes = serde_json::to_vec(value).map_err(|error| BuildError::Malformed { digest: "new".into(), reason: error.to_string() })?;
     Ok(session.state.store().write(&bytes)?)
 }
 
-fn descriptor(session: &Session, media_type: &str, digest: Digest) -> Result<Descriptor, BuildError> {
+pub(super) fn descriptor(session: &Session, media_type: &str, digest: Digest) -> Result<Descriptor, BuildError> {
     let path = session.state.store().blob_path(&digest);
     let size = std::fs::metadata(&path).map_err(BuildError::output(&path))?.len();
     Ok(Descriptor { media_type: media_type.into(), digest, size, platform: None, annotations: BTreeMap::new() })

@@ -78,6 +78,11 @@ impl Gate {
         Ok(Self { owners, bytes, marks, needles })
     }
 
+    /// Names of everything that is looked for: ids of secrets, and registries.
+    pub fn names(&self) -> BTreeSet<String> {
+        self.owners.iter().map(|owner| owner.id.clone()).collect()
+    }
+
     /// What to look for while a layer is packed.
     pub fn needles(&self) -> &Needles {
         &self.needles

@@ -1,5 +1,6 @@
 //! Snapshots to images, images to files.
 
 pub mod assemble;
+pub mod cache;
 pub mod leak;
 pub mod output;

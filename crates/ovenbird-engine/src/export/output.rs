@@ -15,7 +15,7 @@ use ovenbird_oci::{Descriptor, Digest, Index, Manifest, Reference, archive, besi
 use crate::cache::Link;
 use crate::error::BuildError;
 use crate::event::Event;
-use crate::ops::{Session, image, merged};
+use crate::ops::{Session, image, imports, merged};
 use crate::snapshot::Snapshot;
 
 /// A file, or standard output.
@@ -222,7 +222,7 @@ pub fn complete(session: &Session, target: &Descriptor) -> Result<(), BuildError
         for layer in &manifest.layers {
             let Err(damage) = session.state.store().check(layer) else { continue };
             let Some(origin) = session.state.origin(&layer.digest) else { return Err(damage.into()) };
-            image::fetch(session, &[layer], &origin)?;
+            image::fetch(session, &[layer], &origin).map_err(|error| imports::spoil(session, &layer.digest, error))?;
         }
     }
     Ok(())

@@ -13,11 +13,11 @@ use ovenbird_oci::registry::Fetched;
 use ovenbird_oci::store::StoreError;
 use ovenbird_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, Reference, archive};
 
-use crate::cache::{self, Link};
+use crate::cache::{self, Link, SharedLayer};
 use crate::error::BuildError;
 use crate::event::Event;
 use crate::input::PullPolicy;
-use crate::ops::Session;
+use crate::ops::{Session, imports};
 use crate::plan::{ImageRequest, ResolvedImage};
 use crate::snapshot::{LayerDir, Snapshot, view};
 use crate::state::SnapshotId;
@@ -271,6 +271,7 @@ pub fn media_type_of(bytes: &[u8]) -> String {
 /// Makes the diff folders of a chain readable.
 pub fn snapshot(session: &Session, chain: &[Link]) -> Result<Snapshot, BuildError> {
     let mut snapshot = Snapshot::default();
+    fetch_shared(session, chain)?;
     for link in chain {
         match link {
             Link::Diff { id, .. } => {
@@ -281,9 +282,35 @@ pub fn snapshot(session: &Session, chain: &[Link]) -> Result<Snapshot, BuildErro
                 snapshot.layers.push(layer);
             }
             Link::Image { manifest, reference } => unpack_image(session, manifest, reference, &mut snapshot)?,
+            Link::Shared(shared) => {
+                let nowhere = nowhere(&shared.descriptor())?;
+                let unpacked = unpack_layer(session, &shared.descriptor(), &shared.diff_id, &nowhere, &snapshot);
+                snapshot.layers.push(unpacked.map_err(|error| imports::spoil(session, &shared.digest, error))?);
+            }
         }
     }
     Ok(snapshot)
+}
+
+/// Fetches the layers of other machines that are neither unpacked nor in the store, several at once.
+fn fetch_shared(session: &Session, chain: &[Link]) -> Result<(), BuildError> {
+    let missing: Vec<&SharedLayer> = chain
+        .iter()
+        .filter_map(|link| if let Link::Shared(layer) = link { Some(layer) } else { None })
+        .filter(|layer| !session.state.has_snapshot(&layer.snapshot()))
+        .collect();
+    let blobs: Vec<Descriptor> = missing.iter().map(|layer| layer.descriptor()).collect();
+    let Some(first) = blobs.first() else { return Ok(()) };
+    let fetched = fetch(session, &blobs.iter().collect::<Vec<_>>(), &nowhere(first)?);
+    fetched.map_err(|error| match missing.iter().zip(&blobs).find(|(_, blob)| !session.state.store().holds(blob)) {
+        Some((layer, _)) => imports::spoil(session, &layer.digest, error),
+        None => error,
+    })
+}
+
+/// Where a blob is whose origin is not known.
+fn nowhere(blob: &Descriptor) -> Result<Reference, BuildError> {
+    NOWHERE.parse().map_err(|error| BuildError::Malformed { digest: blob.digest.to_string(), reason: format!("{error}") })
 }
 
 fn unpack_image(session: &Session, digest: &Digest, reference: &Reference, onto: &mut Snapshot) -> Result<(), BuildError> {

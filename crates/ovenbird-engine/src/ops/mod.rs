@@ -6,6 +6,7 @@ pub mod content;
 pub mod exec;
 pub mod file;
 pub mod image;
+pub mod imports;
 pub mod log;
 pub mod lowers;
 pub mod merged;
@@ -108,6 +109,8 @@ pub struct Session<'a> {
     pub(crate) unpacking: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
     /// What was merged for high stacks of layers.
     pub(crate) lowers: lowers::Lowers,
+    /// Caches of other machines.
+    pub imports: imports::Imports,
     /// Layers that were opened, with what is remembered of them: each step reads all layers below it.
     pub(crate) opened: Mutex<HashMap<SnapshotId, LayerDir>>,
 }
@@ -125,6 +128,7 @@ impl<'a> Session<'a> {
         contexts: BTreeMap<String, Arc<dyn Tree>>,
         sink: Arc<dyn EventSink>,
         stop: Arc<AtomicBool>,
+        imports: imports::Imports,
     ) -> Self {
         // A secret that cannot be read is an error of the step that needs it.
         let masks = log::Masks::of(input.secrets.values().filter_map(|secret| secret.read().ok()));
@@ -143,7 +147,18 @@ impl<'a> Session<'a> {
             slots: Slots::new(input.parallelism.max(1)),
             unpacking: Mutex::default(),
             lowers: lowers::Lowers::default(),
+            imports,
             opened: Mutex::default(),
+        }
+    }
+
+    /// Goes on after a failure that another try can do without.
+    pub fn resume(&self, cancel: &crate::input::Cancel) {
+        self.slots.cached.store(0, Ordering::SeqCst);
+        self.stop.store(false, Ordering::SeqCst);
+        // Cancelled in between.
+        if cancel.is_cancelled() {
+            self.stop.store(true, Ordering::SeqCst);
         }
     }
 
@@ -156,6 +171,11 @@ impl<'a> Session<'a> {
     pub fn ask<F: Future>(&self, registry: &str, request: F) -> Result<F::Output, BuildError> {
         let say = || self.sink.emit(Event::Message { text: format!("waiting for {registry}") });
         self.runtime.block_on(attend(request, &self.stop, LONG_WAIT, say))
+    }
+
+    /// Waits for something long that reports its own progress, or until the build stops.
+    pub fn wait<F: Future>(&self, work: F) -> Result<F::Output, BuildError> {
+        self.runtime.block_on(attend(work, &self.stop, Duration::MAX, || {}))
     }
 
     /// A progress function that turns bytes into events.

@@ -46,6 +46,7 @@ impl Item {
             Keeps::Record { chain, .. } => chain.last().map(|link| match link {
                 Link::Diff { id, .. } => id.as_str().to_owned(),
                 Link::Image { manifest, .. } => manifest.to_string(),
+                Link::Shared(layer) => layer.snapshot().as_str().to_owned(),
             }),
             Keeps::Name(name, _) => Some(name.familiar()),
             Keeps::Mount(path) => path.file_name().map(|name| name.to_string_lossy().into_owned()),
@@ -154,6 +155,10 @@ impl<'s> Needs<'s> {
                         match link {
                             Link::Diff { id, .. } => drop(stay.insert(Stored::Snapshot(snapshots.join(id.as_str())))),
                             Link::Image { manifest, .. } => manifests.push(*manifest),
+                            Link::Shared(layer) => {
+                                stay.insert(Stored::Snapshot(snapshots.join(layer.snapshot().as_str())));
+                                stay.insert(Stored::Blob(layer.digest));
+                            }
                         }
                     }
                 }

@@ -67,6 +67,10 @@ pub fn cache_entries(state: &State) -> Result<Vec<CacheEntry>, StateError> {
         let (kind, path, id) = match &item.keeps {
             Keeps::Record { snapshots, chain, .. } => match chain.last() {
                 Some(Link::Diff { id, .. }) => (CacheKind::Regular, snapshots.join(id.as_str()), id.as_str().to_owned()),
+                Some(Link::Shared(layer)) => {
+                    let id = layer.snapshot();
+                    (CacheKind::Regular, snapshots.join(id.as_str()), id.as_str().to_owned())
+                }
                 // It takes no space of its own.
                 _ => continue,
             },

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 
 use ovenbird_engine::frontend::{NamedContext, NoCache, Options};
-use ovenbird_engine::input::{PullPolicy, Secret, SecretSource, StepLimits};
+use ovenbird_engine::input::{CacheExport, CacheMode, CacheSource, LocalCache, PullPolicy, Secret, SecretSource, StepLimits};
 use ovenbird_engine::plan::{ImageRequest, NetworkMode, ResolvedImage};
 use ovenbird_engine::trace::Trace;
 use ovenbird_engine::{BuildError, BuildInput, Engine, EngineOptions, ErrorKind, Event, Export, PathOrStdout};
@@ -16,7 +16,10 @@ use ovenbird_sandbox::Level;
 
 use super::{Builder, DockerEngine, Image, Job};
 use crate::error::{Detail, Error, Kind};
-use crate::request::{BuildRequest, ContextSource, Dest, Entitlement, Network, Output, OutputKind, SecretOrigin, SecretSpec, SshSpec};
+use crate::request::{
+    BuildRequest, CacheDest, CacheFrom, CacheTo, ContextSource, Dest, Entitlement, Network, Output, OutputKind, SecretOrigin, SecretSpec,
+    SshSpec,
+};
 use crate::settings::{Environment, Settings};
 use crate::source::SourceTree;
 
@@ -176,6 +179,9 @@ impl EngineBuilder {
             annotations,
             publish_to: publish_to(request)?,
             allow_leak: request.allow_leak.clone(),
+            cache_from: request.cache_from.iter().map(cache_source).collect::<Result<_, _>>()?,
+            cache_inline: request.cache_to.iter().any(|to| to.dest == CacheDest::Inline),
+            cache_exported: request.cache_to.iter().any(|to| to.dest != CacheDest::Inline),
         })
     }
 }
@@ -190,6 +196,7 @@ impl Builder for EngineBuilder {
             ran: output.ran,
             cached: output.cached,
             source_date_epoch: input.source_date_epoch,
+            exportable: output.exportable,
         })
     }
 
@@ -203,6 +210,28 @@ impl Builder for EngineBuilder {
 
     fn export(&self, image: &Image, output: &OutputKind, names: &[Reference], job: &Job) -> Result<(), Error> {
         self.export_target(&image.target, output, names, image.source_date_epoch, job)
+    }
+
+    fn export_caches(
+        &self,
+        image: &Image,
+        source: &SourceTree,
+        request: &BuildRequest,
+        published: &[Reference],
+        job: &Job,
+    ) -> Result<(), Error> {
+        for to in &request.cache_to {
+            let Some(export) = cache_export(to)? else { continue };
+            let input = self.input(source, request)?;
+            match self.engine.export_cache(&input, &image.exportable, &export, published, &job.sink, &job.cancel) {
+                Err(error) if to.ignore_error && !matches!(error, BuildError::Cancelled) => {
+                    let message = format!("{error}; ignore-error=false makes this a failure");
+                    job.sink.emit(Event::Warning { code: "cache-export".into(), message, line: None });
+                }
+                other => other.map_err(|e| told(e, None))?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -290,10 +319,38 @@ fn agreed<T: PartialEq + Copy>(outputs: &[Output], field: &str, get: impl Fn(&Ou
     Ok(first)
 }
 
-/// Every name that the request pushes to.
+/// Every name that the request pushes to, caches included.
 fn publish_to(request: &BuildRequest) -> Result<Vec<Reference>, Error> {
     let pushed = request.outputs.iter().filter(|output| output.kind == OutputKind::Registry);
-    Ok(pushed.map(|output| request.references(Some(output))).collect::<Result<Vec<_>, _>>()?.concat())
+    let mut names = pushed.map(|output| request.references(Some(output))).collect::<Result<Vec<_>, _>>()?.concat();
+    for to in &request.cache_to {
+        if let CacheDest::Registry(name) = &to.dest {
+            names.push(name.parse()?);
+        }
+    }
+    Ok(names)
+}
+
+fn cache_source(from: &CacheFrom) -> Result<CacheSource, Error> {
+    Ok(match from {
+        CacheFrom::Registry(name) => CacheSource::Registry(name.parse()?),
+        CacheFrom::Local { src, tag, digest } => CacheSource::Local(LocalCache { dir: src.clone(), tag: tag.clone(), digest: *digest }),
+    })
+}
+
+/// `None`: the image carries it.
+fn cache_export(to: &CacheTo) -> Result<Option<CacheExport>, Error> {
+    let place = match &to.dest {
+        CacheDest::Inline => return Ok(None),
+        CacheDest::Registry(name) => CacheSource::Registry(name.parse()?),
+        CacheDest::Local { dest, tag } => CacheSource::Local(LocalCache { dir: dest.clone(), tag: tag.clone(), digest: None }),
+    };
+    Ok(Some(CacheExport {
+        to: place,
+        mode: if to.max { CacheMode::Max } else { CacheMode::Min },
+        compression: to.compression,
+        docker_media_types: to.oci_media_types == Some(false),
+    }))
 }
 
 fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<String, SecretSource>, Error> {

@@ -5,6 +5,7 @@ mod engine;
 
 use std::sync::Arc;
 
+use ovenbird_engine::input::Exportable;
 use ovenbird_engine::{Cancel, EventSink};
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
@@ -44,6 +45,8 @@ pub struct Image {
     pub cached: usize,
     /// Time of everything in it, seconds since 1970; `None`: as it was.
     pub source_date_epoch: Option<i64>,
+    /// What the caches of other machines may get of it.
+    pub exportable: Exportable,
 }
 
 /// Turns a source into an image and takes the image to where it was asked for.
@@ -56,4 +59,13 @@ pub trait Builder {
     fn publish(&self, image: &Image, to: &[Reference], job: &Job) -> Result<(), Error>;
     /// Writes it somewhere else.
     fn export(&self, image: &Image, output: &OutputKind, names: &[Reference], job: &Job) -> Result<(), Error>;
+    /// Writes the caches that the request asks for; layers are mounted from `published` where they can be.
+    fn export_caches(
+        &self,
+        image: &Image,
+        source: &SourceTree,
+        request: &BuildRequest,
+        published: &[Reference],
+        job: &Job,
+    ) -> Result<(), Error>;
 }

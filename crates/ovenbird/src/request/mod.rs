@@ -3,6 +3,7 @@
 //! It must not know how it is carried out. Names of environment variables and files stand for secrets; their bytes are read by
 //! the builder when a step needs them.
 
+pub mod cache;
 pub mod limit;
 pub mod output;
 pub mod secret;
@@ -15,6 +16,7 @@ use std::str::FromStr;
 use ovenbird_oci::{Platform, Reference};
 use serde::{Deserialize, Serialize};
 
+pub use cache::{CacheDest, CacheFrom, CacheTo};
 pub use limit::{ByteSize, Limits, Ulimit};
 pub use output::{Dest, Output, OutputKind};
 pub use secret::{SecretOrigin, SecretSpec, SshSpec};
@@ -231,6 +233,12 @@ pub struct BuildRequest {
     /// `--pull`.
     #[serde(default)]
     pub pull: bool,
+    /// `--cache-from`: the first that has a result counts.
+    #[serde(default)]
+    pub cache_from: Vec<CacheFrom>,
+    /// `--cache-to`.
+    #[serde(default)]
+    pub cache_to: Vec<CacheTo>,
     /// What to do with the image beside keeping it. Empty: keep it.
     #[serde(default)]
     pub outputs: Vec<Output>,
@@ -286,6 +294,8 @@ impl BuildRequest {
             no_cache: false,
             no_cache_filter: vec![],
             pull: false,
+            cache_from: vec![],
+            cache_to: vec![],
             outputs: vec![],
             secrets: vec![],
             allow_leak: vec![],

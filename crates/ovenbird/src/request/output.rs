@@ -185,7 +185,7 @@ impl FromStr for Output {
     }
 }
 
-fn boolean(key: &str, value: &str) -> Result<bool, ParseValueError> {
+pub(super) fn boolean(key: &str, value: &str) -> Result<bool, ParseValueError> {
     match value {
         "true" | "1" | "" => Ok(true),
         "false" | "0" => Ok(false),
@@ -194,7 +194,7 @@ fn boolean(key: &str, value: &str) -> Result<bool, ParseValueError> {
 }
 
 /// Level 5 of gzip costs a third less time than 6 for the same size; zstd 3 is the library's own default.
-fn parse_compression(name: Option<&str>, level: Option<u8>) -> Result<Option<Compression>, ParseValueError> {
+pub(super) fn parse_compression(name: Option<&str>, level: Option<u8>) -> Result<Option<Compression>, ParseValueError> {
     let within = |max: u8, default: u8| match level {
         Some(level) if !(1..=max).contains(&level) => Err(bad(format!("compression-level={level} is outside 1 to {max}"))),
         level => Ok(level.unwrap_or(default)),

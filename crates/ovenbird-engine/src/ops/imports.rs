@@ -1,0 +1,285 @@
+//! Caches of other machines, as far as this build may use them.
+//!
+//! They are read when something is not in the cache of this machine, once in a build. Of a result that is found only the keys come;
+//! its layers stay where they are until a step or an output reads them. A cache that cannot be had is a warning: the steps run then.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use ovenbird_oci::registry::RegistryError;
+use ovenbird_oci::{Descriptor, Digest, Index, Manifest, Reference};
+
+use super::image::is_index;
+use crate::cache::document::{self, Entry, Part};
+use crate::cache::{self, CacheKey, Link, Record};
+use crate::error::BuildError;
+use crate::event::Event;
+use crate::input::{CacheSource, LocalCache};
+use crate::ops::Session;
+use crate::plan::{Op, Plan};
+
+/// A registry that does not answer so long is not worth waiting for: the steps may take less.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Platforms of an image with an inline cache.
+const MOST_MANIFESTS: usize = 64;
+/// Largest `index.json` or manifest of a local cache, in bytes.
+const MAX_MANIFEST: u64 = 4 << 20;
+
+/// Layers of other machines that were met, and which of them turned out to be of no use. It lives longer than one build: what is found
+/// out while an image is delivered counts when it is built again.
+#[derive(Debug, Clone, Default)]
+pub struct Borrowed(Arc<Mutex<HashMap<Digest, bool>>>);
+
+impl Borrowed {
+    fn met(&self, layer: &Digest) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(*layer).or_insert(false);
+    }
+
+    /// Did it come from another machine's cache?
+    pub fn has(&self, layer: &Digest) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(layer)
+    }
+
+    /// It cannot be had, or is not what it should be: whatever is made of it must be made anew.
+    pub fn spoil(&self, layer: &Digest) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(*layer, true);
+    }
+
+    fn is_spoilt(&self, layer: &Digest) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(layer).copied().unwrap_or(false)
+    }
+}
+
+/// Where the layers of an entry are.
+#[derive(Debug, Clone)]
+enum Place {
+    Registry(Reference),
+    Local(LocalCache),
+}
+
+/// What the caches of a build hold, by key.
+#[derive(Debug, Default)]
+pub struct Imports {
+    entries: OnceLock<HashMap<CacheKey, Vec<(Arc<Entry>, Arc<Place>)>>>,
+    borrowed: Borrowed,
+}
+
+impl Imports {
+    /// Nothing read yet.
+    pub fn new(borrowed: Borrowed) -> Self {
+        Self { entries: OnceLock::new(), borrowed }
+    }
+
+    /// Layers that came from other machines.
+    pub fn borrowed(&self) -> &Borrowed {
+        &self.borrowed
+    }
+
+    /// A result of this machine's cache, else of the others'.
+    pub fn find(&self, session: &Session, plan: &Plan, key: &CacheKey) -> Option<Record> {
+        let local = cache::find(session.state, key).filter(|record| {
+            let shared = record.chain.iter().filter_map(|link| if let Link::Shared(layer) = link { Some(&layer.digest) } else { None });
+            shared.clone().for_each(|layer| self.borrowed.met(layer));
+            !shared.into_iter().any(|layer| self.borrowed.is_spoilt(layer))
+        });
+        local.or_else(|| self.import(session, plan, key))
+    }
+
+    fn import(&self, session: &Session, plan: &Plan, key: &CacheKey) -> Option<Record> {
+        if session.input.cache_from.is_empty() {
+            return None;
+        }
+        let entries = self.entries.get_or_init(|| read_all(session));
+        let record = entries.get(key)?.iter().find_map(|(entry, place)| {
+            let chain = entry.chain.iter().map(|part| self.link(session, plan, part)).collect::<Option<Vec<Link>>>()?;
+            self.reach(session, &chain, place).then_some(Record { key: entry.content, chain })
+        })?;
+        // Without it the next build asks again: no reason to fail.
+        let _ = cache::save(session.state, key, &record);
+        Some(record)
+    }
+
+    fn link(&self, session: &Session, plan: &Plan, part: &Part) -> Option<Link> {
+        match part {
+            Part::Base(manifest) => plan.vertices.iter().find_map(|vertex| match &vertex.op {
+                Op::Image(image) if image.manifest == *manifest => {
+                    Some(Link::Image { manifest: *manifest, reference: image.reference.clone() })
+                }
+                _ => None,
+            }),
+            // Times of files are part of the image: those of another fixed time are not those that were asked for.
+            Part::Layer(layer) => (!self.borrowed.is_spoilt(&layer.digest) && layer.epoch == session.input.source_date_epoch)
+                .then(|| Link::Shared(layer.clone())),
+        }
+    }
+
+    /// Remembers where the layers are. Those of a folder are copied: the folder may be gone tomorrow.
+    fn reach(&self, session: &Session, chain: &[Link], place: &Place) -> bool {
+        chain.iter().all(|link| {
+            let Link::Shared(layer) = link else { return true };
+            self.borrowed.met(&layer.digest);
+            let blob = layer.descriptor();
+            if session.state.has_snapshot(&layer.snapshot()) || session.state.store().holds(&blob) {
+                return true;
+            }
+            match place {
+                Place::Registry(reference) => session.state.set_origin(&layer.digest, reference).is_ok(),
+                Place::Local(local) => match copy(session, &local.dir, &blob) {
+                    Ok(()) => true,
+                    Err(reason) => {
+                        self.borrowed.spoil(&layer.digest);
+                        warn(session, &format!("layer {} of the cache in {}", layer.digest, local.dir.display()), &reason);
+                        false
+                    }
+                },
+            }
+        })
+    }
+}
+
+/// A layer could not be had. One of another machine is of no use then: nothing that is made of it is found any more.
+pub fn spoil(session: &Session, layer: &Digest, error: BuildError) -> BuildError {
+    match error {
+        error @ (BuildError::Cancelled | BuildError::State(_) | BuildError::SharedLayer { .. }) => error,
+        error if session.imports.borrowed.has(layer) => {
+            session.imports.borrowed.spoil(layer);
+            let _ = session.state.forget_origin(layer);
+            BuildError::SharedLayer { layer: *layer, source: Box::new(error) }
+        }
+        error => error,
+    }
+}
+
+fn warn(session: &Session, what: &str, reason: &str) {
+    session.sink.emit(Event::Warning {
+        code: "cache-import".into(),
+        message: format!("{what} cannot be used: {reason}; what it would have given is built"),
+        line: None,
+    });
+}
+
+fn read_all(session: &Session) -> HashMap<CacheKey, Vec<(Arc<Entry>, Arc<Place>)>> {
+    let mut all: HashMap<CacheKey, Vec<(Arc<Entry>, Arc<Place>)>> = HashMap::new();
+    for source in &session.input.cache_from {
+        session.sink.emit(Event::Message { text: format!("importing the cache {source}") });
+        let read = match source {
+            CacheSource::Registry(reference) => registry(session, reference).map(|found| (found, Place::Registry(reference.clone()))),
+            CacheSource::Local(local) => folder(local).map(|found| (found, Place::Local(local.clone()))),
+        };
+        match read {
+            Ok((found, place)) => {
+                let place = Arc::new(place);
+                if found.is_empty() {
+                    session.sink.emit(Event::Message { text: format!("the cache {source} is empty") });
+                }
+                for entry in found {
+                    let entry = Arc::new(entry);
+                    for key in [entry.definition, entry.content] {
+                        all.entry(key).or_default().push((entry.clone(), place.clone()));
+                    }
+                }
+            }
+            // Before the first export there is none.
+            Err(None) => session.sink.emit(Event::Message { text: format!("there is no cache {source} yet") }),
+            Err(Some(reason)) => warn(session, &format!("the cache {source}"), &reason),
+        }
+    }
+    all
+}
+
+/// Why a cache was not read; `None`: there is none.
+type Unread = Option<String>;
+
+fn registry(session: &Session, reference: &Reference) -> Result<Vec<Entry>, Unread> {
+    let ask = async {
+        let fetched = session.client.manifest(reference).await?;
+        let mut manifests = vec![];
+        if is_index(&fetched.descriptor.media_type) {
+            let index: Option<Index> = serde_json::from_slice(&fetched.bytes).ok();
+            for child in index.into_iter().flat_map(|index| index.manifests).filter(|m| !m.is_attestation()).take(MOST_MANIFESTS) {
+                manifests.push(session.client.manifest(&reference.with_digest(child.digest)).await?.bytes);
+            }
+        } else {
+            manifests.push(fetched.bytes);
+        }
+        let mut documents = vec![];
+        for bytes in manifests {
+            let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else { continue };
+            if manifest.config.media_type == document::MEDIA_TYPE && manifest.config.size <= document::MAX_SIZE {
+                let silent: ovenbird_oci::registry::ProgressFn = Arc::new(|_, _, _| {});
+                session.client.fetch_blob(reference, &manifest.config, session.state.store(), &silent).await?;
+            }
+            documents.push(manifest);
+        }
+        Ok::<_, RegistryError>(documents)
+    };
+    let answered = session.ask(reference.registry(), async { tokio::time::timeout(PATIENCE, ask).await });
+    let manifests = match answered.map_err(|error| Some(error.to_string()))? {
+        Ok(Ok(manifests)) => manifests,
+        Ok(Err(RegistryError::NotFound { .. })) => return Err(None),
+        Ok(Err(error)) => return Err(Some(error.to_string())),
+        Err(_) => return Err(Some(format!("{} did not answer in {} seconds", reference.registry(), PATIENCE.as_secs()))),
+    };
+    let read = |digest: &Digest| session.state.store().read(digest).map_err(|error| error.to_string());
+    manifests.iter().map(|manifest| entries(manifest, &read)).collect::<Result<Vec<_>, _>>().map(|found| found.concat()).map_err(Some)
+}
+
+/// The entries that a manifest brings.
+fn entries(manifest: &Manifest, read: &dyn Fn(&Digest) -> Result<Vec<u8>, String>) -> Result<Vec<Entry>, String> {
+    let bytes = if manifest.config.media_type == document::MEDIA_TYPE {
+        if manifest.config.size > document::MAX_SIZE {
+            return Err(format!("its list of results has {} bytes, and {} are allowed", manifest.config.size, document::MAX_SIZE));
+        }
+        read(&manifest.config.digest)?
+    } else if let Some(inline) = manifest.annotations.get(document::ANNOTATION) {
+        inline.as_bytes().to_vec()
+    } else {
+        return Err("it is an image without a cache of Ovenbird: export one with --cache-to type=inline or type=registry".into());
+    };
+    document::read(&bytes, &manifest.layers).map_err(|error| error.to_string())
+}
+
+/// A cache in an OCI layout. Only its list of results is read.
+fn folder(local: &LocalCache) -> Result<Vec<Entry>, Unread> {
+    let index = local.dir.join("index.json");
+    if !index.exists() {
+        return Err(None);
+    }
+    let some = |reason: String| Some(reason);
+    let index: Index = serde_json::from_slice(&read_file(&index).map_err(some)?).map_err(|error| Some(error.to_string()))?;
+    let tag = |m: &&Descriptor| m.annotations.get(ovenbird_oci::archive::REF_NAME).is_some_and(|name| *name == local.tag);
+    let wanted = match &local.digest {
+        Some(digest) => index.manifests.iter().find(|m| m.digest == *digest),
+        None => index.manifests.iter().find(tag),
+    };
+    let Some(wanted) = wanted else { return Err(None) };
+    let read = |digest: &Digest| {
+        let bytes = read_file(&blob_in(&local.dir, digest))?;
+        if Digest::of(&bytes) == *digest { Ok(bytes) } else { Err(format!("the blob {digest} is damaged")) }
+    };
+    let manifest: Manifest = serde_json::from_slice(&read(&wanted.digest).map_err(some)?).map_err(|error| Some(error.to_string()))?;
+    entries(&manifest, &read).map_err(some)
+}
+
+fn blob_in(dir: &Path, digest: &Digest) -> std::path::PathBuf {
+    dir.join("blobs/sha256").join(digest.hex())
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+    let mut bytes = vec![];
+    let limit = document::MAX_SIZE.max(MAX_MANIFEST);
+    File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)).map_err(failed)?;
+    if bytes.len() as u64 > limit { Err(format!("{} has more than {limit} bytes", path.display())) } else { Ok(bytes) }
+}
+
+fn copy(session: &Session, dir: &Path, blob: &Descriptor) -> Result<(), String> {
+    let path = blob_in(dir, &blob.digest);
+    let file = File::open(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let copied = session.state.store().write_stream(file.take(blob.size.saturating_add(1)), Some(&blob.digest));
+    copied.map(drop).map_err(|error| error.to_string())
+}
