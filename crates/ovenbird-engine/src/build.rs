@@ -11,7 +11,6 @@ use ovenbird_oci::store::Store;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 use ovenbird_sandbox::Level;
 
-use crate::cache::Filed;
 use crate::error::BuildError;
 use crate::event::{Event, EventSink};
 use crate::export::leak::Gate;
@@ -108,7 +107,7 @@ impl Engine {
         };
         // Whatever failed, the hashes of context files are still right.
         let _ = session.stat_cache.save();
-        let (images, filed) = match built {
+        let (images, solved) = match built {
             Err(_) if cancel.is_cancelled() => return Err(BuildError::Cancelled),
             other => other?,
         };
@@ -117,8 +116,9 @@ impl Engine {
             _ => assemble::index(&session, &images)?,
         };
         let exportable = Exportable {
-            filed,
+            mounts: solved.iter().flat_map(|solved| solved.mounts.iter().copied()).collect(),
             images: images.iter().map(|image| image.chain.clone()).collect(),
+            filed: solved.into_iter().flat_map(|solved| solved.filed).collect(),
             bases: bases.into_iter().cloned().collect(),
             epoch,
         };
@@ -394,7 +394,7 @@ fn lower(
     })
 }
 
-fn run(session: &Session, gate: &Gate, plans: &[Plan]) -> Result<(Vec<assemble::Assembled>, Vec<Filed>), BuildError> {
+fn run(session: &Session, gate: &Gate, plans: &[Plan]) -> Result<(Vec<assemble::Assembled>, Vec<Solved>), BuildError> {
     let mut offsets = vec![0];
     offsets.extend(plans.iter().scan(0, |next, plan| {
         *next += plan.vertices.len();
@@ -411,10 +411,11 @@ fn run(session: &Session, gate: &Gate, plans: &[Plan]) -> Result<(Vec<assemble::
     }
     let solved = solved.into_iter().collect::<Result<Vec<_>, _>>()?;
     session.sink.emit(Event::Message { text: "exporting".into() });
-    let inline = |solved: &'_ Solved| session.input.cache_inline.then(|| solved.filed.clone());
-    let images =
-        plans.iter().zip(&solved).map(|(plan, solved)| assemble::assemble(session, gate, plan, &solved.chain, inline(solved).as_deref()));
-    Ok((images.collect::<Result<_, _>>()?, solved.into_iter().flat_map(|solved| solved.filed).collect()))
+    let images = plans.iter().zip(&solved).map(|(plan, solved)| {
+        let inline = session.input.cache_inline.then_some(&solved.filed[..]);
+        assemble::assemble(session, gate, plan, &solved.chain, inline)
+    });
+    Ok((images.collect::<Result<_, _>>()?, solved))
 }
 
 /// Names of all images that the plans read.

@@ -1,6 +1,6 @@
 //! What a build is given and what it gives: the engine's own request and result.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -207,6 +207,8 @@ pub struct CacheExport {
     pub compression: Option<Compression>,
     /// Docker's media types instead of OCI's.
     pub docker_media_types: bool,
+    /// Also what is in the folders of `RUN --mount=type=cache`.
+    pub mounts: bool,
 }
 
 /// What a build leaves for [`crate::Engine::export_cache`].
@@ -214,6 +216,8 @@ pub struct CacheExport {
 pub struct Exportable {
     /// Results, each with its keys, in the order of the plan.
     pub(crate) filed: Vec<Filed>,
+    /// Folders of cache mounts.
+    pub(crate) mounts: BTreeSet<Digest>,
     /// What the images are made of.
     pub(crate) images: Vec<Vec<Link>>,
     /// Base images.

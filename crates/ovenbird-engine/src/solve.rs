@@ -6,7 +6,7 @@
 
 mod explain;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
@@ -17,6 +17,7 @@ use crate::cache::{self, CacheKey, Filed, Link, Record};
 use crate::error::BuildError;
 use crate::event::Event;
 use crate::ops::exec::StepName;
+use crate::ops::mount::shared_caches;
 use crate::ops::{Session, content, exec, file, image, remote};
 use crate::plan::{CopyAction, ExecMountKind, FileAction, FileOp, Op, Plan, VertexId};
 use crate::schedule;
@@ -75,6 +76,8 @@ pub struct Solved {
     pub chain: Vec<Link>,
     /// Results of all steps that lead to it, when they are wanted by other machines.
     pub filed: Vec<Filed>,
+    /// Folders of the cache mounts of those steps.
+    pub mounts: BTreeSet<Digest>,
 }
 
 /// Runs a plan.
@@ -88,7 +91,10 @@ pub fn solve(session: &Session, plan: &Plan, offset: usize) -> Result<Solved, Bu
         outcome
     });
     match outcome {
-        Ok(record) => Ok(Solved { chain: record.chain.clone(), filed: solver.filed(root) }),
+        Ok(record) => {
+            let (filed, mounts) = solver.filed(root);
+            Ok(Solved { chain: record.chain.clone(), filed, mounts })
+        }
         Err(Failed) => Err(solver.into_failure()),
     }
 }
@@ -386,10 +392,10 @@ impl<'a> Solver<'a> {
     }
 
     /// Results of the steps that lead to a vertex, in the order of the plan: also of those that this build had no need to look at.
-    fn filed(&self, root: VertexId) -> Vec<Filed> {
+    fn filed(&self, root: VertexId) -> (Vec<Filed>, BTreeSet<Digest>) {
         let wanted = self.session.input.cache_exported || self.session.input.cache_inline;
         if !wanted || !self.is_settled() {
-            return vec![];
+            return (vec![], BTreeSet::new());
         }
         let mut reached = vec![false; root + 1];
         reached[root] = true;
@@ -398,7 +404,10 @@ impl<'a> Solver<'a> {
                 self.op(id).inputs().into_iter().for_each(|input| reached[input] = true);
             }
         }
-        let filed = (0..=root).filter(|id| reached[*id] && self.is_step(*id)).filter_map(|id| {
+        let steps = || (0..=root).filter(|id| reached[*id] && self.is_step(*id));
+        let mounts = steps().filter_map(|id| if let Op::Exec(exec) = self.op(id) { Some(&exec.mounts[..]) } else { None });
+        let mounts = mounts.flat_map(shared_caches).collect();
+        let filed = steps().filter_map(|id| {
             let definition = *self.nodes[id].definition.get()?;
             let record = match self.nodes[id].solved.get() {
                 Some(solved) => (**solved).clone(),
@@ -406,7 +415,7 @@ impl<'a> Solver<'a> {
             };
             Some(Filed { definition, record })
         });
-        filed.collect()
+        (filed.collect(), mounts)
     }
 
     fn solve(&self, target: VertexId) -> Result<Arc<Record>, Failed> {

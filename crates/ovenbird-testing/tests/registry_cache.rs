@@ -238,7 +238,7 @@ fn a_bad_cache_is_said_and_never_fails_a_build() -> Result<()> {
     let tree = |machine: &str, arguments: &[&str]| -> Result<(Vec<String>, String)> {
         let file = site.room.path().join("out.tar");
         let built = site.build(machine, &[&["-o", &format!("type=tar,dest={}", file.display())], arguments].concat())?;
-        let list = archive::members(&file)?.into_iter().map(|(name, _)| name).collect();
+        let list = archive::members(&file)?.into_keys().collect();
         Ok((list, built.log))
     };
     let (expect, _) = tree("a", &[])?;
@@ -424,4 +424,60 @@ fn other_forms_of_the_same_image() -> Result<()> {
     let zstd = site.build("b", &["-t", "x", "--cache-from", &cache])?;
     assert_eq!((zstd.ran(), zstd.digest()), (none.clone(), plain.digest()), "{}", zstd.log);
     Ok(())
+}
+
+fn cache_mounts(test: &str, level: Level) -> Result<()> {
+    if !needs::available(test, &[Need::Run, Need::Registry]) {
+        return Ok(());
+    }
+    if let Some(reason) = needs::missing_at(level, Need::Run) {
+        needs::skip(test, reason);
+        return Ok(());
+    }
+    let site = Site::new(level)?;
+    let dockerfile = |n: u8, token: &str| {
+        format!(
+            "FROM busybox\nRUN --mount=type=cache,target=/c,mode=0750 {token} echo \"{n}: $(cat /c/n)\"; echo {n} >> /c/n; chmod 0640 /c/n; stat -c '%a %u' /c/n\n"
+        )
+    };
+    site.write("ctx/Dockerfile", &dockerfile(1, ""))?;
+    let folder = site.room.path().join("folder");
+    for (to, from) in [
+        (format!("type=registry,ref={}", site.name("app:cache")), site.name("app:cache")),
+        (format!("type=local,dest={}", folder.display()), format!("type=local,src={}", folder.display())),
+    ] {
+        for asked in ["", ",mounts=true"] {
+            let empty = |machine: &str| drop(fs::remove_dir_all(site.machine(machine)));
+            empty("a");
+            empty("b");
+            site.write("ctx/Dockerfile", &dockerfile(1, ""))?;
+            site.build("a", &["-t", "x", "--cache-to", &format!("{to}{asked}")])?;
+            site.write("ctx/Dockerfile", &dockerfile(2, ""))?;
+            let built = site.build("b", &["-t", "x", "--cache-from", &from])?;
+            assert_eq!(built.log.contains("2: 1"), !asked.is_empty(), "{to}{asked}\n{}", built.log);
+            built.says("640 0");
+            // A second build has its own by then.
+            site.write("ctx/Dockerfile", &dockerfile(3, ""))?;
+            let own = site.build("b", &["-t", "x", "--cache-from", &from])?;
+            own.says(if asked.is_empty() { "3: 2" } else { "3: 1" });
+        }
+    }
+    // A secret that a step left there stays on this machine.
+    site.write("token", "correct-horse-battery-staple-7193")?;
+    let secret = format!("id=t,src={}", site.room.path().join("token").display());
+    site.write("ctx/Dockerfile", &dockerfile(4, "--mount=type=secret,id=t cp /run/secrets/t /c/kept;"))?;
+    let to = format!("type=registry,ref={},mounts=true", site.name("leak:cache"));
+    let built = site.build("a", &["-t", "x", "--secret", &secret, "--cache-to", &to])?;
+    built.says("a cache mount is not exported: the secret \"t\" is in the image: /kept");
+    Ok(())
+}
+
+#[test]
+fn root_cache_mounts() -> Result<()> {
+    cache_mounts("registry_cache::root_cache_mounts", Level::Own)
+}
+
+#[test]
+fn single_id_cache_mounts() -> Result<()> {
+    cache_mounts("registry_cache::single_id_cache_mounts", Level::SingleId)
 }

@@ -72,7 +72,7 @@ pub(crate) struct BuildArgs {
     #[arg(long = "cache-from", value_name = "IMAGE|type=TYPE[,KEY=VALUE]", help_heading = "Cache")]
     cache_from: Vec<String>,
     /// Give results to other machines: `type=registry,ref=IMAGE`, `type=inline` or `type=local,dest=DIR`, with mode=min|max, compression=,
-    /// compression-level=, oci-mediatypes=, ignore-error=false. mode=max has every stage, mode=min what is in the image
+    /// compression-level=, oci-mediatypes=, ignore-error=false and mounts=true (also what is in cache mounts). mode=max has every stage, mode=min what is in the image
     #[arg(long = "cache-to", value_name = "IMAGE|type=TYPE[,KEY=VALUE]", help_heading = "Cache")]
     cache_to: Vec<String>,
     /// Ask the registry for base images even when they are here

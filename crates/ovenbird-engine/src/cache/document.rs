@@ -42,6 +42,26 @@ pub struct Entry {
     pub chain: Vec<Part>,
 }
 
+/// The folder of a `RUN --mount=type=cache`, as a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountLayer {
+    /// Name of the folder.
+    pub name: Digest,
+    /// The blob.
+    pub blob: Descriptor,
+    /// Digest of the tar in it.
+    pub diff_id: Digest,
+}
+
+/// What a cache holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Results of steps.
+    pub entries: Vec<Entry>,
+    /// Folders of cache mounts.
+    pub mounts: Vec<MountLayer>,
+}
+
 /// Why a document cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DocumentError {
@@ -67,6 +87,8 @@ struct Document {
     /// Each chain once: a record is the chain of another (by place, which is lower) with one more part.
     chains: Vec<Chain>,
     records: Vec<Record>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    mounts: Vec<Mount>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -103,13 +125,22 @@ struct Record {
     chain: Option<usize>,
 }
 
-/// Writes entries, for a manifest with these layers. An entry whose layers are not all among them is left out.
-pub fn write(entries: &[Entry], layers: &[Descriptor]) -> Vec<u8> {
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Mount {
+    name: Digest,
+    /// Place in the layers of the manifest.
+    at: usize,
+    diff_id: Digest,
+}
+
+/// Writes a cache, for a manifest with these layers. What needs others is left out.
+pub fn write(contents: &Contents, layers: &[Descriptor]) -> Vec<u8> {
     let places: HashMap<Digest, usize> = layers.iter().enumerate().map(|(at, layer)| (layer.digest, at)).collect();
-    let mut document = Document { version: VERSION, layers: vec![], chains: vec![], records: vec![] };
+    let mut document = Document { version: VERSION, layers: vec![], chains: vec![], records: vec![], mounts: vec![] };
     let mut known_layers: HashMap<&SharedLayer, usize> = HashMap::new();
     let mut known_chains: HashMap<Chain, usize> = HashMap::new();
-    'entries: for entry in entries {
+    'entries: for entry in &contents.entries {
         let mut below = None;
         for part in &entry.chain {
             let (base, layer) = match part {
@@ -138,11 +169,13 @@ pub fn write(entries: &[Entry], layers: &[Descriptor]) -> Vec<u8> {
         }
         document.records.push(Record { definition: entry.definition, content: entry.content, chain: below });
     }
+    let mounts = contents.mounts.iter().filter_map(|m| Some(Mount { name: m.name, at: *places.get(&m.blob.digest)?, diff_id: m.diff_id }));
+    document.mounts = mounts.collect();
     serde_json::to_vec(&document).unwrap_or_default()
 }
 
 /// Reads what [`write`] wrote beside a manifest with these layers. Every number in it is somebody else's.
-pub fn read(bytes: &[u8], layers: &[Descriptor]) -> Result<Vec<Entry>, DocumentError> {
+pub fn read(bytes: &[u8], layers: &[Descriptor]) -> Result<Contents, DocumentError> {
     #[derive(Deserialize)]
     struct Head {
         version: u32,
@@ -183,6 +216,11 @@ pub fn read(bytes: &[u8], layers: &[Descriptor]) -> Result<Vec<Entry>, DocumentE
         lengths.push(below + 1);
     }
     let mut parts = 0;
+    let mut mounts = vec![];
+    for mount in document.mounts {
+        let blob = layers.get(mount.at).ok_or_else(|| wrong("the layer", mount.at))?.clone();
+        mounts.push(MountLayer { name: mount.name, blob, diff_id: mount.diff_id });
+    }
     let mut entries = vec![];
     for record in document.records {
         let mut chain = vec![];
@@ -202,7 +240,7 @@ pub fn read(bytes: &[u8], layers: &[Descriptor]) -> Result<Vec<Entry>, DocumentE
         chain.reverse();
         entries.push(Entry { definition: record.definition, content: record.content, chain });
     }
-    Ok(entries)
+    Ok(Contents { entries, mounts })
 }
 
 #[cfg(test)]
@@ -243,11 +281,17 @@ mod tests {
     fn what_is_written_is_read() {
         let mut entries: Vec<Entry> = (0..5).map(entry).collect();
         entries.push(Entry { chain: vec![], ..entry(9) });
-        let written = write(&entries, &blobs(5));
-        assert_eq!(read(&written, &blobs(5)).unwrap(), entries);
-        let of_fewer = write(&entries, &blobs(2));
-        let kept: Vec<Entry> = entries.iter().filter(|e| e.chain.len() <= 3).cloned().collect();
-        assert_eq!(read(&of_fewer, &blobs(2)).unwrap(), kept, "what needs a layer that is not there is left out");
+        let mount = |n: u8| MountLayer { name: Digest::of(b"m"), blob: blobs(5).remove(usize::from(n)), diff_id: Digest::of(b"d") };
+        let contents = Contents { entries, mounts: vec![mount(1), mount(5)] };
+        let written = write(&contents, &blobs(5));
+        assert_eq!(read(&written, &blobs(5)).unwrap(), contents);
+        let of_fewer = write(&contents, &blobs(2));
+        let kept: Vec<Entry> = contents.entries.iter().filter(|e| e.chain.len() <= 3).cloned().collect();
+        assert_eq!(
+            read(&of_fewer, &blobs(2)).unwrap(),
+            Contents { entries: kept, mounts: vec![mount(1)] },
+            "what needs a layer that is not there is left out"
+        );
     }
 
     #[test]
@@ -261,7 +305,7 @@ mod tests {
                 }
                 e
             });
-            write(&entries.collect::<Vec<_>>(), &blobs(n)).len()
+            write(&Contents { entries: entries.collect(), mounts: vec![] }, &blobs(n)).len()
         };
         assert!(size(200) < 5 * size(50), "{} {}", size(200), size(50));
     }
@@ -279,6 +323,10 @@ mod tests {
             (format!(r#"{{"version":1,"layers":[],"chains":[{{"below":0,"base":"{key}"}}],"records":[]}}"#), "the chain 0"),
             (r#"{"version":1,"layers":[],"chains":[{}],"records":[]}"#.into(), "neither an image nor a layer"),
             (r#"{"version":1,"layers":[],"chains":[{"layer":0}],"records":[]}"#.into(), "the layer 0"),
+            (
+                format!(r#"{{"version":1,"layers":[],"chains":[],"records":[],"mounts":[{{"name":"{key}","at":3,"diffId":"{key}"}}]}}"#),
+                "the layer 3",
+            ),
             (
                 format!(r#"{{"version":1,"layers":[{{"at":9,"diffId":"{key}","created":0,"compression":"x"}}],"chains":[],"records":[]}}"#),
                 "the layer 9",

@@ -236,7 +236,7 @@ fn layer_dir(session: &Session, id: &SnapshotId) -> Result<LayerDir, BuildError>
     })
 }
 
-fn threads() -> usize {
+pub(super) fn threads() -> usize {
     std::thread::available_parallelism().map_or(2, std::num::NonZero::get).min(8)
 }
 

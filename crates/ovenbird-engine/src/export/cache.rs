@@ -3,18 +3,21 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ovenbird_oci::image::media;
-use ovenbird_oci::layer::Compression;
+use ovenbird_oci::layer::{self, Compression, Owners, PackOptions};
 use ovenbird_oci::{Descriptor, Digest, Manifest, Reference, archive};
 
 use super::{assemble, output};
-use crate::cache::document::{self, Entry, Part};
+use crate::cache::document::{self, Contents, Entry, MountLayer, Part};
 use crate::cache::{Filed, Link, SharedLayer};
 use crate::error::BuildError;
 use crate::event::Event;
 use crate::export::leak::Gate;
 use crate::input::{CacheExport, CacheMode, CacheSource, Exportable};
-use crate::ops::{Session, progress_events};
+use crate::ops::{self, Session, progress_events};
 use crate::state::SnapshotId;
+
+/// Only Ovenbird reads cache mounts, and they are large.
+const MOUNT_COMPRESSION: Compression = Compression::Zstd(3);
 
 /// Writes the results of a build where `export` says. Layers that were pushed to `published` are mounted from there.
 pub fn export(
@@ -42,8 +45,15 @@ pub fn export(
             layers.push(Descriptor { media_type, ..layer.descriptor() });
         }
     }
+    let mut mounts = vec![];
+    if export.mounts {
+        for name in &results.mounts {
+            mounts.extend(mount(session, gate, name)?);
+        }
+        layers.extend(mounts.iter().map(|mount: &MountLayer| mount.blob.clone()).filter(|blob| seen.insert(blob.digest)));
+    }
     let store = session.state.store();
-    let config = store.write(&document::write(&entries, &layers))?;
+    let config = store.write(&document::write(&Contents { entries, mounts }, &layers))?;
     let docker = export.docker_media_types;
     let manifest = Manifest {
         schema_version: 2,
@@ -81,8 +91,38 @@ pub fn inline(
     for filed in filed.iter().filter(|filed| chain.starts_with(&filed.record.chain)) {
         entries.extend(shared.entry(filed)?);
     }
-    let document = document::write(&entries, layers);
-    Ok(String::from_utf8(document).ok().filter(|_| !entries.is_empty()))
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    Ok(String::from_utf8(document::write(&Contents { entries, mounts: vec![] }, layers)).ok())
+}
+
+/// The folder of a cache mount as a layer; `None`: there is none, or it is not for others. Who reads a cache mount can do without it.
+fn mount(session: &Session, gate: &Gate, name: &Digest) -> Result<Option<MountLayer>, BuildError> {
+    let Some((_lock, dir)) = ops::mount::existing_cache(session, name)? else { return Ok(None) };
+    let options = PackOptions { compression: MOUNT_COMPRESSION, mtime: None, threads: assemble::threads() };
+    let failed = |source| BuildError::Layer { layer: "of a cache mount".into(), source };
+    let packed = layer::pack_searched(&dir, &Owners::new(), &options, session.state.store(), gate.needles());
+    let checked = packed.map_err(failed).and_then(|(packed, found)| gate.check_layer(&packed.digest, &found).map(|()| packed));
+    match checked {
+        Ok(packed) => Ok(Some(MountLayer {
+            name: *name,
+            blob: Descriptor {
+                media_type: packed.media_type,
+                digest: packed.digest,
+                size: packed.size,
+                platform: None,
+                annotations: BTreeMap::new(),
+            },
+            diff_id: packed.diff_id,
+        })),
+        Err(error @ (BuildError::Leak { .. } | BuildError::Layer { .. })) => {
+            let message = format!("a cache mount is not exported: {error}");
+            session.sink.emit(Event::Warning { code: "cache-mount".into(), message, line: None });
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn push(session: &Session, manifest: &Manifest, target: &Descriptor, to: &Reference, published: &[Reference]) -> Result<(), BuildError> {

@@ -10,11 +10,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use ovenbird_oci::layer;
 use ovenbird_oci::registry::RegistryError;
 use ovenbird_oci::{Descriptor, Digest, Index, Manifest, Reference};
 
-use super::image::is_index;
-use crate::cache::document::{self, Entry, Part};
+use super::image::{self, is_index};
+use crate::cache::document::{self, Contents, Entry, MountLayer, Part};
 use crate::cache::{self, CacheKey, Link, Record};
 use crate::error::BuildError;
 use crate::event::Event;
@@ -64,14 +65,20 @@ enum Place {
 /// What the caches of a build hold, by key.
 #[derive(Debug, Default)]
 pub struct Imports {
-    entries: OnceLock<HashMap<CacheKey, Vec<(Arc<Entry>, Arc<Place>)>>>,
+    found: OnceLock<Found>,
     borrowed: Borrowed,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    entries: HashMap<CacheKey, Vec<(Arc<Entry>, Arc<Place>)>>,
+    mounts: HashMap<Digest, (MountLayer, Arc<Place>)>,
 }
 
 impl Imports {
     /// Nothing read yet.
     pub fn new(borrowed: Borrowed) -> Self {
-        Self { entries: OnceLock::new(), borrowed }
+        Self { found: OnceLock::new(), borrowed }
     }
 
     /// Layers that came from other machines.
@@ -93,14 +100,45 @@ impl Imports {
         if session.input.cache_from.is_empty() {
             return None;
         }
-        let entries = self.entries.get_or_init(|| read_all(session));
-        let record = entries.get(key)?.iter().find_map(|(entry, place)| {
+        let found = self.found.get_or_init(|| read_all(session));
+        let record = found.entries.get(key)?.iter().find_map(|(entry, place)| {
             let chain = entry.chain.iter().map(|part| self.link(session, plan, part)).collect::<Option<Vec<Link>>>()?;
             self.reach(session, &chain, place).then_some(Record { key: entry.content, chain })
         })?;
         // Without it the next build asks again: no reason to fail.
         let _ = cache::save(session.state, key, &record);
         Some(record)
+    }
+
+    /// Fills the new folder of a cache mount with what another machine had in it. When that is not possible, it stays empty.
+    pub fn fill(&self, session: &Session, name: &Digest, dir: &Path) -> Result<(), BuildError> {
+        if session.input.cache_from.is_empty() {
+            return Ok(());
+        }
+        let Some((mount, place)) = self.found.get_or_init(|| read_all(session)).mounts.get(name) else { return Ok(()) };
+        let fetched = match &**place {
+            Place::Registry(reference) => image::fetch(session, &[&mount.blob], reference),
+            Place::Local(local) => copy(session, &local.dir, &mount.blob)
+                .map_err(|reason| BuildError::Malformed { digest: mount.blob.digest.to_string(), reason }),
+        };
+        let filled = fetched.and_then(|()| {
+            let blob = session.state.store().open_blob(&mount.blob.digest)?;
+            // Owners that this disk does not hold are not kept in a cache mount either way.
+            layer::unpack(blob, dir, Some(&mount.diff_id), session.state.ownership(), &|_| None)
+                .map_err(|source| BuildError::Layer { layer: mount.blob.digest.to_string(), source })
+        });
+        match filled {
+            Ok(_) => Ok(()),
+            Err(BuildError::Cancelled) => Err(BuildError::Cancelled),
+            Err(error) => {
+                warn(session, "the content of a cache mount", &error.to_string());
+                // What came before the damage.
+                for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                    let _ = crate::state::remove_tree(&entry.path());
+                }
+                Ok(())
+            }
+        }
     }
 
     fn link(&self, session: &Session, plan: &Plan, part: &Part) -> Option<Link> {
@@ -162,8 +200,8 @@ fn warn(session: &Session, what: &str, reason: &str) {
     });
 }
 
-fn read_all(session: &Session) -> HashMap<CacheKey, Vec<(Arc<Entry>, Arc<Place>)>> {
-    let mut all: HashMap<CacheKey, Vec<(Arc<Entry>, Arc<Place>)>> = HashMap::new();
+fn read_all(session: &Session) -> Found {
+    let mut all = Found::default();
     for source in &session.input.cache_from {
         session.sink.emit(Event::Message { text: format!("importing the cache {source}") });
         let read = match source {
@@ -173,14 +211,17 @@ fn read_all(session: &Session) -> HashMap<CacheKey, Vec<(Arc<Entry>, Arc<Place>)
         match read {
             Ok((found, place)) => {
                 let place = Arc::new(place);
-                if found.is_empty() {
+                if found == Contents::default() {
                     session.sink.emit(Event::Message { text: format!("the cache {source} is empty") });
                 }
-                for entry in found {
+                for entry in found.entries {
                     let entry = Arc::new(entry);
                     for key in [entry.definition, entry.content] {
-                        all.entry(key).or_default().push((entry.clone(), place.clone()));
+                        all.entries.entry(key).or_default().push((entry.clone(), place.clone()));
                     }
+                }
+                for mount in found.mounts {
+                    all.mounts.entry(mount.name).or_insert((mount, place.clone()));
                 }
             }
             // Before the first export there is none.
@@ -194,7 +235,7 @@ fn read_all(session: &Session) -> HashMap<CacheKey, Vec<(Arc<Entry>, Arc<Place>)
 /// Why a cache was not read; `None`: there is none.
 type Unread = Option<String>;
 
-fn registry(session: &Session, reference: &Reference) -> Result<Vec<Entry>, Unread> {
+fn registry(session: &Session, reference: &Reference) -> Result<Contents, Unread> {
     let ask = async {
         let fetched = session.client.manifest(reference).await?;
         let mut manifests = vec![];
@@ -225,11 +266,17 @@ fn registry(session: &Session, reference: &Reference) -> Result<Vec<Entry>, Unre
         Err(_) => return Err(Some(format!("{} did not answer in {} seconds", reference.registry(), PATIENCE.as_secs()))),
     };
     let read = |digest: &Digest| session.state.store().read(digest).map_err(|error| error.to_string());
-    manifests.iter().map(|manifest| entries(manifest, &read)).collect::<Result<Vec<_>, _>>().map(|found| found.concat()).map_err(Some)
+    let mut all = Contents::default();
+    for manifest in &manifests {
+        let found = contents(manifest, &read).map_err(Some)?;
+        all.entries.extend(found.entries);
+        all.mounts.extend(found.mounts);
+    }
+    Ok(all)
 }
 
-/// The entries that a manifest brings.
-fn entries(manifest: &Manifest, read: &dyn Fn(&Digest) -> Result<Vec<u8>, String>) -> Result<Vec<Entry>, String> {
+/// What a manifest brings.
+fn contents(manifest: &Manifest, read: &dyn Fn(&Digest) -> Result<Vec<u8>, String>) -> Result<Contents, String> {
     let bytes = if manifest.config.media_type == document::MEDIA_TYPE {
         if manifest.config.size > document::MAX_SIZE {
             return Err(format!("its list of results has {} bytes, and {} are allowed", manifest.config.size, document::MAX_SIZE));
@@ -244,7 +291,7 @@ fn entries(manifest: &Manifest, read: &dyn Fn(&Digest) -> Result<Vec<u8>, String
 }
 
 /// A cache in an OCI layout. Only its list of results is read.
-fn folder(local: &LocalCache) -> Result<Vec<Entry>, Unread> {
+fn folder(local: &LocalCache) -> Result<Contents, Unread> {
     let index = local.dir.join("index.json");
     if !index.exists() {
         return Err(None);
@@ -262,7 +309,7 @@ fn folder(local: &LocalCache) -> Result<Vec<Entry>, Unread> {
         if Digest::of(&bytes) == *digest { Ok(bytes) } else { Err(format!("the blob {digest} is damaged")) }
     };
     let manifest: Manifest = serde_json::from_slice(&read(&wanted.digest).map_err(some)?).map_err(|error| Some(error.to_string()))?;
-    entries(&manifest, &read).map_err(some)
+    contents(&manifest, &read).map_err(some)
 }
 
 fn blob_in(dir: &Path, digest: &Digest) -> std::path::PathBuf {

@@ -61,9 +61,11 @@ pub fn prepare(
                     }
                     None => (None, String::new()),
                 };
-                // As in BuildKit, a folder that begins differently is another folder.
-                let name = format!("{id}\0{mode:o} {uid} {gid}\0{origin}");
+                let name = cache_name(id, *mode, *uid, *gid, &origin);
                 let dir = all.cache_folder(session, &name, *sharing, &|dir| {
+                    if origin.is_empty() {
+                        session.imports.fill(session, &name, dir).map_err(io::Error::other)?;
+                    }
                     if let Some((snapshot, source)) = &initial {
                         fill(session, snapshot, source, dir)?;
                     }
@@ -107,6 +109,34 @@ pub fn prepare(
         }
     }
     Ok(all)
+}
+
+/// Name of the folder of a cache mount. As in BuildKit, one that begins differently (`from`, here `origin`) is another folder.
+fn cache_name(id: &str, mode: u32, uid: u32, gid: u32, origin: &str) -> Digest {
+    Digest::of(format!("{id}\0{mode:o} {uid} {gid}\0{origin}").as_bytes())
+}
+
+/// Names of the folders of a step's cache mounts that mean the same on every machine: those that begin empty.
+pub fn shared_caches(mounts: &[ExecMount]) -> impl Iterator<Item = Digest> {
+    mounts.iter().filter_map(|mount| match &mount.kind {
+        ExecMountKind::Cache { id, from: None, mode, uid, gid, .. } => Some(cache_name(id, *mode, *uid, *gid, "")),
+        _ => None,
+    })
+}
+
+/// The folder of a cache mount that is there, if any, and its lock: no step that wants it alone has it meanwhile.
+pub fn existing_cache(session: &Session, name: &Digest) -> Result<Option<(File, PathBuf)>, BuildError> {
+    let base = session.state.mount_dir(name);
+    let (dir, lock) = (base.join("0"), base.join("0.lock"));
+    if !dir.is_dir() {
+        return Ok(None);
+    }
+    let file = File::open(&lock).map_err(io_error("open", &lock))?;
+    acquire(session, &file, Sharing::Shared).map_err(|error| match error.kind() {
+        io::ErrorKind::Interrupted => BuildError::Cancelled,
+        _ => io_error("lock", &lock)(error).into(),
+    })?;
+    Ok(Some((file, dir)))
 }
 
 fn secret(session: &Session, step: &StepName, id: &str, required: bool) -> Result<Option<Vec<u8>>, BuildError> {
@@ -178,13 +208,13 @@ impl Mounts {
     fn cache_folder(
         &mut self,
         session: &Session,
-        name: &str,
+        name: &Digest,
         sharing: Sharing,
         initialise: &dyn Fn(&Path) -> io::Result<()>,
     ) -> Result<PathBuf, BuildError> {
         // Without mounts the folder itself is moved into the step's root, so only one step can have it.
         let sharing = if session.level == Some(Level::Chroot) && sharing == Sharing::Shared { Sharing::Locked } else { sharing };
-        let base = session.state.mount_dir(&Digest::of(name.as_bytes()));
+        let base = session.state.mount_dir(name);
         fs::create_dir_all(&base).map_err(io_error("make", &base))?;
         for number in 0_u32.. {
             let lock_path = base.join(format!("{number}.lock"));

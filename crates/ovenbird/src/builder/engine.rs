@@ -350,6 +350,7 @@ fn cache_export(to: &CacheTo) -> Result<Option<CacheExport>, Error> {
         mode: if to.max { CacheMode::Max } else { CacheMode::Min },
         compression: to.compression,
         docker_media_types: to.oci_media_types == Some(false),
+        mounts: to.mounts,
     }))
 }
 

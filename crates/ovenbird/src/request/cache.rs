@@ -65,6 +65,9 @@ pub struct CacheTo {
     /// `oci-mediatypes=`; false: Docker media types.
     #[serde(default)]
     pub oci_media_types: Option<bool>,
+    /// `mounts=true`: also what is in the folders of `RUN --mount=type=cache`.
+    #[serde(default)]
+    pub mounts: bool,
     /// `ignore-error=`; false: a cache that cannot be written fails the build.
     #[serde(default = "yes")]
     pub ignore_error: bool,
@@ -152,12 +155,12 @@ impl FromStr for CacheTo {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if !text.contains('=') {
             let dest = CacheDest::Registry(reference(Some(text.to_owned()))?);
-            return Ok(Self { dest, max: false, compression: None, oci_media_types: None, ignore_error: true });
+            return Ok(Self { dest, max: false, compression: None, oci_media_types: None, mounts: false, ignore_error: true });
         }
         let all = fields(text)?;
         let kind = kind_of(&all)?.to_owned();
         let (mut to, mut dest, mut name, mut mode, mut compression, mut level) = (None, None, None, None, None, None);
-        let (mut oci_media_types, mut ignore_error) = (None, true);
+        let (mut oci_media_types, mut mounts, mut ignore_error) = (None, false, true);
         for (key, value) in all {
             match (kind.as_str(), key.as_str()) {
                 (_, "type") => {}
@@ -167,6 +170,7 @@ impl FromStr for CacheTo {
                 ("registry", "registry.insecure") => return Err(insecure()),
                 ("local", "dest") => dest = Some(PathBuf::from(value)),
                 ("local", "tag") => name = Some(value),
+                ("registry" | "local", "mounts") => mounts = boolean(&key, &value)?,
                 ("inline", _) => return Err(unknown(&key, "inline", "mode=min only: the cache is what the image is")),
                 (_, "compression") => compression = Some(value),
                 (_, "compression-level") => {
@@ -182,7 +186,7 @@ impl FromStr for CacheTo {
                 (_, "force-compression") => return Err(bad("force-compression=true is not supported: layers keep the bytes they have")),
                 (kind, _) => {
                     let own = if kind == "registry" { "ref" } else { "dest, tag" };
-                    let rest = "mode, compression, compression-level, oci-mediatypes, image-manifest or ignore-error";
+                    let rest = "mode, compression, compression-level, oci-mediatypes, image-manifest, mounts or ignore-error";
                     return Err(unknown(&key, kind, &format!("{own}, {rest}")));
                 }
             }
@@ -203,7 +207,7 @@ impl FromStr for CacheTo {
                 CacheDest::Local { dest, tag: tag(name)? }
             }
         };
-        Ok(Self { dest, max, compression: parse_compression(compression.as_deref(), level)?, oci_media_types, ignore_error })
+        Ok(Self { dest, max, compression: parse_compression(compression.as_deref(), level)?, oci_media_types, mounts, ignore_error })
     }
 }
 
@@ -250,6 +254,8 @@ mod tests {
             ("type=registry,ref=a,force-compression=true", "! force-compression=true is not supported"),
             ("type=registry,ref=a,mode=most", "! mode=most: expected min or max"),
             ("type=registry,dest=a", "! unknown field \"dest\""),
+            ("type=registry,ref=a,mounts=true", "mounts: true"),
+            ("type=inline,mounts=true", "! unknown field \"mounts\" of a cache of type=inline"),
             ("type=inline", "dest: Inline"),
             ("type=inline,mode=max", "! mode=max does not go with type=inline"),
             ("type=inline,ref=a", "! unknown field \"ref\" of a cache of type=inline"),
