@@ -402,7 +402,7 @@ fn run(session: &Session, gate: &Gate, plans: &[Plan]) -> Result<(Vec<assemble::
     }));
     let mut solved: Vec<_> = std::thread::scope(|scope| {
         let running: Vec<_> =
-            plans.iter().zip(&offsets).map(|(plan, offset)| scope.spawn(move || solve::solve(session, plan, *offset))).collect();
+            plans.iter().zip(&offsets).map(|(plan, offset)| scope.spawn(move || solve::solve(session, gate, plan, *offset))).collect();
         running.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
     // The first real error counts, not the cancellation it caused elsewhere.

@@ -265,6 +265,8 @@ pub struct BuildInput {
     pub cache_inline: bool,
     /// The results will be exported.
     pub cache_exported: bool,
+    /// The image's files will be written somewhere: it is better to have them as files.
+    pub files_wanted: bool,
 }
 
 /// The image(s) of a build; all blobs are in the store.
@@ -303,6 +305,7 @@ impl Default for BuildInput {
             cache_from: vec![],
             cache_inline: false,
             cache_exported: false,
+            files_wanted: false,
         }
     }
 }

@@ -12,11 +12,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use ovenbird_oci::Digest;
+use ovenbird_oci::layer::LayerError;
 
 use crate::cache::{self, CacheKey, Filed, Link, Record};
 use crate::error::BuildError;
 use crate::event::Event;
 use crate::ops::exec::StepName;
+use crate::export::assemble;
+use crate::export::leak::Gate;
+use crate::ops::file::{FileError, Lent};
 use crate::ops::mount::shared_caches;
 use crate::ops::{Session, content, exec, file, image, remote};
 use crate::plan::{CopyAction, ExecMountKind, FileAction, FileOp, Op, Plan, VertexId};
@@ -46,6 +50,22 @@ struct Node {
     announced: AtomicBool,
 }
 
+/// From so many bytes on it is better to pack a layer from where its files are: smaller ones are soon copied, and then the next step has them.
+const WORTH_LENDING: u64 = 64 << 20;
+
+/// Vertices whose files are only added to an image: nothing that runs or copies looks at them.
+fn unread(plan: &Plan) -> Vec<bool> {
+    let mut unread = vec![true; plan.vertices.len()];
+    // Inputs have lower numbers, so those who read are known before what they read.
+    for (id, vertex) in plan.vertices.iter().enumerate().rev() {
+        let reads = !matches!(vertex.op, Op::Merge { .. }) || !unread[id];
+        for input in vertex.op.inputs() {
+            unread[input] &= !reads;
+        }
+    }
+    unread
+}
+
 /// Names the part of a context that an action or a mount reads.
 fn files_of(context: &str, path: &str) -> String {
     format!("{context}: {path}")
@@ -55,6 +75,9 @@ fn files_of(context: &str, path: &str) -> String {
 struct Solver<'a> {
     session: &'a Session<'a>,
     plan: &'a Plan,
+    gate: Option<&'a Gate>,
+    /// Steps whose files nothing of the plan reads.
+    unread: Vec<bool>,
     /// Added to vertex ids in events, so that plans of several platforms do not collide.
     offset: usize,
     nodes: Vec<Node>,
@@ -81,9 +104,11 @@ pub struct Solved {
 }
 
 /// Runs a plan.
-pub fn solve(session: &Session, plan: &Plan, offset: usize) -> Result<Solved, BuildError> {
+///
+/// Layers that nothing reads are packed at once; `gate` searches them.
+pub fn solve(session: &Session, gate: &Gate, plan: &Plan, offset: usize) -> Result<Solved, BuildError> {
     let Some(root) = plan.root else { return Ok(Solved::default()) };
-    let solver = Solver::new(session, plan, offset);
+    let solver = Solver { gate: Some(gate), ..Solver::new(session, plan, offset) };
     let outcome = solver.prepare().and_then(|()| {
         let outcome = solver.solve(root);
         // Without all keys the trace would explain less than that of the build before.
@@ -124,6 +149,8 @@ impl<'a> Solver<'a> {
         let mut solver = Self {
             session,
             plan,
+            gate: None,
+            unread: unread(plan),
             offset,
             nodes: plan.vertices.iter().map(|_| Node::default()).collect(),
             stale: vec![],
@@ -366,7 +393,7 @@ impl<'a> Solver<'a> {
             keep_owner: false,
             default_mode: None,
         };
-        let chain = vec![self.write_files(vertex, &FileOp { base: None, actions: vec![FileAction::Copy(copy)] }, &[])?];
+        let chain = vec![self.write_files(vertex, &FileOp { base: None, actions: vec![FileAction::Copy(copy)] }, &[], None)?];
         let again = content::of_path(&*self.context(name)?, std::path::Path::new(inside), &self.session.stat_cache.again());
         self.look_again(vertex, &files_of(name, source), again);
         if self.is_settled() {
@@ -515,7 +542,10 @@ impl<'a> Solver<'a> {
                 exec::run(self.session, &self.step(vertex), exec_op, &base, &mounts).map(Link::new_diff)
             }
             Op::File(file_op) => {
-                let written = self.write_files(vertex, file_op, &base)?;
+                // Times that are set while packing are for who asks for them only.
+                let input = self.session.input;
+                let gate = self.gate.filter(|_| self.unread[vertex] && input.source_date_epoch.is_none() && !input.files_wanted);
+                let written = self.write_files(vertex, file_op, &base, gate)?;
                 for action in &file_op.actions {
                     if let FileAction::Copy(copy) = action
                         && let Op::Local { name } = self.op(copy.from)
@@ -530,13 +560,27 @@ impl<'a> Solver<'a> {
         }
     }
 
-    fn write_files(&self, vertex: VertexId, op: &FileOp, base: &[Link]) -> Result<Link, BuildError> {
+    /// Writes what an operation says above `base`. With `gate`, a large layer may be packed at once instead of becoming a folder.
+    fn write_files(&self, vertex: VertexId, op: &FileOp, base: &[Link], gate: Option<&Gate>) -> Result<Link, BuildError> {
         let base = image::snapshot(self.session, base)?;
         let work = self.session.state.work_dir()?;
         let out = work.subdir("fs")?;
         let source = |from: VertexId| self.tree(from).map_err(std::io::Error::other);
-        let owners =
-            file::apply(op, &base, &source, &out, self.session.state.ownership()).map_err(|error| self.file_error(vertex, error))?;
+        let mut lent = vec![];
+        let owners = file::apply(op, &base, &source, &out, self.session.state.ownership(), gate.is_some().then_some(&mut lent))
+            .map_err(|error| self.file_error(vertex, error))?;
+        if let Some(gate) = gate.filter(|_| lent.iter().map(Lent::size).sum::<u64>() >= WORTH_LENDING) {
+            match assemble::pack_now(self.session, gate, &out, &owners, &lent) {
+                // A file became longer or shorter: as it is when it is copied, then.
+                Err(BuildError::Layer { source: LayerError::Io { .. }, .. }) => {}
+                packed => {
+                    let layer = packed?;
+                    self.session.imports.borrowed().met(&layer.digest);
+                    return Ok(Link::Shared(layer));
+                }
+            }
+        }
+        lent.into_iter().try_for_each(Lent::settle).map_err(|error| self.file_error(vertex, FileError::io("copy into", &out)(error)))?;
         Ok(Link::new_diff(self.session.state.commit(work, None, &owners)?))
     }
 

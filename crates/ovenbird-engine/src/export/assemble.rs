@@ -1,10 +1,11 @@
 //! A solved plan to an image: layers, config, manifest, index; every blob made here goes to the store.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use jiff::Timestamp;
 use ovenbird_oci::image::{History, media};
-use ovenbird_oci::layer::{self, Needles, PackOptions, Packed};
+use ovenbird_oci::layer::{self, Elsewhere, Needles, Owners, PackOptions, Packed};
 use ovenbird_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform};
 
 use crate::cache::{self, Filed, Link, SharedLayer, document};
@@ -12,6 +13,7 @@ use crate::error::BuildError;
 use crate::event::Event;
 use crate::export::cache as cache_export;
 use crate::export::leak::Gate;
+use crate::ops::file::Lent;
 use crate::ops::{Session, image};
 use crate::plan::Plan;
 use crate::snapshot::LayerDir;
@@ -209,12 +211,33 @@ pub(super) fn pack(session: &Session, gate: &Gate, id: &SnapshotId) -> Result<Pa
     };
     session.sink.emit(event(0, None, false));
     let (packed, found) =
-        layer::pack_searched(&layer.dir, &layer.owners, &options, session.state.store(), gate.needles()).map_err(failed)?;
+        layer::pack_searched(&layer.dir, &layer.owners, &options, session.state.store(), gate.needles(), &Elsewhere::new())
+            .map_err(failed)?;
     session.sink.emit(event(packed.size, Some(packed.size), true));
     session.state.set_packed(id, &variant, &packed)?;
     gate.check_layer(&packed.digest, &found)?;
     gate.passed(session.state, id)?;
     Ok(packed)
+}
+
+/// Packs what a step wrote before it becomes a snapshot: a layer that nothing of the build reads, with content that is still where it was.
+pub fn pack_now(session: &Session, gate: &Gate, dir: &Path, owners: &Owners, lent: &[Lent]) -> Result<SharedLayer, BuildError> {
+    let options = PackOptions { compression: session.input.compression, mtime: None, threads: threads() };
+    let failed = |source| BuildError::Layer { layer: "of a copy".into(), source };
+    let elsewhere: Elsewhere = lent.iter().map(Lent::borrow).collect::<Result<_, _>>().map_err(BuildError::output(dir))?;
+    let (packed, found) =
+        layer::pack_searched(dir, owners, &options, session.state.store(), gate.needles(), &elsewhere).map_err(failed)?;
+    gate.check_layer(&packed.digest, &found)?;
+    Ok(SharedLayer {
+        digest: packed.digest,
+        size: packed.size,
+        media_type: packed.media_type,
+        diff_id: packed.diff_id,
+        created: Timestamp::now().as_second(),
+        compression: cache_export::name_of(options.compression),
+        epoch: None,
+        searched: gate.names(),
+    })
 }
 
 /// Looks for secrets in a layer that was packed when they were not known.

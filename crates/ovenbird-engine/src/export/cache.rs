@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ovenbird_oci::image::media;
-use ovenbird_oci::layer::{self, Compression, Owners, PackOptions};
+use ovenbird_oci::layer::{self, Compression, Elsewhere, Owners, PackOptions};
 use ovenbird_oci::{Descriptor, Digest, Manifest, Reference, archive};
 
 use super::{assemble, output};
@@ -102,7 +102,7 @@ fn mount(session: &Session, gate: &Gate, name: &Digest) -> Result<Option<MountLa
     let Some((_lock, dir)) = ops::mount::existing_cache(session, name)? else { return Ok(None) };
     let options = PackOptions { compression: MOUNT_COMPRESSION, mtime: None, threads: assemble::threads() };
     let failed = |source| BuildError::Layer { layer: "of a cache mount".into(), source };
-    let packed = layer::pack_searched(&dir, &Owners::new(), &options, session.state.store(), gate.needles());
+    let packed = layer::pack_searched(&dir, &Owners::new(), &options, session.state.store(), gate.needles(), &Elsewhere::new());
     let checked = packed.map_err(failed).and_then(|(packed, found)| gate.check_layer(&packed.digest, &found).map(|()| packed));
     match checked {
         Ok(packed) => Ok(Some(MountLayer {

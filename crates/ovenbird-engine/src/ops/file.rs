@@ -31,6 +31,7 @@ use crate::snapshot::tree::{self, Kind, Tree, clean};
 pub use archive::decompress;
 pub(crate) use dest::{Dest, Trail};
 use select::Selected;
+pub use transfer::Lent;
 use transfer::Meta;
 
 /// Why `COPY`, `ADD` or `WORKDIR` failed.
@@ -226,14 +227,20 @@ pub(crate) fn absolute(path: &Path) -> String {
 
 /// Does what `op` says above `base` and writes the changes, in overlayfs form, into the existing empty folder `out`.
 /// `source` gives the tree of a vertex. Returns the intended owners that the disk does not hold.
+///
+/// With `lent`, large files may get their size and no content: they are put there, to be read where they are, or settled.
 pub fn apply(
     op: &FileOp,
     base: &Snapshot,
     source: &dyn Fn(VertexId) -> io::Result<Arc<dyn Tree>>,
     out: &Path,
     ownership: Ownership,
+    lent: Option<&mut Vec<Lent>>,
 ) -> Result<Owners, FileError> {
     let mut dest = Dest::new(base, out, ownership)?;
+    if lent.is_some() {
+        dest.lend();
+    }
     let mut sources = 0;
     for action in &op.actions {
         match action {
@@ -256,6 +263,9 @@ pub fn apply(
                 }
             }
         }
+    }
+    if let Some(lent) = lent {
+        *lent = dest.take_lent();
     }
     dest.finish()
 }

@@ -30,17 +30,18 @@ const MOST_MANIFESTS: usize = 64;
 /// Largest `index.json` or manifest of a local cache, in bytes.
 const MAX_MANIFEST: u64 = 4 << 20;
 
-/// Layers of other machines that were met, and which of them turned out to be of no use. It lives longer than one build: what is found
+/// Layers that were met and have no folder here, and which of them turned out to be of no use. It lives longer than one build: what is found
 /// out while an image is delivered counts when it is built again.
 #[derive(Debug, Clone, Default)]
 pub struct Borrowed(Arc<Mutex<HashMap<Digest, bool>>>);
 
 impl Borrowed {
-    fn met(&self, layer: &Digest) {
+    /// One that is used from now on.
+    pub fn met(&self, layer: &Digest) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(*layer).or_insert(false);
     }
 
-    /// Did it come from another machine's cache?
+    /// Was it met?
     pub fn has(&self, layer: &Digest) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(layer)
     }
@@ -89,9 +90,9 @@ impl Imports {
     /// A result of this machine's cache, else of the others'.
     pub fn find(&self, session: &Session, plan: &Plan, key: &CacheKey) -> Option<Record> {
         let local = cache::find(session.state, key).filter(|record| {
-            let shared = record.chain.iter().filter_map(|link| if let Link::Shared(layer) = link { Some(&layer.digest) } else { None });
-            shared.clone().for_each(|layer| self.borrowed.met(layer));
-            !shared.into_iter().any(|layer| self.borrowed.is_spoilt(layer))
+            let shared = record.chain.iter().filter_map(|link| if let Link::Shared(layer) = link { Some(layer) } else { None });
+            shared.clone().for_each(|layer| self.borrowed.met(&layer.digest));
+            shared.into_iter().all(|layer| !self.borrowed.is_spoilt(&layer.digest) && layer.epoch == session.input.source_date_epoch)
         });
         local.or_else(|| self.import(session, plan, key))
     }

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::Digest;
 use crate::store::{StoreError, remedy};
 
-pub use pack::{pack, pack_searched, search};
+pub use pack::{Elsewhere, pack, pack_searched, search};
 pub use search::{Found, Needles};
 pub use unpack::{Lower, extract, unpack};
 pub(crate) use unpack::{decompress, root_parts};

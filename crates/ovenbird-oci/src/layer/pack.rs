@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -20,27 +21,32 @@ use super::{CAPABILITY, LayerError, MAX_PATH, Owner, Owners, PackOptions, Packed
 
 /// Packs the diff folder into a blob of `store`: sorted, PAX, hard links kept, whiteouts turned into OCI form.
 pub fn pack(dir: &Path, owners: &Owners, options: &PackOptions, store: &Store) -> Result<Packed, LayerError> {
-    pack_searched(dir, owners, options, store, &Needles::default()).map(|(packed, _)| packed)
+    pack_searched(dir, owners, options, store, &Needles::default(), &Elsewhere::new()).map(|(packed, _)| packed)
 }
 
-/// The same, and says which of the needles went into the layer, and where. Nothing is read twice.
+/// Content that is not where its file is: by device and inode of the file, which says size and everything else. Read from where it stands.
+pub type Elsewhere<'a> = HashMap<(u64, u64), &'a File>;
+
+/// The same, with the content of some files from `elsewhere`; says which of the needles went into the layer, and where. Nothing is read twice.
 pub fn pack_searched(
     dir: &Path,
     owners: &Owners,
     options: &PackOptions,
     store: &Store,
     needles: &Needles,
+    elsewhere: &Elsewhere<'_>,
 ) -> Result<(Packed, Vec<Found>), LayerError> {
     let mut watch = Watch::new(needles);
-    let packed =
-        compress(options.compression, options.threads, store, |feed| Packer::new(dir, owners, options.mtime, &mut watch).run(feed))?;
+    let packed = compress(options.compression, options.threads, store, |feed| {
+        Packer::new(dir, owners, options.mtime, &mut watch, elsewhere).run(feed)
+    })?;
     Ok((packed, watch.found()))
 }
 
 /// Looks for the needles in what [`pack`] would pack, and packs nothing.
 pub fn search(dir: &Path, owners: &Owners, needles: &Needles) -> Result<Vec<Found>, LayerError> {
     let mut watch = Watch::new(needles);
-    Packer::new(dir, owners, None, &mut watch).run(&mut Nowhere(vec![0; 256 * 1024]))?;
+    Packer::new(dir, owners, None, &mut watch, &Elsewhere::new()).run(&mut Nowhere(vec![0; 256 * 1024]))?;
     Ok(watch.found())
 }
 
@@ -74,6 +80,7 @@ struct Packer<'a, 'n> {
     owners: &'a Owners,
     mtime: Option<i64>,
     watch: &'a mut Watch<'n>,
+    elsewhere: &'a Elsewhere<'a>,
     /// Inodes with several names: the first one, and how many are still to come.
     links: HashMap<(u64, u64), (Vec<u8>, u64)>,
     /// Buffers used again and again: headers, names and value of xattrs.
@@ -91,8 +98,8 @@ struct Attributes {
 }
 
 impl<'a, 'n> Packer<'a, 'n> {
-    fn new(root: &'a Path, owners: &'a Owners, mtime: Option<i64>, watch: &'a mut Watch<'n>) -> Self {
-        Self { root, owners, mtime, watch, links: HashMap::new(), head: vec![], list: vec![0; 4096], value: vec![] }
+    fn new(root: &'a Path, owners: &'a Owners, mtime: Option<i64>, watch: &'a mut Watch<'n>, elsewhere: &'a Elsewhere<'a>) -> Self {
+        Self { root, owners, mtime, watch, elsewhere, links: HashMap::new(), head: vec![], list: vec![0; 4096], value: vec![] }
     }
 
     fn run(&mut self, feed: &mut impl Sink) -> Result<(), LayerError> {
@@ -166,7 +173,10 @@ impl<'a, 'n> Packer<'a, 'n> {
                 }
                 header.size = stat.st_size as u64;
                 self.put(&header, feed)?;
-                self.content(&fd, &header, feed)
+                match self.elsewhere.get(&(stat.st_dev, stat.st_ino)) {
+                    Some(file) => self.content(file.as_fd(), &header, feed),
+                    None => self.content(fd.as_fd(), &header, feed),
+                }
             }
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(dir, &name, vec![]).map_err(|e| self.error("read", &path)(e.into()))?;
@@ -239,7 +249,7 @@ impl<'a, 'n> Packer<'a, 'n> {
         feed.write(&self.head)
     }
 
-    fn content(&mut self, fd: &OwnedFd, header: &Header, feed: &mut impl Sink) -> Result<(), LayerError> {
+    fn content(&mut self, fd: BorrowedFd<'_>, header: &Header, feed: &mut impl Sink) -> Result<(), LayerError> {
         let root = self.root;
         let error = |source: io::Error| LayerError::Io { action: "read", path: root.join(OsStr::from_bytes(&header.path)), source };
         let changed = || error(io::Error::other("it changed while it was being packed; build again"));

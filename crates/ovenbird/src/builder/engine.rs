@@ -180,6 +180,7 @@ impl EngineBuilder {
             publish_to: publish_to(request)?,
             allow_leak: request.allow_leak.clone(),
             cache_from: request.cache_from.iter().map(cache_source).collect::<Result<_, _>>()?,
+            files_wanted: request.outputs.iter().any(|output| matches!(output.kind, OutputKind::Local(_) | OutputKind::Tar(_))),
             cache_inline: request.cache_to.iter().any(|to| to.dest == CacheDest::Inline),
             cache_exported: request.cache_to.iter().any(|to| to.dest != CacheDest::Inline),
         })

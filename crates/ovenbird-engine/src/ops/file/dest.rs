@@ -12,7 +12,7 @@ use ovenbird_oci::layer::{Owners, Ownership};
 use rustix::fs::{AtFlags, FileType, Mode, XattrFlags};
 use rustix::io::Errno;
 
-use super::transfer::{FileJob, Meta, Queue, Sink, copy_files, set_dir_xattrs};
+use super::transfer::{FileJob, Lent, Meta, Queue, Sink, copy_files, set_dir_xattrs};
 use super::{FileError, Made, absolute};
 use crate::snapshot::tree::{Entry, Kind, Location, Tree, Visit, check_length, open_dir_at, open_dir_path, resolve, resolve_parent};
 use crate::snapshot::view::{OPAQUE, View, is_opaque, is_whiteout};
@@ -595,6 +595,16 @@ impl Dest {
         let (parent, name) = self.replace(path)?;
         rustix::fs::mknodat(&parent.fd, &name, FileType::CharacterDevice, Mode::empty(), 0)
             .map_err(FileError::io("make a whiteout for", path))
+    }
+
+    /// Lets the content of large files stay where it is; before anything is written.
+    pub(crate) fn lend(&mut self) {
+        self.sink = Arc::new(Sink::lending(self.sink.ownership()));
+    }
+
+    /// What was lent.
+    pub(crate) fn take_lent(&self) -> Vec<Lent> {
+        self.sink.take_lent()
     }
 
     /// Gives folders their last modes and times. Returns the owners that the disk does not hold.

@@ -209,7 +209,7 @@ fn run_with(base: &str, context: &str, line: &str, ownership: Ownership) -> Ran 
     let from_image = actions.iter().any(|a| matches!(a, FileAction::Copy(c) if c.keep_owner));
     let tree: Arc<dyn Tree> =
         if from_image { Arc::new(View::new(&snapshot([ctx]))) } else { Arc::new(Folder::new(ctx, Patterns::parse(&ignore).unwrap())) };
-    let result = apply(&FileOp { base: None, actions }, &snapshot(layers), &|_| Ok(tree.clone()), &out, ownership);
+    let result = apply(&FileOp { base: None, actions }, &snapshot(layers), &|_| Ok(tree.clone()), &out, ownership, None);
     Ran { dir, result }
 }
 
@@ -546,7 +546,7 @@ fn content_kinds_are_copied_whole() {
     }
     let (actions, _) = parse("COPY --chown=3:4 . /");
     let tree: Arc<dyn Tree> = Arc::new(Folder::new(&ctx, Patterns::default()));
-    apply(&FileOp { base: None, actions }, &Snapshot::default(), &|_| Ok(tree.clone()), &out, Ownership::Real).unwrap();
+    apply(&FileOp { base: None, actions }, &Snapshot::default(), &|_| Ok(tree.clone()), &out, Ownership::Real, None).unwrap();
     assert_eq!(fs::read(out.join("big")).unwrap(), big);
     let mut value = [0u8; 20];
     assert_eq!(rustix::fs::getxattr(out.join("big"), "security.capability", &mut value), Ok(20));
@@ -622,7 +622,7 @@ fn a_context_that_changes_is_named() {
                 content::of_copy(&*tree, copy, &NoStatCache).map(drop).unwrap_err()
             } else {
                 let op = FileOp { base: None, actions: actions.clone() };
-                apply(&op, &Snapshot::default(), &|_| Ok(tree.clone()), &out, Ownership::Real).map(drop).unwrap_err()
+                apply(&op, &Snapshot::default(), &|_| Ok(tree.clone()), &out, Ownership::Real, None).map(drop).unwrap_err()
             };
             let text = error.to_string();
             let named = text.contains(&format!("\"/{victim}\"")) && text.contains("the context changed while it was read");
@@ -664,7 +664,7 @@ fn an_unreadable_folder_is_named() {
         let FileAction::Copy(copy) = &actions[0] else { panic!() };
         let key = content::of_copy(&*tree, copy, &NoStatCache).map(drop).unwrap_err().to_string();
         let op = FileOp { base: None, actions: actions.clone() };
-        let copied = apply(&op, &Snapshot::default(), &|_| Ok(tree.clone()), &out, Ownership::Real).map(drop).unwrap_err().to_string();
+        let copied = apply(&op, &Snapshot::default(), &|_| Ok(tree.clone()), &out, Ownership::Real, None).map(drop).unwrap_err().to_string();
         for text in [key, copied] {
             assert!(text.starts_with(&format!("cannot read \"/{locked}\": Permission denied")), "{line}: {text}");
         }
@@ -704,7 +704,7 @@ fn add(base: &str, archive: &[u8], line: &str) -> String {
     let (actions, _) = parse(line);
     let tree: Arc<dyn Tree> = Arc::new(Folder::new(&ctx, Patterns::default()));
     let layers = if base.is_empty() { vec![] } else { vec![lower] };
-    let result = apply(&FileOp { base: None, actions }, &snapshot(layers), &|_| Ok(tree.clone()), &out, Ownership::Real);
+    let result = apply(&FileOp { base: None, actions }, &snapshot(layers), &|_| Ok(tree.clone()), &out, Ownership::Real, None);
     Ran { dir, result }.text()
 }
 

@@ -28,6 +28,40 @@ const BATCH_BYTES: u64 = 4 << 20;
 /// Most copying threads; more do not help one disk.
 const MAX_THREADS: usize = 4;
 
+/// Files from this size on may be lent …
+const LENT_SIZE: u64 = 1 << 20;
+/// … and so many at once: each is open.
+const MOST_LENT: usize = 64;
+
+/// A file whose content was not copied: the copy has its size, and everything else.
+#[derive(Debug)]
+pub struct Lent {
+    source: File,
+    target: File,
+    times: Timestamps,
+    /// Bytes that the copy says it has.
+    size: u64,
+}
+
+impl Lent {
+    /// Bytes that were not copied.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Device and inode of the copy, and where its content is.
+    pub fn borrow(&self) -> io::Result<((u64, u64), &File)> {
+        let stat = rustix::fs::fstat(&self.target)?;
+        Ok(((stat.st_dev, stat.st_ino), &self.source))
+    }
+
+    /// Copies the content after all.
+    pub fn settle(self) -> io::Result<()> {
+        copy_some(&self.source, &self.target, self.size)?;
+        Ok(rustix::fs::futimens(&self.target, &self.times)?)
+    }
+}
+
 /// What an entry shall have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Meta {
@@ -61,6 +95,8 @@ pub(crate) struct Sink {
     failure: Mutex<Option<FileError>>,
     /// Cleared when the file system refuses.
     reflinks: AtomicBool,
+    /// Large files whose content may stay where it is; `None`: all is copied.
+    lent: Option<Mutex<Vec<Lent>>>,
 }
 
 /// One regular file to copy.
@@ -80,7 +116,21 @@ pub(crate) struct FileJob {
 impl Sink {
     pub(crate) fn new(ownership: Ownership) -> Self {
         let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Self { ownership, ids, owners: Mutex::default(), failure: Mutex::default(), reflinks: AtomicBool::new(true) }
+        Self { ownership, ids, owners: Mutex::default(), failure: Mutex::default(), reflinks: AtomicBool::new(true), lent: None }
+    }
+
+    /// One that may leave the content of large files where it is.
+    pub(crate) fn lending(ownership: Ownership) -> Self {
+        Self { lent: Some(Mutex::default()), ..Self::new(ownership) }
+    }
+
+    pub(crate) fn ownership(&self) -> Ownership {
+        self.ownership
+    }
+
+    /// What was lent.
+    pub(crate) fn take_lent(&self) -> Vec<Lent> {
+        self.lent.as_ref().map(|lent| std::mem::take(&mut *lent.lock().unwrap_or_else(PoisonError::into_inner))).unwrap_or_default()
     }
 
     pub(crate) fn owners(&self) -> std::sync::MutexGuard<'_, Owners> {
@@ -198,9 +248,36 @@ impl Sink {
         let FileJob { source: origin, from, meta, into, name, path, .. } = job;
         let source = from.open().map_err(FileError::replaced("read", origin))?;
         let target = create(into, name, 0o600).map_err(FileError::io("make", path))?;
-        self.copy_content(&source, &target).map_err(FileError::unreadable("copy", origin))?;
+        let lent = self.lend(&source, &target).map_err(FileError::unreadable("copy", origin))?;
+        if lent.is_none() {
+            self.copy_content(&source, &target).map_err(FileError::unreadable("copy", origin))?;
+        }
         let xattrs = file_xattrs(&source).map_err(FileError::unreadable("read the attributes of", origin))?;
-        self.finish_file(&target, path, &xattrs, meta)
+        self.finish_file(&target, path, &xattrs, meta)?;
+        if let (Some(size), Some(all)) = (lent, &self.lent) {
+            all.lock().unwrap_or_else(PoisonError::into_inner).push(Lent { source, target, times: meta.times(), size });
+        }
+        Ok(())
+    }
+
+    /// Gives the copy its size and no content, when it may stay without; where the file system shares content, that is better.
+    fn lend(&self, source: &File, target: &File) -> io::Result<Option<u64>> {
+        let Some(lent) = &self.lent else { return Ok(None) };
+        let size = u64::try_from(rustix::fs::fstat(source)?.st_size).unwrap_or(0);
+        if size < LENT_SIZE || lent.lock().unwrap_or_else(PoisonError::into_inner).len() >= MOST_LENT || self.reflink(source, target) {
+            return Ok(None);
+        }
+        rustix::fs::ftruncate(target, size)?;
+        Ok(Some(size))
+    }
+
+    /// Shares the content of a file, where the file system can.
+    fn reflink(&self, source: &File, target: &File) -> bool {
+        let shared = self.reflinks.load(Ordering::Relaxed) && rustix::fs::ioctl_ficlone(target, source).is_ok();
+        if !shared {
+            self.reflinks.store(false, Ordering::Relaxed);
+        }
+        shared
     }
 
     fn copy_content(&self, source: &File, mut target: &File) -> io::Result<()> {
@@ -218,18 +295,17 @@ impl Sink {
                 target.write_all(buffer)
             });
         }
-        if self.reflinks.load(Ordering::Relaxed) {
-            match rustix::fs::ioctl_ficlone(target, source) {
-                Ok(()) => return Ok(()),
-                Err(_) => self.reflinks.store(false, Ordering::Relaxed),
-            }
-        }
-        let sparse = u64::try_from(stat.st_blocks).unwrap_or(u64::MAX).saturating_mul(512) < size;
-        if sparse && copy_holes(source, target, size)? {
-            return Ok(());
-        }
-        copy_range(source, target, 0, size)
+        if self.reflink(source, target) { Ok(()) } else { copy_some(source, target, size) }
     }
+}
+
+/// Copies so many bytes, holes as holes.
+fn copy_some(source: &File, target: &File, size: u64) -> io::Result<()> {
+    let sparse = u64::try_from(rustix::fs::fstat(source)?.st_blocks).unwrap_or(u64::MAX).saturating_mul(512) < size;
+    if sparse && copy_holes(source, target, size)? {
+        return Ok(());
+    }
+    copy_range(source, target, 0, size)
 }
 
 /// Copies the parts that are not holes; false when the file system knows no holes.
