@@ -730,3 +730,106 @@ fn a_folder_gets_real_devices_or_a_warning() {
         Err(_) => assert!(warned),
     }
 }
+
+/// As large as a copy must be to be packed from where its files are; most of it a hole, so that it costs little.
+fn large_file(path: &Path) {
+    use std::os::unix::fs::FileExt as _;
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(65 << 20).unwrap();
+    for at in [0, 33 << 20, (65 << 20) - 7] {
+        file.write_all_at(b"content", at).unwrap();
+    }
+}
+
+const LARGE: &str = "FROM scratch\nCOPY --chown=5:6 --chmod=640 data /data/\n";
+
+#[test]
+fn a_large_copy_that_nothing_reads_is_packed_at_once_and_no_different() {
+    let bench = Bench::new(&[("data/small", "small")]);
+    large_file(&bench.context.path().join("data/large"));
+    std::fs::hard_link(bench.context.path().join("data/large"), bench.context.path().join("data/link")).unwrap();
+    let snapshots = || std::fs::read_dir(bench.root.path().join("recorded/snapshots")).unwrap().count();
+    let first = bench.build(LARGE).unwrap();
+    assert_eq!((first.ran, snapshots()), (1, 0), "no folder was filled");
+    let second = bench.build(LARGE).unwrap();
+    assert_eq!((second.ran, second.target.digest), (0, first.target.digest));
+    let (manifest, config) = bench.config(&first);
+
+    // Something reads it: it is unpacked, and is what it was.
+    let read = bench.build(&format!("{LARGE}COPY data/small /data/later\n")).unwrap();
+    assert_eq!((read.ran, read.cached, snapshots()), (1, 1, 2));
+    assert_eq!(bench.config(&read).0.layers[0], manifest.layers[0]);
+
+    // The same layer comes of a copy into a folder.
+    let copied = Bench { root: tempfile::tempdir().unwrap(), ..bench };
+    let output = copied.build(&format!("{LARGE}COPY data/small /data/later\n")).unwrap();
+    let (other, other_config) = copied.config(&output);
+    assert_eq!((&other.layers[0], other_config.rootfs.diff_ids[0]), (&manifest.layers[0], config.rootfs.diff_ids[0]));
+}
+
+#[test]
+fn a_large_copy_whose_blob_is_damaged_is_made_again() {
+    let bench = Bench::new(&[]);
+    large_file(&bench.context.path().join("data/large"));
+    let first = bench.build(LARGE).unwrap();
+    let layer = bench.config(&first).0.layers[0].clone();
+    let blob = bench.engine().store().blob_path(&layer.digest);
+    let good = std::fs::read(&blob).unwrap();
+    let replace = |bytes: &[u8]| {
+        let new = blob.with_extension("new");
+        std::fs::write(&new, bytes).unwrap();
+        std::fs::rename(new, &blob).unwrap();
+    };
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 1;
+    for bad in [flipped, good[..good.len() / 2].to_vec(), vec![]] {
+        replace(&bad);
+        let read = bench.build(&format!("{LARGE}COPY data /again\n")).unwrap();
+        assert_eq!(bench.config(&read).0.layers[0], layer);
+        let files = bench.engine().store().verify(&layer.digest);
+        assert!(files.is_ok(), "{files:?}");
+        std::fs::remove_dir_all(bench.root.path().join("recorded")).unwrap();
+        bench.build(LARGE).unwrap();
+    }
+}
+
+#[test]
+fn a_large_file_that_grows_while_it_is_copied_is_copied() {
+    let bench = Bench::new(&[]);
+    let path = bench.context.path().join("data/large");
+    large_file(&path);
+    let grows = path.clone();
+    *bench.events.1.lock().unwrap() = Some(Box::new(move || {
+        use std::io::Write as _;
+        let mut file = std::fs::File::options().append(true).open(&grows).unwrap();
+        file.write_all(b"more").unwrap();
+    }));
+    let first = bench.build(LARGE).unwrap();
+    assert!(bench.events.0.lock().unwrap().iter().any(|e| matches!(e, Event::Warning { code, .. } if code == "context-changed")));
+    let second = bench.build(LARGE).unwrap();
+    assert_eq!((first.ran, second.ran), (1, 1), "the first was not kept");
+}
+
+#[test]
+fn a_secret_in_a_large_copy_is_found() {
+    let bench = Bench::new(&[("data/kept", "correct-horse-battery")]);
+    large_file(&bench.context.path().join("data/large"));
+    let secret = ovenbird_engine::input::SecretSource::Value(ovenbird_engine::input::Secret(b"correct-horse-battery".to_vec()));
+    let context = LocalContext { dir: bench.context.path().into(), ignore: Patterns::default() };
+    let input = BuildInput {
+        dockerfile: LARGE.into(),
+        contexts: BTreeMap::from([("context".into(), context)]),
+        options: vec![bench.options.clone()],
+        secrets: [("token".to_owned(), secret)].into(),
+        ..BuildInput::default()
+    };
+    let engine = bench.engine();
+    let build = || engine.build(&input, &(bench.events.clone() as Arc<dyn EventSink>), &Cancel::default());
+    for _ in 0..2 {
+        assert!(matches!(build(), Err(BuildError::Leak { .. })));
+    }
+    // One that was made when the secret was not known.
+    bench.build_with(&engine, LARGE).unwrap();
+    assert!(matches!(build(), Err(BuildError::Leak { .. })));
+}

@@ -225,8 +225,7 @@ pub fn pack_now(session: &Session, gate: &Gate, dir: &Path, owners: &Owners, len
     let options = PackOptions { compression: session.input.compression, mtime: None, threads: threads() };
     let failed = |source| BuildError::Layer { layer: "of a copy".into(), source };
     let elsewhere: Elsewhere = lent.iter().map(Lent::borrow).collect::<Result<_, _>>().map_err(BuildError::output(dir))?;
-    let (packed, found) =
-        layer::pack_searched(dir, owners, &options, session.state.store(), gate.needles(), &elsewhere).map_err(failed)?;
+    let (packed, found) = layer::pack_searched(dir, owners, &options, session.state.store(), gate.needles(), &elsewhere).map_err(failed)?;
     gate.check_layer(&packed.digest, &found)?;
     Ok(SharedLayer {
         digest: packed.digest,

@@ -664,7 +664,8 @@ fn an_unreadable_folder_is_named() {
         let FileAction::Copy(copy) = &actions[0] else { panic!() };
         let key = content::of_copy(&*tree, copy, &NoStatCache).map(drop).unwrap_err().to_string();
         let op = FileOp { base: None, actions: actions.clone() };
-        let copied = apply(&op, &Snapshot::default(), &|_| Ok(tree.clone()), &out, Ownership::Real, None).map(drop).unwrap_err().to_string();
+        let copied =
+            apply(&op, &Snapshot::default(), &|_| Ok(tree.clone()), &out, Ownership::Real, None).map(drop).unwrap_err().to_string();
         for text in [key, copied] {
             assert!(text.starts_with(&format!("cannot read \"/{locked}\": Permission denied")), "{line}: {text}");
         }
