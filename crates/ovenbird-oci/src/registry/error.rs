@@ -120,6 +120,8 @@ pub enum RegistryError {
         status: u16,
         /// What the server said.
         detail: String,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
     },
     /// The bytes are not what the digest or the size says.
     #[error("{what} is corrupt: expected {expected}, got {actual}; nothing was kept, try again or tell the registry's operator")]
@@ -191,6 +193,18 @@ pub enum RegistryError {
         /// Why.
         reason: String,
     },
+    /// A name was refused, so those that were put already were taken back.
+    #[error("{source}{}", taken_back(.more, .undone, .left))]
+    Unpublished {
+        /// Why it was refused.
+        source: Box<RegistryError>,
+        /// What else was refused.
+        more: Vec<RegistryError>,
+        /// `NAME was removed again`, for each that was put.
+        undone: Vec<String>,
+        /// Names that may be there still, and why.
+        left: Vec<(String, RegistryError)>,
+    },
     /// Credentials could not be looked up.
     #[error("cannot look up the credentials of {registry}: {source}")]
     Keychain {
@@ -224,10 +238,15 @@ impl RegistryError {
         )
     }
 
+    /// Whether the connection broke, and not the other side refused.
+    pub(crate) fn is_break(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::Interrupted { .. } | Self::Silent { .. })
+    }
+
     /// When the server wants to be asked again.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::RateLimited { retry_after, .. } => *retry_after,
+            Self::RateLimited { retry_after, .. } | Self::Server { retry_after, .. } => *retry_after,
             _ => None,
         }
     }
@@ -250,6 +269,20 @@ pub(crate) fn printable(text: &str) -> String {
 
 fn after(delay: Option<&Duration>) -> String {
     delay.map_or_else(String::new, |d| format!(", wants a pause of {} s", d.as_secs()))
+}
+
+fn taken_back(more: &[RegistryError], undone: &[String], left: &[(String, RegistryError)]) -> String {
+    let mut parts: Vec<String> = more.iter().map(ToString::to_string).collect();
+    match (undone, left) {
+        ([], []) => parts.push("no name was changed".into()),
+        ([], _) => {}
+        (undone, _) => parts.push(format!("the publish was taken back: {}", undone.join(", "))),
+    }
+    parts.extend(left.iter().map(|(name, why)| {
+        format!("{name} may be the new image now, for it could not be taken back ({why}): look at it, and publish again or remove it")
+    }));
+    parts.insert(0, String::new());
+    parts.join("; ")
 }
 
 fn list(items: &[String]) -> String {
@@ -279,7 +312,7 @@ mod tests {
             RegistryError::PlainHttp { action: action(), registry: registry() },
             RegistryError::Interrupted { action: action(), registry: registry(), reason: "connection reset".into() },
             RegistryError::Silent { action: action(), registry: registry(), limit: Duration::from_mins(1) },
-            RegistryError::Server { action: action(), registry: registry(), status: 503, detail: detail() },
+            RegistryError::Server { action: action(), registry: registry(), status: 503, detail: detail(), retry_after },
             RegistryError::Corrupt { what: "blob abc".into(), expected: "sha256:1".into(), actual: "sha256:2".into() },
             RegistryError::Protocol { action: action(), registry: registry(), reason: "status 418".into() },
             RegistryError::TooLarge { what: "the manifest".into(), size: 5, limit: 4 },
@@ -291,6 +324,16 @@ mod tests {
             },
             RegistryError::Unsupported { reference: reference(), media_type: "text/html".into() },
             RegistryError::Settings { registry: registry(), path: "/ca.pem".into(), reason: "has no usable certificate (empty)".into() },
+            RegistryError::Unpublished {
+                source: Box::new(RegistryError::Denied {
+                    action: "put the tag h.test/app:1".into(),
+                    registry: registry(),
+                    detail: detail(),
+                }),
+                more: vec![RegistryError::PlainHttp { action: "put the tag i.test/app:1".into(), registry: "i.test".into() }],
+                undone: vec!["j.test/app:1 was removed again".into(), "j.test/app:latest is what it was before".into()],
+                left: vec![("k.test/app:1".into(), RegistryError::PlainHttp { action: action(), registry: "k.test".into() })],
+            },
             RegistryError::Keychain { registry: registry(), source: Box::new(KeychainError::NoPlace) },
             RegistryError::store("pull h.test/app:1", missing()),
             RegistryError::Cancelled { action: action() },

@@ -9,24 +9,32 @@ mod auth;
 pub mod challenge;
 mod endpoint;
 mod error;
+mod limit;
+mod publish;
 mod pull;
 mod push;
 mod transport;
+mod tree;
+mod upload;
 pub mod web;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use crate::keychain::{Credential, Keychain, Secret};
+use crate::publish::Target;
 use crate::store::{Store, StoreError};
 use crate::{Descriptor, Digest, Platform, Reference};
 
+use endpoint::Endpoint;
 pub use error::RegistryError;
 pub(crate) use error::printable;
 
@@ -34,7 +42,7 @@ pub(crate) use error::printable;
 pub const MAX_MANIFEST: u64 = 4 << 20;
 
 /// How to talk to one registry.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RegistryOptions {
     /// Plain HTTP (loopback registries get it anyway, unless `ca` or `client_identity` is set).
     pub plain_http: bool,
@@ -44,6 +52,10 @@ pub struct RegistryOptions {
     pub client_identity: Option<PathBuf>,
     /// `host[:port][/prefix]`, tried before the registry itself when pulling.
     pub mirrors: Vec<String>,
+    /// Blob transfers at once with this registry, within the limit for all ([`ClientOptions::parallel`]); `None` or 0: that one only.
+    pub transfers: Option<usize>,
+    /// Requests to this registry in a second, on average and with jitter; `None`, or nothing above 0: no limit.
+    pub requests_per_second: Option<f64>,
 }
 
 /// Settings of a [`Client`].
@@ -61,7 +73,7 @@ pub struct ClientOptions {
     pub timeouts: Timeouts,
 }
 
-/// How long a server may be silent before a request counts as failed. Uploads are measured by their own progress.
+/// How long a server may be silent before a request counts as failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     /// From a request that reads until the head of its answer. One that writes has twice as long: registries that write to object
@@ -69,11 +81,23 @@ pub struct Timeouts {
     pub answer: Duration,
     /// Longest pause within a body that is received.
     pub idle: Duration,
+    /// Longest pause within a body that is sent.
+    pub stall: Duration,
+    /// From the last byte of a blob until the answer.
+    pub commit: Duration,
+    /// How long it is tried to take back a tag after a publish that failed.
+    pub undo: Duration,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { answer: Duration::from_mins(1), idle: Duration::from_mins(1) }
+        Self {
+            answer: Duration::from_mins(1),
+            idle: Duration::from_mins(1),
+            stall: Duration::from_mins(2),
+            commit: Duration::from_mins(5),
+            undo: Duration::from_secs(30),
+        }
     }
 }
 
@@ -89,6 +113,44 @@ pub struct Fetched {
 /// Told about bytes: (blob, done, total). A blob that needs no transfer is reported once, as done.
 pub type ProgressFn = Arc<dyn Fn(&Digest, u64, u64) + Send + Sync>;
 
+/// What is published where.
+#[derive(Clone, Copy)]
+pub struct Publication<'a> {
+    /// Manifest or index in the store.
+    pub image: &'a Descriptor,
+    /// Has the image, or at least its manifests.
+    pub store: &'a Store,
+    /// Under which names.
+    pub to: &'a [Target],
+    /// Where blobs can be had: one that is not in the store is fetched from there; one on the same registry is mounted.
+    pub origins: &'a BTreeMap<Digest, Reference>,
+    /// Told about bytes.
+    pub progress: &'a ProgressFn,
+}
+
+/// Transfers that broke, and what that cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Breaks {
+    /// How often.
+    pub count: u64,
+    /// Bytes that were on the other side already, and not transferred again.
+    pub resumed: u64,
+    /// Bytes that were transferred again.
+    pub retried: u64,
+}
+
+impl Breaks {
+    /// What came since `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            count: self.count.saturating_sub(before.count),
+            resumed: self.resumed.saturating_sub(before.resumed),
+            retried: self.retried.saturating_sub(before.retried),
+        }
+    }
+}
+
 /// A registry client with connection pools and tokens; cheap to clone.
 ///
 /// Dropping a future that it returned stops the work; complete blobs stay in the store, partial ones are removed.
@@ -102,6 +164,8 @@ struct Inner {
     http: transport::Http,
     auth: auth::Auth,
     transfers: Arc<Semaphore>,
+    limits: limit::Limits,
+    breaks: Mutex<Breaks>,
     flights: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -131,6 +195,8 @@ impl Client {
             http: transport::Http::default(),
             auth: auth::Auth::new(keychain),
             transfers: Arc::new(Semaphore::new(parallel)),
+            limits: limit::Limits::default(),
+            breaks: Mutex::default(),
             flights: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -176,7 +242,24 @@ impl Client {
         origins: &BTreeMap<Digest, Reference>,
         progress: &ProgressFn,
     ) -> Result<(), RegistryError> {
-        push::push(&self.inner, store, target, to, origins, progress).await
+        let to = &[Target::from(to.clone())];
+        self.publish(&Publication { image: target, store, to, origins, progress }, &AtomicBool::new(false)).await
+    }
+
+    /// Publishes an image under several names, in several registries: under all of them, or under none.
+    ///
+    /// A repository that is in the same registry as another gets its blobs from there. When everything is in every repository, the tags
+    /// are put in the order of their classes; if one is refused, or `stop` is set meanwhile, those that were put are taken back. Every
+    /// digest and every tag is read back.
+    ///
+    /// The future must be run to its end: dropped, it leaves behind what it was doing.
+    pub async fn publish(&self, publication: &Publication<'_>, stop: &AtomicBool) -> Result<(), RegistryError> {
+        publish::publish(&self.inner, publication, stop).await
+    }
+
+    /// What broke on the way so far, and what it cost.
+    pub fn breaks(&self) -> Breaks {
+        *self.inner.breaks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The credentials for a repository, as far as they are known without asking anybody: those that were used already, and those that
@@ -192,6 +275,13 @@ impl Client {
 }
 
 impl Inner {
+    fn broke(&self, breaks: Breaks) {
+        let mut all = self.breaks.lock().unwrap_or_else(PoisonError::into_inner);
+        all.count += breaks.count;
+        all.resumed += breaks.resumed;
+        all.retried += breaks.retried;
+    }
+
     /// Waits until nobody else here works on `key`: the same blob is transferred once.
     async fn flight(&self, key: String) -> OwnedMutexGuard<()> {
         let lock = {
@@ -204,9 +294,14 @@ impl Inner {
         lock.lock_owned().await
     }
 
-    async fn transfer(&self, action: &str) -> Result<OwnedSemaphorePermit, RegistryError> {
-        let transfers = Arc::clone(&self.transfers);
-        transfers.acquire_owned().await.map_err(|_| RegistryError::Cancelled { action: action.into() })
+    /// Waits until one more blob may be transferred: first for the registry's own limit, so that a slow one holds nobody else up.
+    async fn transfer(&self, endpoint: &Endpoint, action: &str) -> Result<Vec<OwnedSemaphorePermit>, RegistryError> {
+        let own = self.limits.of(&endpoint.registry, &endpoint.options).transfers.clone();
+        let mut permits = vec![];
+        for limit in own.into_iter().chain([Arc::clone(&self.transfers)]) {
+            permits.push(limit.acquire_owned().await.map_err(|_| RegistryError::Cancelled { action: action.into() })?);
+        }
+        Ok(permits)
     }
 }
 

@@ -12,7 +12,7 @@ use tokio_util::bytes::Bytes;
 
 use super::endpoint::Endpoint;
 use super::transport::{Backoff, Call, Payload, failure, next_piece, read_limited};
-use super::{Fetched, Inner, MAX_MANIFEST, ProgressFn, RegistryError, all, blocking};
+use super::{Breaks, Fetched, Inner, MAX_MANIFEST, ProgressFn, RegistryError, all, blocking};
 use crate::image::media::{self, is_foreign};
 use crate::store::{Partial, Store, StoreError};
 use crate::{Descriptor, Digest, Index, Manifest, Platform, Reference};
@@ -319,9 +319,9 @@ impl Inner {
             progress(&blob.digest, blob.size, blob.size);
             return Ok(());
         }
-        let _transfer = self.transfer(&action).await?;
         let mut last = RegistryError::NotFound { reference: from.to_string() };
         for endpoint in Endpoint::for_pull(from.registry(), &self.options)? {
+            let _transfer = self.transfer(&endpoint, &action).await?;
             // A resumed download that turns out wrong may be a splice of two different answers: once more from the start.
             for _ in 0..2 {
                 let mut sink = Sink::new(store, blob);
@@ -329,6 +329,12 @@ impl Inner {
                     Ok(()) => sink.commit(&endpoint, &action).await,
                     Err(error) => Err(error),
                 };
+                let again = sink.breaks.resumed > 0 && matches!(result, Err(RegistryError::Corrupt { .. }));
+                if again {
+                    sink.breaks.retried += sink.received;
+                    sink.breaks.resumed = 0;
+                }
+                self.broke(sink.breaks);
                 match result {
                     Ok(()) => {
                         progress(&blob.digest, blob.size, blob.size);
@@ -336,7 +342,6 @@ impl Inner {
                     }
                     Err(error @ (RegistryError::Store { .. } | RegistryError::Cancelled { .. })) => return Err(error),
                     Err(error) => {
-                        let again = sink.resumed && matches!(error, RegistryError::Corrupt { .. });
                         last = error;
                         if !again {
                             break;
@@ -362,7 +367,6 @@ impl Inner {
         loop {
             let mut headers = vec![];
             if sink.received > 0 {
-                sink.resumed = true;
                 headers.push((RANGE, range_from(sink.received)));
             }
             let call = Call {
@@ -377,6 +381,7 @@ impl Inner {
             };
             let response = self.send(&call).await?;
             let Err(error) = receive(response, &call, blob, sink, progress).await else { return Ok(()) };
+            sink.breaks.count += u64::from(error.is_break());
             if sink.received >= mark + PROGRESS {
                 mark = sink.received;
                 backoff.reset();
@@ -401,13 +406,18 @@ async fn receive(
     };
     // A server that knows no ranges starts again: what is there already is passed over.
     let mut skip = match response.status().as_u16() {
-        200 => sink.received,
+        200 => {
+            sink.breaks.retried += sink.received;
+            sink.breaks.resumed = 0;
+            sink.received
+        }
         206 => {
             let start = header(&response, CONTENT_RANGE.as_str())
                 .and_then(|r| r.strip_prefix("bytes ")?.split('-').next()?.trim().parse::<u64>().ok());
             if start != Some(sink.received) {
                 return Err(call.protocol("it sent another range of the blob than it was asked for"));
             }
+            sink.breaks.resumed = sink.received;
             0
         }
         404 => return Err(RegistryError::NotFound { reference: format!("blob {} of {}", blob.digest, call.repository) }),
@@ -447,7 +457,7 @@ struct Sink {
     writer: Option<JoinHandle<Result<Partial, StoreError>>>,
     digest: Digest,
     received: u64,
-    resumed: bool,
+    breaks: Breaks,
 }
 
 impl Sink {
@@ -461,7 +471,7 @@ impl Sink {
             }
             Ok(partial)
         });
-        Self { pieces: Some(pieces), writer: Some(writer), digest: blob.digest, received: 0, resumed: false }
+        Self { pieces: Some(pieces), writer: Some(writer), digest: blob.digest, received: 0, breaks: Breaks::default() }
     }
 
     async fn write(&mut self, piece: Bytes, action: &str) -> Result<(), RegistryError> {

@@ -1,166 +1,36 @@
-//! From the store to a registry.
+//! One repository of one registry, as a place to put things. What goes there and in which order is [`super::publish`]'s.
 
-use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
-use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderValue, LOCATION};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::task::JoinSet;
 
 use super::endpoint::Endpoint;
-use super::pull::{Document, header, is_index, parse, scope};
-use super::transport::{Backoff, Call, Payload, detail, failure};
+use super::pull::{header, is_index, scope};
+use super::transport::{Call, Payload, failure, read_limited};
+use super::tree::Tree;
 use super::{Fetched, Inner, MAX_MANIFEST, ProgressFn, RegistryError, all, blocking};
-use crate::image::media::is_foreign;
 use crate::store::Store;
 use crate::{Descriptor, Digest, Reference};
 
-/// Piece of an upload in pieces, in bytes: most proxies let this much through.
-const CHUNK: u64 = 16 << 20;
-/// Largest piece that a registry may insist on, in bytes.
-const MAX_CHUNK: u64 = 1 << 30;
-/// Indexes in indexes.
-const MAX_DEPTH: usize = 8;
+/// Whatever a tag points at, as it is.
+const ANYTHING: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*";
 
-/// One push.
-struct Push {
-    inner: Arc<Inner>,
-    store: Store,
-    endpoint: Endpoint,
-    to: Reference,
-    origins: BTreeMap<Digest, Reference>,
-    progress: ProgressFn,
-    action: String,
+/// A repository that is pushed to.
+pub(super) struct Repository {
+    pub(super) inner: Arc<Inner>,
+    pub(super) store: Store,
+    pub(super) endpoint: Endpoint,
+    /// One of the names that are pushed; for messages, and for the repository in it.
+    pub(super) to: Reference,
+    pub(super) tree: Arc<Tree>,
+    pub(super) progress: ProgressFn,
 }
 
-/// What is pushed.
-#[derive(Default)]
-struct Tree {
-    /// Children before parents, the target last.
-    manifests: Vec<Fetched>,
-    layers: Vec<Descriptor>,
-    configs: Vec<Descriptor>,
-    seen: HashSet<Digest>,
-}
-
-/// How a single request for a whole blob ended.
-enum Put {
-    Done,
-    /// The server, or a proxy before it, does not take it in one piece.
-    InPieces(RegistryError),
-}
-
-/// Pushes an image; see [`super::Client::push`].
-pub(crate) async fn push(
-    inner: &Arc<Inner>,
-    store: &Store,
-    target: &Descriptor,
-    to: &Reference,
-    origins: &BTreeMap<Digest, Reference>,
-    progress: &ProgressFn,
-) -> Result<(), RegistryError> {
-    let mut push = Push {
-        inner: Arc::clone(inner),
-        store: store.clone(),
-        endpoint: Endpoint::of(to.registry(), &inner.options)?,
-        to: to.clone(),
-        origins: origins.clone(),
-        progress: Arc::clone(progress),
-        action: format!("push {to}"),
-    };
-    if let Some(digest) = to.digest().filter(|digest| **digest != target.digest) {
-        return Err(RegistryError::Corrupt { what: push.action, expected: digest.to_string(), actual: target.digest.to_string() });
-    }
-    let mut tree = Tree::default();
-    push.collect(target, &mut tree, MAX_DEPTH).await?;
-    let push = Arc::new(push);
-    for blobs in [tree.layers, tree.configs] {
-        let mut tasks = JoinSet::new();
-        for blob in blobs {
-            let push = Arc::clone(&push);
-            tasks.spawn(async move { push.blob(&blob).await });
-        }
-        all(tasks, &push.action).await?;
-    }
-    let last = tree.manifests.len().saturating_sub(1);
-    for (i, manifest) in tree.manifests.iter().enumerate() {
-        let name = match to.tag().filter(|_| i == last) {
-            Some(tag) => tag.to_owned(),
-            None => manifest.descriptor.digest.to_string(),
-        };
-        push.manifest(&name, manifest).await?;
-    }
-    let found = inner.head_of(&push.endpoint, &tag_of(to, target), &push.action).await?;
-    match found {
-        Some(found) if found.digest == target.digest => Ok(()),
-        found => Err(RegistryError::Corrupt {
-            what: format!("{to} as read back after the push"),
-            expected: target.digest.to_string(),
-            actual: found.map_or_else(|| "nothing".into(), |f| f.digest.to_string()),
-        }),
-    }
-}
-
-/// What is read back: the tag when there is one, else the digest.
-fn tag_of(to: &Reference, target: &Descriptor) -> Reference {
-    to.tag().map_or_else(|| to.with_digest(target.digest), |tag| to.with_tag(tag))
-}
-
-impl Push {
-    /// Reads manifests from the store, or from where they came from.
-    async fn collect(&mut self, target: &Descriptor, tree: &mut Tree, depth: usize) -> Result<(), RegistryError> {
-        if !tree.seen.insert(target.digest) {
-            return Ok(());
-        }
-        if depth == 0 {
-            let media_type = format!("more than {MAX_DEPTH} indexes in each other");
-            return Err(RegistryError::Unsupported { reference: self.to.to_string(), media_type });
-        }
-        if target.size > MAX_MANIFEST {
-            return Err(RegistryError::TooLarge { what: format!("manifest {}", target.digest), size: target.size, limit: MAX_MANIFEST });
-        }
-        let origin = self.origins.get(&target.digest).cloned();
-        // What the store has is taken from there, unless it is damaged.
-        let bytes = if let Some(origin) = &origin {
-            self.inner.manifest_into(origin, Some(target), &self.store).await?.bytes
-        } else {
-            let (store, digest) = (self.store.clone(), target.digest);
-            blocking(&self.action, move || store.read(&digest)).await?
-        };
-        let fetched = Fetched { descriptor: target.clone(), bytes };
-        match parse(&fetched, &target.digest.to_string())? {
-            Document::Index(index) => {
-                for child in index.manifests {
-                    self.inherit(child.digest, origin.as_ref());
-                    Box::pin(self.collect(&child, tree, depth - 1)).await?;
-                }
-            }
-            Document::Manifest(manifest) => {
-                for layer in manifest.layers {
-                    self.inherit(layer.digest, origin.as_ref());
-                    if !is_foreign(&layer.media_type) && tree.seen.insert(layer.digest) {
-                        tree.layers.push(layer);
-                    }
-                }
-                self.inherit(manifest.config.digest, origin.as_ref());
-                if tree.seen.insert(manifest.config.digest) {
-                    tree.configs.push(manifest.config);
-                }
-            }
-        }
-        tree.manifests.push(fetched);
-        Ok(())
-    }
-
-    /// What a fetched manifest names is where the manifest was.
-    fn inherit(&mut self, digest: Digest, origin: Option<&Reference>) {
-        if let Some(origin) = origin {
-            self.origins.entry(digest).or_insert_with(|| origin.clone());
-        }
-    }
-
-    fn call<'a>(&'a self, method: Method, url: Url, payload: Payload, action: &'a str) -> Call<'a> {
+impl Repository {
+    pub(super) fn call<'a>(&'a self, method: Method, url: Url, payload: Payload, action: &'a str) -> Call<'a> {
         Call {
             endpoint: &self.endpoint,
             repository: self.to.repository(),
@@ -173,22 +43,47 @@ impl Push {
         }
     }
 
-    fn url(&self, tail: &str) -> Url {
+    pub(super) fn url(&self, tail: &str) -> Url {
         self.endpoint.url(self.to.repository(), tail)
     }
 
+    /// A name in this repository.
+    pub(super) fn name(&self, tag: &str) -> Reference {
+        self.to.with_tag(tag)
+    }
+
+    /// Brings everything here, under digests only: blobs, then manifests, each read back. Blobs that `sibling` got already are mounted
+    /// from there.
+    pub(super) async fn fill(self: &Arc<Self>, sibling: Option<&Reference>) -> Result<(), RegistryError> {
+        for blobs in [&self.tree.layers, &self.tree.configs] {
+            let mut tasks = JoinSet::new();
+            for blob in blobs {
+                let (this, blob, sibling) = (Arc::clone(self), blob.clone(), sibling.cloned());
+                tasks.spawn(async move { this.blob(&blob, sibling.as_ref()).await });
+            }
+            all(tasks, &format!("push {}", self.to)).await?;
+        }
+        for manifest in &self.tree.manifests {
+            let name = manifest.descriptor.digest.to_string();
+            self.put_manifest(&name, manifest).await?;
+            self.read_back(&name, &manifest.descriptor.digest).await?;
+        }
+        Ok(())
+    }
+
     /// Makes sure that a blob is in the repository.
-    async fn blob(&self, blob: &Descriptor) -> Result<(), RegistryError> {
+    async fn blob(&self, blob: &Descriptor, sibling: Option<&Reference>) -> Result<(), RegistryError> {
         let action = format!("push blob {} to {}", blob.digest.short(), self.to);
         let _flight = self.inner.flight(format!("push {} {}", self.url(""), blob.digest)).await;
         if self.exists(blob, &action).await? {
             (self.progress)(&blob.digest, blob.size, blob.size);
             return Ok(());
         }
-        let origin = self.origins.get(&blob.digest);
+        let origin = self.tree.origins.get(&blob.digest);
         let mut session = None;
-        if let Some(origin) = origin.filter(|o| o.registry() == self.to.registry() && o.repository() != self.to.repository()) {
-            match self.mount(blob, origin, &action).await? {
+        let near = |from: &&Reference| from.registry() == self.to.registry() && from.repository() != self.to.repository();
+        if let Some(from) = sibling.or(origin).filter(near) {
+            match self.mount(blob, from, &action).await? {
                 None => {
                     (self.progress)(&blob.digest, blob.size, blob.size);
                     return Ok(());
@@ -200,7 +95,7 @@ impl Push {
             let Some(origin) = origin else { return Err(RegistryError::store(&action, damage)) };
             self.inner.fetch_blob(origin, blob, &self.store, &self.progress).await?;
         }
-        let _transfer = self.inner.transfer(&action).await?;
+        let _transfer = self.inner.transfer(&self.endpoint, &action).await?;
         let uploaded = self.upload(blob, session, &action).await;
         if let Err(RegistryError::Corrupt { .. } | RegistryError::Protocol { .. } | RegistryError::Interrupted { .. }) = &uploaded {
             // Not the registry's fault when the bytes here are wrong; they are removed then, so that the next build makes them anew.
@@ -210,40 +105,7 @@ impl Push {
         uploaded
     }
 
-    async fn upload(&self, blob: &Descriptor, mut session: Option<Url>, action: &str) -> Result<(), RegistryError> {
-        let mut backoff = Backoff::new(self.endpoint.attempts);
-        let mut in_pieces = false;
-        loop {
-            let result = async {
-                let (url, chunk) = match session.take() {
-                    Some(url) => (url, CHUNK),
-                    None => self.start(action).await?,
-                };
-                if in_pieces {
-                    return self.upload_in_pieces(blob, url, chunk, action).await.map(|()| Put::Done);
-                }
-                self.upload_whole(blob, url, action).await
-            }
-            .await;
-            match result {
-                Ok(Put::Done) => {
-                    (self.progress)(&blob.digest, blob.size, blob.size);
-                    return Ok(());
-                }
-                Ok(Put::InPieces(_)) if !in_pieces && blob.size > 0 => in_pieces = true,
-                Ok(Put::InPieces(error)) => return Err(error),
-                Err(error) => {
-                    backoff.pause(error).await?;
-                    // The answer may be lost, and the blob there.
-                    if self.exists(blob, action).await? {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-    }
-
-    async fn exists(&self, blob: &Descriptor, action: &str) -> Result<bool, RegistryError> {
+    pub(super) async fn exists(&self, blob: &Descriptor, action: &str) -> Result<bool, RegistryError> {
         let call = self.call(Method::HEAD, self.url(&format!("blobs/{}", blob.digest)), Payload::None, action);
         let response = self.inner.send(&call).await?;
         match response.status() {
@@ -255,12 +117,12 @@ impl Push {
     }
 
     /// `None`: mounted. `Some`: not, with the upload that the registry started instead.
-    async fn mount(&self, blob: &Descriptor, origin: &Reference, action: &str) -> Result<Option<Option<Url>>, RegistryError> {
+    async fn mount(&self, blob: &Descriptor, from: &Reference, action: &str) -> Result<Option<Option<Url>>, RegistryError> {
         let mut url = self.url("blobs/uploads/");
-        let from = self.endpoint.repository(origin.repository());
-        url.query_pairs_mut().append_pair("mount", &blob.digest.to_string()).append_pair("from", &from);
+        let repository = self.endpoint.repository(from.repository());
+        url.query_pairs_mut().append_pair("mount", &blob.digest.to_string()).append_pair("from", &repository);
         let mut call = self.call(Method::POST, url, Payload::Bytes(vec![]), action);
-        call.scopes.push(scope(&self.endpoint, origin, "pull"));
+        call.scopes.push(scope(&self.endpoint, from, "pull"));
         let response = match self.inner.send(&call).await {
             Ok(response) => response,
             // No access to the other repository is no reason to fail: the blob is uploaded then.
@@ -274,98 +136,16 @@ impl Push {
         })
     }
 
-    fn location(&self, response: &Response, call: &Call<'_>) -> Option<Url> {
+    pub(super) fn location(&self, response: &Response, call: &Call<'_>) -> Option<Url> {
         let location = response.headers().get(LOCATION)?.to_str().ok()?;
         self.endpoint.locate(&call.url, location)
     }
 
-    /// Starts an upload: where to send it, and the smallest piece that the registry takes.
-    async fn start(&self, action: &str) -> Result<(Url, u64), RegistryError> {
-        let call = self.call(Method::POST, self.url("blobs/uploads/"), Payload::Bytes(vec![]), action);
-        let response = self.inner.send(&call).await?;
-        if response.status() != StatusCode::ACCEPTED {
-            return Err(failure(response, &call, &self.to.to_string()).await);
-        }
-        let least = header(&response, "oci-chunk-min-length").and_then(|l| l.parse::<u64>().ok()).unwrap_or(0);
-        let url = self.location(&response, &call).ok_or_else(|| call.protocol("it started an upload without a usable Location"))?;
-        Ok((url, CHUNK.max(least).min(MAX_CHUNK)))
-    }
-
-    /// A piece of the blob's file that reports its progress.
-    fn payload(&self, blob: &Descriptor, offset: u64, length: u64) -> Payload {
-        if length == 0 {
-            return Payload::Bytes(vec![]);
-        }
-        let (progress, digest, size) = (Arc::clone(&self.progress), blob.digest, blob.size);
-        Payload::File {
-            path: self.store.blob_path(&blob.digest),
-            offset,
-            length,
-            sent: Arc::new(AtomicU64::new(0)),
-            report: Arc::new(move |sent| progress(&digest, offset + sent, size)),
-        }
-    }
-
-    async fn upload_whole(&self, blob: &Descriptor, mut url: Url, action: &str) -> Result<Put, RegistryError> {
-        url.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
-        let mut call = self.call(Method::PUT, url, self.payload(blob, 0, blob.size), action);
-        call.headers.push((CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")));
-        let response = self.inner.send(&call).await?;
-        if response.status().is_success() {
-            return Ok(Put::Done);
-        }
-        let status = response.status();
-        match self.refused(response, blob, &call).await {
-            error @ RegistryError::Protocol { .. } if matches!(status.as_u16(), 400 | 405 | 411 | 413 | 415 | 416) => {
-                Ok(Put::InPieces(error))
-            }
-            error => Err(error),
-        }
-    }
-
-    async fn upload_in_pieces(&self, blob: &Descriptor, mut url: Url, chunk: u64, action: &str) -> Result<(), RegistryError> {
-        let mut offset = 0;
-        while offset < blob.size {
-            let length = chunk.min(blob.size - offset);
-            let mut call = self.call(Method::PATCH, url, self.payload(blob, offset, length), action);
-            call.headers.push((CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")));
-            let range = HeaderValue::try_from(format!("{offset}-{}", offset + length - 1));
-            call.headers.extend(range.map(|range| (CONTENT_RANGE, range)));
-            let response = self.inner.send(&call).await?;
-            if !response.status().is_success() {
-                return Err(self.refused(response, blob, &call).await);
-            }
-            url = self.location(&response, &call).unwrap_or_else(|| call.url.clone());
-            offset += length;
-        }
-        url.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
-        let call = self.call(Method::PUT, url, Payload::Bytes(vec![]), action);
-        let response = self.inner.send(&call).await?;
-        if response.status().is_success() { Ok(()) } else { Err(self.refused(response, blob, &call).await) }
-    }
-
-    /// Why an upload was not taken.
-    async fn refused(&self, response: Response, blob: &Descriptor, call: &Call<'_>) -> RegistryError {
-        let status = response.status();
-        if !matches!(status.as_u16(), 400 | 404 | 416) {
-            return failure(response, call, &self.to.to_string()).await;
-        }
-        let (said, codes) = detail(response, call.endpoint).await;
-        let (action, registry) = (call.action.to_owned(), self.endpoint.registry.clone());
-        if codes.iter().any(|c| c == "DIGEST_INVALID") {
-            let what = format!("blob {} in the store, or on its way to {registry}", blob.digest.short());
-            return RegistryError::Corrupt { what, expected: blob.digest.to_string(), actual: format!("other bytes ({said})") };
-        }
-        if status == StatusCode::NOT_FOUND {
-            // The session is gone (the registry was restarted, or another one answered): a new one may do.
-            return RegistryError::Interrupted { action, registry, reason: format!("the upload was forgotten ({said})") };
-        }
-        RegistryError::Protocol { action, registry, reason: format!("status {}: {said}", status.as_u16()) }
-    }
-
-    async fn manifest(&self, name: &str, manifest: &Fetched) -> Result<(), RegistryError> {
+    /// Puts a manifest under a tag or its digest.
+    pub(super) async fn put_manifest(&self, name: &str, manifest: &Fetched) -> Result<(), RegistryError> {
         let kind = if is_index(&manifest.descriptor.media_type) { "index" } else { "manifest" };
-        let action = format!("push the {kind} of {}", self.to);
+        let by_digest = name.contains(':');
+        let action = if by_digest { format!("push the {kind} of {}", self.to) } else { format!("put the tag {}", self.name(name)) };
         let url = self.url(&format!("manifests/{name}"));
         let mut call = self.call(Method::PUT, url, Payload::Bytes(manifest.bytes.clone()), &action);
         let media_type = HeaderValue::try_from(&manifest.descriptor.media_type);
@@ -382,6 +162,99 @@ impl Push {
                 actual: said.to_string(),
             }),
             _ => Ok(()),
+        }
+    }
+
+    /// Makes sure that a tag or digest is there and means what was pushed.
+    pub(super) async fn read_back(&self, name: &str, expected: &Digest) -> Result<(), RegistryError> {
+        match self.points_at(name).await? {
+            Some(found) if found == *expected => Ok(()),
+            found => Err(RegistryError::Corrupt {
+                what: format!("{}/{} {name} as read back after the push", self.to.registry(), self.to.repository()),
+                expected: expected.to_string(),
+                actual: found.map_or_else(|| "nothing".into(), |digest| digest.to_string()),
+            }),
+        }
+    }
+
+    /// What a tag or digest leads to.
+    pub(super) async fn points_at(&self, name: &str) -> Result<Option<Digest>, RegistryError> {
+        let action = format!("look at {} of {}", name, self.to);
+        let mut call = self.call(Method::HEAD, self.url(&format!("manifests/{name}")), Payload::None, &action);
+        call.headers.push((ACCEPT, HeaderValue::from_static(ANYTHING)));
+        let response = self.inner.send(&call).await?;
+        match (response.status(), header(&response, "docker-content-digest").and_then(|d| d.parse().ok())) {
+            (StatusCode::NOT_FOUND, _) => Ok(None),
+            (status, Some(digest)) if status.is_success() => Ok(Some(digest)),
+            // Some registries answer HEAD without this header.
+            (status, None) if status.is_success() => Ok(self.document(name).await?.map(|fetched| fetched.descriptor.digest)),
+            _ => Err(failure(response, &call, &self.to.to_string()).await),
+        }
+    }
+
+    /// What a tag leads to, byte for byte and whatever it is, to be put there again.
+    pub(super) async fn document(&self, name: &str) -> Result<Option<Fetched>, RegistryError> {
+        let action = format!("read {} of {}", name, self.to);
+        let mut call = self.call(Method::GET, self.url(&format!("manifests/{name}")), Payload::None, &action);
+        call.headers.push((ACCEPT, HeaderValue::from_static(ANYTHING)));
+        let response = self.inner.send(&call).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        if !response.status().is_success() {
+            return Err(failure(response, &call, &self.to.to_string()).await);
+        }
+        let media_type = header(&response, CONTENT_TYPE.as_str()).unwrap_or_default();
+        // The digest of a signed manifest of Docker's first schema is not that of its bytes.
+        let said = header(&response, "docker-content-digest").and_then(|d| d.parse::<Digest>().ok());
+        let bytes = read_limited(response, MAX_MANIFEST, &call, &format!("the manifest of {}", self.name(name))).await?;
+        let digest = said.unwrap_or_else(|| Digest::of(&bytes));
+        let descriptor = Descriptor { media_type, digest, size: bytes.len() as u64, platform: None, annotations: [].into() };
+        Ok(Some(Fetched { descriptor, bytes }))
+    }
+
+    /// Takes a tag away and leaves everything else that it led to.
+    ///
+    /// To remove a tag is new in the distribution API: many registries take a digest only, and remove every tag of that digest. So
+    /// the tag is moved to a manifest of its own first, and whatever is removed then is nothing that anybody else names.
+    pub(super) async fn remove_tag(&self, tag: &str, throwaway: &Fetched) -> Result<(), RegistryError> {
+        let action = format!("remove the tag {}", self.name(tag));
+        let digest = throwaway.descriptor.digest.to_string();
+        // First without the tag: a registry that removes nothing must not be left with it.
+        self.put_manifest(&digest, throwaway).await?;
+        if let Err(refused) = self.delete(&digest, &action).await {
+            if refused.is_transient() {
+                return Err(refused);
+            }
+            self.delete(tag, &action).await?;
+        } else {
+            self.put_manifest(tag, throwaway).await?;
+            let untagged = self.delete(tag, &action).await;
+            let removed = self.delete(&digest, &action).await;
+            untagged.or(removed)?;
+        }
+        match self.points_at(tag).await? {
+            None => Ok(()),
+            Some(_) => Err(RegistryError::Protocol {
+                action,
+                registry: self.endpoint.registry.clone(),
+                reason: "it said that the tag is gone, and it is there".into(),
+            }),
+        }
+    }
+
+    async fn delete(&self, name: &str, action: &str) -> Result<(), RegistryError> {
+        let mut call = self.call(Method::DELETE, self.url(&format!("manifests/{name}")), Payload::None, action);
+        call.scopes.push(scope(&self.endpoint, &self.to, "delete"));
+        let response = self.inner.send(&call).await?;
+        match response.status() {
+            status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(()),
+            StatusCode::METHOD_NOT_ALLOWED => Err(RegistryError::Denied {
+                action: action.into(),
+                registry: self.endpoint.registry.clone(),
+                detail: "it removes nothing".into(),
+            }),
+            _ => Err(failure(response, &call, &self.to.to_string()).await),
         }
     }
 }

@@ -25,8 +25,6 @@ use super::error::printable;
 use super::{Inner, RegistryError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longest time without progress of an upload, the registry's own work after the last byte included.
-const UPLOAD_TIMEOUT: Duration = Duration::from_mins(5);
 /// Longest pause that a server may ask for; beyond it the error is shown.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 const MAX_REDIRECTS: usize = 10;
@@ -123,7 +121,8 @@ impl Backoff {
         if asked > MAX_RETRY_AFTER {
             return Err(error);
         }
-        tokio::time::sleep(delay.max(asked)).await;
+        // Whom a server tells the same time, they all come back at the same time, but for this.
+        tokio::time::sleep(asked + delay).await;
         Ok(())
     }
 }
@@ -168,6 +167,9 @@ impl Inner {
         for _ in 0..=MAX_REDIRECTS {
             let own = call.endpoint.owns(&url);
             let client = self.http(call.endpoint, &url, call.action).await?;
+            if own {
+                self.limits.of(&call.endpoint.registry, &call.endpoint.options).turn().await;
+            }
             let mut headers: HeaderMap = call.headers.iter().cloned().collect();
             if own && let Some(value) = authorization {
                 headers.insert(AUTHORIZATION, value.clone());
@@ -358,7 +360,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// Waits for the head of the answer. The HTTP client's own time-outs would count a long upload as silence.
 async fn watch(request: impl Future<Output = reqwest::Result<Response>>, call: &Call<'_>) -> Result<Response, Failure> {
-    let Payload::File { sent, .. } = &call.payload else {
+    let Payload::File { sent, length, .. } = &call.payload else {
         let limit = call.endpoint.timeouts.answer * if matches!(call.method, Method::GET | Method::HEAD) { 1 } else { 2 };
         return match tokio::time::timeout(limit, request).await {
             Ok(result) => result.map_err(Failure::Http),
@@ -368,12 +370,14 @@ async fn watch(request: impl Future<Output = reqwest::Result<Response>>, call: &
     let mut request = std::pin::pin!(request);
     let mut before = sent.load(Ordering::Relaxed);
     loop {
+        // Registries that write to object storage have their own work after the last byte.
+        let limit = if before < *length { call.endpoint.timeouts.stall } else { call.endpoint.timeouts.commit };
         tokio::select! {
             result = &mut request => return result.map_err(Failure::Http),
-            () = tokio::time::sleep(UPLOAD_TIMEOUT) => {
+            () = tokio::time::sleep(limit) => {
                 let now = sent.load(Ordering::Relaxed);
                 if now == before {
-                    return Err(Failure::Silence(UPLOAD_TIMEOUT));
+                    return Err(Failure::Silence(limit));
                 }
                 before = now;
             }
@@ -483,7 +487,7 @@ pub(crate) async fn failure(response: Response, call: &Call<'_>, reference: &str
         403 if codes.iter().any(|c| c == "TOOMANYREQUESTS") => RegistryError::RateLimited { action, registry, detail, retry_after },
         403 => RegistryError::Denied { action, registry, detail },
         429 => RegistryError::RateLimited { action, registry, detail, retry_after },
-        status @ 500.. => RegistryError::Server { action, registry, status, detail },
+        status @ 500.. => RegistryError::Server { action, registry, status, detail, retry_after },
         status => RegistryError::Protocol { action, registry, reason: format!("status {status}: {detail}") },
     }
 }

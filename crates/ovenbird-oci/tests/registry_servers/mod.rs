@@ -75,6 +75,35 @@ impl Registry {
         Self::start_with("", "", |_| {})
     }
 
+    /// Ends it as a machine that loses power would.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again after [`Self::kill`], on the same port with what it had.
+    pub(crate) fn restart(&mut self) {
+        self.child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(self.dir.path().join("config.yml"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let start = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(30), "docker-registry does not listen again");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What a tag points at, read from the registry's disk.
+    pub(crate) fn tag(&self, repository: &str, tag: &str) -> Option<Digest> {
+        let tags = self.dir.path().join("data/docker/registry/v2/repositories").join(repository).join("_manifests/tags");
+        // Empty while it is written.
+        std::fs::read_to_string(tags.join(tag).join("current/link")).ok()?.parse().ok()
+    }
+
     /// User `anna` with password `pass:word`.
     pub(crate) fn start_with_password() -> Option<Self> {
         if !have("htpasswd") {
