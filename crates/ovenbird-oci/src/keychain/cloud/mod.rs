@@ -11,6 +11,8 @@ mod exchange;
 mod github;
 mod google;
 mod openshift;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -152,52 +154,6 @@ mod ecr {
             registry: registry.into(),
             place: "Amazon ECR".into(),
             reason: "this program was built without it (the feature `aws`)".into(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hosts_and_their_clouds() {
-        for (host, expected) in [
-            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com", "ecr 123456789012 eu-west-1"),
-            ("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", "ecr 123456789012 cn-north-1"),
-            ("123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com", "ecr 123456789012 us-gov-west-1"),
-            ("123456789012.dkr-ecr.us-east-1.on.aws", "ecr 123456789012 us-east-1"),
-            ("public.ecr.aws", "ecr public us-east-1"),
-            ("1234.dkr.ecr.eu-west-1.amazonaws.com", ""),
-            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com.evil.test", ""),
-            ("123456789012.dkr.ecr.evil.test/.amazonaws.com", ""),
-            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com:5000", ""),
-            ("gcr.io", "google"),
-            ("eu.gcr.io", "google"),
-            ("europe-docker.pkg.dev", "google"),
-            ("evilgcr.io", ""),
-            ("gcr.io.evil.test", ""),
-            ("pkg.dev.evil.test", ""),
-            ("me.azurecr.io", "azure"),
-            ("me.azurecr.cn", "azure"),
-            ("azurecr.io", ""),
-            ("a.b/.azurecr.io", ""),
-            ("me.azurecr.io.evil.test", ""),
-            ("ghcr.io", "github"),
-            ("x.ghcr.io", ""),
-            ("image-registry.openshift-image-registry.svc:5000", "openshift"),
-            ("image-registry.openshift-image-registry.svc.evil.test:5000", ""),
-            ("quay.io", ""),
-        ] {
-            let got = match EcrHost::parse(host) {
-                Some(ecr) => format!("ecr {} {}", ecr.account.unwrap_or("public"), ecr.region),
-                None if google::is_host(host) => "google".into(),
-                None if azure::is_host(host) => "azure".into(),
-                None if github::is_host(host) => "github".into(),
-                None if openshift::is_host(host) => "openshift".into(),
-                None => String::new(),
-            };
-            assert_eq!(got, expected, "{host}");
         }
     }
 }
