@@ -116,6 +116,7 @@ const TEST_PACKAGES: &[&str] = &[
     "iproute2",
     "libcap2-bin",
     "skopeo",
+    "python3-venv",
     "uidmap",
     "xz-utils",
     "zstd",

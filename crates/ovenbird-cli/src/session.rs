@@ -46,6 +46,16 @@ impl Session {
         EngineBuilder::open(&self.settings, &self.environment, None, false)
     }
 
+    /// An image of the store by name, by digest (`sha256:…`) or by the first digits of one that has a name.
+    pub(crate) fn find(&self, store: &Store, text: &str) -> Result<Descriptor, Error> {
+        find(store, text, &self.settings)
+    }
+
+    /// Names as they were typed, in full.
+    pub(crate) fn references(&self, names: &[String]) -> Result<Vec<Reference>, Error> {
+        names.iter().map(|name| self.settings.reference(name)).collect()
+    }
+
     fn make_root(&self) -> Result<(), Error> {
         let root = &self.settings.root;
         std::fs::create_dir_all(root).map_err(|error| {
@@ -82,7 +92,7 @@ fn require(status: LevelStatus) -> Result<LevelStatus, Error> {
 }
 
 /// Finds an image of the store by name, by digest (`sha256:…`) or by the first digits of one that has a name.
-pub(crate) fn find(store: &Store, text: &str) -> Result<Descriptor, Error> {
+fn find(store: &Store, text: &str, settings: &Settings) -> Result<Descriptor, Error> {
     let images = store.images()?;
     if let Ok(digest) = text.parse::<Digest>() {
         if let Some((_, found)) = images.iter().find(|(_, d)| d.digest == digest) {
@@ -107,7 +117,7 @@ pub(crate) fn find(store: &Store, text: &str) -> Result<Descriptor, Error> {
             _ => return Err(Error::new(Kind::Usage, format!("{text} is the beginning of several digests")).hint("give more digits")),
         }
     }
-    let name: Reference = text.parse()?;
+    let name = settings.reference(text)?;
     if let Some(found) = store.resolve(&name)? {
         return Ok(found);
     }

@@ -31,6 +31,8 @@ pub enum Need {
     Users,
     /// `git`, for sources in repositories.
     Git,
+    /// Python with virtual environments, for servers from its package index.
+    Python,
     /// `setcap`, `setfacl`, `setfattr`, and the right to use them.
     Attributes,
 }
@@ -47,6 +49,7 @@ impl Need {
             "docker" => Self::Docker,
             "users" => Self::Users,
             "git" => Self::Git,
+            "python" => Self::Python,
             "attributes" => Self::Attributes,
             _ => return None,
         })
@@ -76,6 +79,9 @@ impl Need {
                 .or_else(|| users::User::SubId.ensure().err().map(|error| error.to_string()))
                 .or_else(|| users::User::Plain.ensure().err().map(|error| error.to_string())),
             Self::Git => program("git", "git"),
+            Self::Python => process::output(Command::new("python3").args(["-c", "import venv, ensurepip"]))
+                .err()
+                .map(|_| "python3 with venv is missing (Debian package python3-venv)".to_owned()),
             Self::Attributes => root()
                 .or_else(|| program("setcap", "libcap2-bin"))
                 .or_else(|| program("setfacl", "acl"))

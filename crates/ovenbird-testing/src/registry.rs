@@ -58,9 +58,8 @@ impl Registry {
         let auth = match credentials {
             None => String::new(),
             Some((user, password)) => {
-                let line = process::output(Command::new("htpasswd").args(["-Bbn", user, password]))?;
                 let file = dir.path().join("htpasswd");
-                fs::write(&file, line).at("cannot write", &file)?;
+                write_password(&file, user, password)?;
                 format!("auth: {{htpasswd: {{realm: ovenbird, path: {}}}}}\n", file.display())
             }
         };
@@ -96,6 +95,11 @@ impl Registry {
         self.port
     }
 
+    /// Takes this name and password from now on, in place of what it took before. Only one that started with credentials looks at them.
+    pub fn set_credentials(&self, user: &str, password: &str) -> Result<()> {
+        write_password(&self.dir.path().join("htpasswd"), user, password)
+    }
+
     /// Folder that holds every blob and manifest, for looking at them or damaging them.
     pub fn storage(&self) -> std::path::PathBuf {
         self.dir.path().join("storage/docker/registry/v2")
@@ -111,6 +115,13 @@ impl Registry {
         let target = format!("docker://{}/{name}", self.address());
         process::output(Command::new("skopeo").args(["copy", "--quiet", "--dest-tls-verify=false", source, &target])).map(drop)
     }
+}
+
+fn write_password(file: &Path, user: &str, password: &str) -> Result<()> {
+    let line = process::output(Command::new("htpasswd").args(["-Bbn", user, password]))?;
+    let half = file.with_extension("half");
+    fs::write(&half, line).at("cannot write", &half)?;
+    fs::rename(&half, file).at("cannot name", file)
 }
 
 /// Settings file text that makes `address` the plain-HTTP mirror of Docker Hub.

@@ -7,7 +7,7 @@ mod subject;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use ovenbird::settings::{Overrides, Progress, parse_level};
+use ovenbird::settings::{Overrides, Progress, RegistryOption, parse_level};
 use ovenbird_sandbox::Level;
 
 pub(crate) use build::BuildArgs;
@@ -43,6 +43,10 @@ pub(crate) struct Global {
     /// How progress is shown on standard error: auto, plain, tty, rawjson (one event a line) or quiet [env: OVENBIRD_PROGRESS]
     #[arg(long, global = true, value_name = "MODE")]
     progress: Option<Progress>,
+    /// Settings of one registry, several times: the keys of `[registry."HOST"]`, such as plain-http, ca, client-identity, mirror,
+    /// endpoint, transfers, requests-per-second, create-repository, credentials=SOURCE
+    #[arg(long = "registry-option", global = true, value_name = "HOST,KEY=VALUE")]
+    registry_options: Vec<RegistryOption>,
 }
 
 impl Global {
@@ -53,6 +57,7 @@ impl Global {
             progress: self.progress,
             parallel: None,
             isolation_level: self.isolation_level,
+            registries: self.registry_options.clone(),
         }
     }
 }
@@ -89,6 +94,8 @@ pub(crate) enum Command {
     Df(commands::df::DfArgs),
     /// Show what this machine allows, and what is missing for more
     Doctor(commands::doctor::DoctorArgs),
+    /// Show who you are to a registry
+    Auth(commands::auth::AuthArgs),
     /// Keep credentials for a registry
     Login(commands::login::LoginArgs),
     /// Remove credentials for a registry

@@ -8,7 +8,7 @@ use ovenbird::{Error, Kind};
 use ovenbird_oci::Reference;
 
 use super::unless_cancelled;
-use crate::session::{Session, find};
+use crate::session::Session;
 
 /// Write an image as an archive, a layout or plain files.
 #[derive(Debug, Args)]
@@ -42,11 +42,11 @@ pub(crate) fn run(args: &ExportArgs, session: &Session) -> Result<(), Error> {
         );
     }
     let builder = session.sandboxed()?;
-    let target = find(builder.engine().store(), &args.image)?;
+    let target = session.find(builder.engine().store(), &args.image)?;
     let names: Vec<Reference> = if args.output.names.is_empty() {
-        args.image.parse::<Reference>().ok().filter(|name| name.digest().is_none()).into_iter().collect()
+        session.settings.reference(&args.image).ok().filter(|name| name.digest().is_none()).into_iter().collect()
     } else {
-        args.output.names.iter().map(|n| n.parse()).collect::<Result<_, _>>()?
+        session.references(&args.output.names)?
     };
     let (progress, job) = session.start(args.quiet, false);
     let result = builder.export_target(&target, &args.output.kind, &names, None, &job);

@@ -6,7 +6,7 @@ use ovenbird_oci::store::Store;
 use ovenbird_oci::{Descriptor, Digest};
 use serde_json::{Map, Value};
 
-use crate::session::{Session, find};
+use crate::session::Session;
 
 /// Show the manifest and the configuration of an image as JSON.
 #[derive(Debug, Args)]
@@ -21,7 +21,7 @@ pub(crate) struct InspectArgs {
 pub(crate) fn run(args: &InspectArgs, session: &Session) -> Result<(), Error> {
     let builder = session.images_only()?;
     let store = builder.engine().store();
-    let target = find(store, &args.image)?;
+    let target = session.find(store, &args.image)?;
     if args.raw {
         return crate::print(&String::from_utf8_lossy(&store.read(&target.digest)?));
     }

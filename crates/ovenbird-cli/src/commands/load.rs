@@ -3,10 +3,9 @@
 use clap::Args;
 use ovenbird::Error;
 use ovenbird::request::OutputKind;
-use ovenbird_oci::Reference;
 
 use super::unless_cancelled;
-use crate::session::{Session, find};
+use crate::session::Session;
 
 /// Load an image into the Docker Engine of DOCKER_HOST. Nothing is sent when the engine has it already.
 #[derive(Debug, Args)]
@@ -15,7 +14,7 @@ pub(crate) struct LoadArgs {
     image: String,
     /// Names it gets there [default: its own name]
     #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
-    tags: Vec<Reference>,
+    tags: Vec<String>,
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
@@ -23,11 +22,11 @@ pub(crate) struct LoadArgs {
 
 pub(crate) fn run(args: &LoadArgs, session: &Session) -> Result<(), Error> {
     let builder = session.images_only()?;
-    let target = find(builder.engine().store(), &args.image)?;
+    let target = session.find(builder.engine().store(), &args.image)?;
     let names = if args.tags.is_empty() {
-        args.image.parse::<Reference>().ok().filter(|name| name.digest().is_none()).into_iter().collect()
+        session.settings.reference(&args.image).ok().filter(|name| name.digest().is_none()).into_iter().collect()
     } else {
-        args.tags.clone()
+        session.references(&args.tags)?
     };
     let (progress, job) = session.start(args.quiet, false);
     let result = builder.export_target(&target, &OutputKind::Load, &names, None, &job);

@@ -4,7 +4,7 @@ use std::io::Read as _;
 
 use clap::Args;
 use ovenbird::{Error, Kind};
-use ovenbird_oci::keychain::{Kept, Keychain, Secret, registry_name};
+use ovenbird_oci::keychain::{Kept, Secret, registry_name};
 use ovenbird_oci::registry::Client;
 
 use crate::session::Session;
@@ -42,8 +42,15 @@ pub(crate) fn run(args: &LoginArgs, session: &Session) -> Result<(), Error> {
     }
     let password = Secret::new(password);
     let registry = registry_name(&args.registry);
+    if let Some(source) = session.settings.keychain.sources.get(&registry) {
+        return Err(Error::new(
+            Kind::Configuration,
+            format!("a login would change nothing: the settings say that the credentials of {registry} come from {source}"),
+        )
+        .hint("change `credentials` of this registry in the settings, or put them there"));
+    }
     let client = Client::new(session.settings.client_options());
-    let keychain = Keychain::new(session.settings.docker_config.clone(), session.settings.auth_file.clone());
+    let keychain = session.settings.client_options().keychain();
     let kept = super::logout::block_on(async {
         client.check_login(&registry, &args.username, &password).await?;
         keychain.store(&registry, &args.username, &password).await.map_err(|e| Error::from_chain(Kind::Configuration, &e))

@@ -4,7 +4,7 @@ use std::future::Future;
 
 use clap::Args;
 use ovenbird::{Error, Kind};
-use ovenbird_oci::keychain::{Kept, Keychain, registry_name};
+use ovenbird_oci::keychain::{Kept, registry_name};
 
 use crate::session::Session;
 
@@ -18,7 +18,7 @@ pub(crate) struct LogoutArgs {
 
 pub(crate) fn run(args: &LogoutArgs, session: &Session) -> Result<(), Error> {
     let registry = registry_name(&args.registry);
-    let keychain = Keychain::new(session.settings.docker_config.clone(), session.settings.auth_file.clone());
+    let keychain = session.settings.client_options().keychain();
     let removed = block_on(async { keychain.erase(&registry).await.map_err(|e| Error::from_chain(Kind::Configuration, &e)) })?;
     if removed.is_empty() {
         return crate::print(&format!("there were no credentials for {registry}\n"));

@@ -1,5 +1,6 @@
 //! One file a command. Each has its arguments and a `run`.
 
+pub(crate) mod auth;
 pub(crate) mod build;
 pub(crate) mod completions;
 pub(crate) mod df;
@@ -32,7 +33,8 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<(), Error> {
         Command::Build(args) => {
             // A flag that is refused is said before a settings file that is wrong.
             let request = args.request(environment)?;
-            build::run(&args, &request, &session()?)
+            let session = session()?;
+            build::run(&args, &session.settings.with_full_names(request), &session)
         }
         Command::Plan(args) => {
             let request = args.build.request(environment)?;
@@ -54,6 +56,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<(), Error> {
         Command::Prune(args) => prune::run(&args, &session()?),
         Command::Df(args) => df::run(&args, &session()?),
         Command::Doctor(args) => doctor::run(&args, &session()?),
+        Command::Auth(args) => auth::run(&args, &session()?),
         Command::Login(args) => login::run(&args, &session()?),
         Command::Logout(args) => logout::run(&args, &session()?),
         Command::Completions(args) => completions::run(&args),

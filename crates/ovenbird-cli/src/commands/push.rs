@@ -3,10 +3,9 @@
 use clap::Args;
 use ovenbird::builder::told;
 use ovenbird::{Error, Kind};
-use ovenbird_oci::Reference;
 
 use super::unless_cancelled;
-use crate::session::{Session, find};
+use crate::session::Session;
 
 /// Push an image of this machine to a registry. Prints the digest.
 #[derive(Debug, Args)]
@@ -15,7 +14,7 @@ pub(crate) struct PushArgs {
     image: String,
     /// Names to push it under [default: its own name]
     #[arg(value_name = "TO")]
-    to: Vec<Reference>,
+    to: Vec<String>,
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
@@ -23,14 +22,14 @@ pub(crate) struct PushArgs {
 
 pub(crate) fn run(args: &PushArgs, session: &Session) -> Result<(), Error> {
     let builder = session.images_only()?;
-    let target = find(builder.engine().store(), &args.image)?;
+    let target = session.find(builder.engine().store(), &args.image)?;
     let to = if args.to.is_empty() {
         if args.image.parse::<ovenbird_oci::Digest>().is_ok() {
             return Err(Error::new(Kind::Usage, "a digest does not say where to push to").hint("give a name: ovenbird push DIGEST NAME"));
         }
-        vec![args.image.parse()?]
+        vec![session.settings.reference(&args.image)?]
     } else {
-        args.to.clone()
+        session.references(&args.to)?
     };
     let (progress, job) = session.start(args.quiet, false);
     let result = builder.engine().push(&target, &to, &job.sink, &job.cancel).map_err(|e| told(e, None));

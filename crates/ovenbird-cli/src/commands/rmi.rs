@@ -24,7 +24,7 @@ pub(crate) fn run(args: &RmiArgs, session: &Session) -> Result<(), Error> {
     for image in &args.images {
         let names: Vec<Reference> = match image.parse::<Digest>() {
             Ok(digest) => store.images()?.into_iter().filter(|(_, d)| d.digest == digest).map(|(name, _)| name).collect(),
-            Err(_) => vec![image.parse()?],
+            Err(_) => vec![session.settings.reference(image)?],
         };
         let mut found = false;
         for name in names {

@@ -13,17 +13,18 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Method, Response, StatusCode, Url};
-use tokio::sync::OnceCell;
 
 use super::challenge::{self, Challenge};
 use super::endpoint::Endpoint;
-use super::error::login_hint;
+use super::error::{login_hint, origin_hint};
 use super::transport::{Backoff, Call, Failure, Payload, detail, failure, read_limited};
 use super::{Inner, RegistryError};
-use crate::keychain::{Credential, Keychain, Secret};
+use crate::keychain::{Credential, Found, Keychain, Query, Secret, scrub};
 
 /// Life of a token whose server does not say (the specification's value).
 const DEFAULT_LIFE: u64 = 60;
+/// Challenges answered at one request: to learn what is wanted, and to renew what is refused.
+const MAX_CHALLENGES: usize = 3;
 /// Largest answer of a token server, in bytes.
 const MAX_TOKEN: u64 = 1 << 20;
 
@@ -34,10 +35,12 @@ pub(crate) struct Auth {
     /// By registry and repository.
     credentials: Mutex<HashMap<(String, String), Lookup>>,
     tokens: Mutex<HashMap<TokenKey, Slot>>,
+    /// Repositories that were made on request, by registry and repository.
+    made: Mutex<HashMap<(String, String), Arc<tokio::sync::OnceCell<()>>>>,
 }
 
-/// Done once; who comes meanwhile waits.
-type Lookup = Arc<OnceCell<Option<Credential>>>;
+/// Locked while the look-up goes on: who comes meanwhile waits for it. The outer `None`: not looked up yet.
+type Lookup = Arc<tokio::sync::Mutex<Option<Option<Found>>>>;
 
 /// Locked while the token is fetched, so that parallel requests share it.
 type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
@@ -64,27 +67,59 @@ struct Token {
 
 impl Auth {
     pub(crate) fn new(keychain: Keychain) -> Self {
-        Self { keychain, learned: Mutex::default(), credentials: Mutex::default(), tokens: Mutex::default() }
+        Self { keychain, learned: Mutex::default(), credentials: Mutex::default(), tokens: Mutex::default(), made: Mutex::default() }
     }
 
     fn known(&self, endpoint: &Endpoint) -> Option<Known> {
         self.learned.lock().unwrap_or_else(PoisonError::into_inner).get(endpoint.root().as_str()).cloned()
     }
 
-    /// Looked up once for each repository: helpers are slow and may ask the user.
-    async fn credential(&self, endpoint: &Endpoint, repository: &str) -> Result<Option<Credential>, RegistryError> {
-        let key = (endpoint.registry.clone(), repository.to_owned());
-        let cell = Arc::clone(self.credentials.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
-        let found = cell.get_or_try_init(|| self.keychain.get(&endpoint.registry, repository)).await;
-        found.cloned().map_err(|source| RegistryError::Keychain { registry: endpoint.registry.clone(), source: Box::new(source) })
+    fn lookup(&self, registry: &str, repository: &str) -> Lookup {
+        let key = (registry.to_owned(), repository.to_owned());
+        Arc::clone(self.credentials.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default())
+    }
+
+    /// Looked up once for each repository: helpers are slow and may ask the user. What ends soon is looked up again.
+    pub(super) async fn credential(&self, endpoint: &Endpoint, repository: &str) -> Result<Option<Found>, RegistryError> {
+        let lookup = self.lookup(&endpoint.registry, repository);
+        let mut known = lookup.lock().await;
+        if let Some(found) = known.as_ref().filter(|found| found.as_ref().is_none_or(|found| !found.is_stale())) {
+            return Ok(found.clone());
+        }
+        let found = self.search(endpoint, repository, None).await?;
+        *known = Some(found.clone());
+        Ok(found)
+    }
+
+    /// The registry refused a credential that may have run out: true when there is another one now. Of many requests that were
+    /// refused together one looks it up, the others take what it found.
+    async fn renew(&self, endpoint: &Endpoint, repository: &str, refused: &Credential) -> Result<bool, RegistryError> {
+        let lookup = self.lookup(&endpoint.registry, repository);
+        let mut known = lookup.lock().await;
+        if let Some(Some(found)) = known.as_ref().filter(|found| found.as_ref().is_some_and(|found| found.credential != *refused)) {
+            return Ok(!found.is_stale());
+        }
+        let found = self.search(endpoint, repository, Some(refused)).await?;
+        let other = found.as_ref().is_some_and(|found| found.credential != *refused);
+        if other {
+            *known = Some(found);
+        }
+        Ok(other)
+    }
+
+    async fn search(&self, endpoint: &Endpoint, repository: &str, refused: Option<&Credential>) -> Result<Option<Found>, RegistryError> {
+        let query = Query { registry: &endpoint.registry, repository, address: Some(endpoint.address()), refused };
+        let found = self.keychain.find(query).await;
+        found.map_err(|source| RegistryError::Keychain { registry: endpoint.registry.clone(), source: Box::new(source) })
     }
 
     /// What was looked up for the repository already, or can be read without running a helper.
     pub(crate) fn recorded(&self, registry: &str, repository: &str) -> Option<Credential> {
         let key = (registry.to_owned(), repository.to_owned());
         let cell = self.credentials.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        match cell.and_then(|cell| cell.get().cloned()) {
-            Some(found) => found,
+        let known = cell.and_then(|cell| cell.try_lock().ok()?.clone());
+        match known {
+            Some(found) => found.map(|found| found.credential),
             None => self.keychain.recorded(registry, repository),
         }
     }
@@ -100,9 +135,9 @@ impl Inner {
         action: &str,
     ) -> Result<Option<HeaderValue>, RegistryError> {
         let Some(known) = self.auth.known(endpoint) else { return Ok(None) };
-        let credential = self.auth.credential(endpoint, repository).await?;
+        let found = self.auth.credential(endpoint, repository).await?;
         match known {
-            Known::Basic => Ok(match credential {
+            Known::Basic => Ok(match found.map(|found| found.credential) {
                 Some(Credential::Password { username, password }) => Some(basic(&username, &password)),
                 Some(Credential::RegistryToken(token)) => Some(bearer(token.expose(), endpoint, action)?),
                 Some(Credential::IdentityToken(_)) | None => None,
@@ -113,7 +148,16 @@ impl Inner {
                 if let Some(token) = token.as_ref().filter(|t| Instant::now() < t.stale) {
                     return Ok(Some(token.value.clone()));
                 }
-                let fresh = self.fetch_token(endpoint, &realm, service.as_deref(), scopes, credential.as_ref(), action).await?;
+                let fresh = match self.fetch_token(endpoint, &realm, service.as_deref(), scopes, found.as_ref(), action).await {
+                    Err(refused @ RegistryError::Unauthorized { .. }) => match &found {
+                        Some(old) if self.auth.renew(endpoint, repository, &old.credential).await? => {
+                            let found = self.auth.credential(endpoint, repository).await?;
+                            self.fetch_token(endpoint, &realm, service.as_deref(), scopes, found.as_ref(), action).await?
+                        }
+                        _ => return Err(refused),
+                    },
+                    other => other?,
+                };
                 Ok(Some(token.insert(fresh).value.clone()))
             }
         }
@@ -141,25 +185,27 @@ impl Inner {
         call: &Call<'_>,
         response: Response,
         sent: Option<&HeaderValue>,
-        again: bool,
+        before: usize,
     ) -> Result<Vec<String>, RegistryError> {
         let endpoint = call.endpoint;
         let headers = response.headers().get_all(WWW_AUTHENTICATE);
         let challenges: Vec<Challenge> =
             headers.iter().flat_map(|value| challenge::parse(&String::from_utf8_lossy(value.as_bytes()))).collect();
         let (said, _) = detail(response, endpoint).await;
-        let refused = |detail: String| RegistryError::Unauthorized {
-            action: call.action.into(),
-            registry: endpoint.registry.clone(),
-            detail,
-            hint: login_hint(&endpoint.registry),
-        };
         let known = choose(&challenges, endpoint).ok_or_else(|| {
             let schemes: Vec<_> = challenges.iter().map(|c| c.scheme.as_str()).collect();
             call.protocol(format!("status 401 without a usable challenge, only [{}]: {said}", schemes.join(", ")))
         })?;
         let (known, wanted) = known?;
-        let credential = self.auth.credential(endpoint, call.repository).await?;
+        let found = self.auth.credential(endpoint, call.repository).await?;
+        let credential = found.as_ref().map(|found| &found.credential);
+        let said = scrub(&said, credential);
+        let refused = |detail: String| RegistryError::Unauthorized {
+            action: call.action.into(),
+            registry: endpoint.registry.clone(),
+            detail,
+            hint: hint(&endpoint.registry, found.as_ref()),
+        };
         let anonymous = match credential {
             None => true,
             Some(Credential::IdentityToken(_)) => matches!(known, Known::Basic),
@@ -168,7 +214,19 @@ impl Inner {
         if matches!(known, Known::Basic) && anonymous {
             return Err(refused("nobody is logged in".into()));
         }
-        if again || (sent.is_some() && matches!(known, Known::Basic)) {
+        let direct = matches!(known, Known::Basic) || matches!(credential, Some(Credential::RegistryToken(_)));
+        if let (Some(sent), Some(credential), true, true) = (sent, credential, direct, before < MAX_CHALLENGES) {
+            // What is known by now may be newer than what was sent.
+            let header = match credential {
+                Credential::Password { username, password } => basic(username, password),
+                Credential::RegistryToken(token) | Credential::IdentityToken(token) => bearer(token.expose(), endpoint, call.action)?,
+            };
+            if *sent != header || self.auth.renew(endpoint, call.repository, credential).await? {
+                self.forget_token(sent).await;
+                return Ok(wanted);
+            }
+        }
+        if before > 0 || (sent.is_some() && matches!(known, Known::Basic)) {
             let scope_missing = challenges.iter().any(|c| c.get("error") == Some("insufficient_scope"));
             return Err(if anonymous {
                 refused(format!("nobody is logged in; {said}"))
@@ -179,16 +237,33 @@ impl Inner {
             });
         }
         if let (Known::Bearer { .. }, Some(sent)) = (&known, sent) {
-            let slots: Vec<Slot> = self.auth.tokens.lock().unwrap_or_else(PoisonError::into_inner).values().map(Arc::clone).collect();
-            for slot in slots {
-                let mut token = slot.lock().await;
-                if token.as_ref().is_some_and(|t| t.value == *sent) {
-                    *token = None;
-                }
-            }
+            self.forget_token(sent).await;
         }
         self.auth.learned.lock().unwrap_or_else(PoisonError::into_inner).insert(endpoint.root().into(), known);
         Ok(wanted)
+    }
+
+    /// The token that was sent does not help any more.
+    async fn forget_token(&self, sent: &HeaderValue) {
+        let slots: Vec<Slot> = self.auth.tokens.lock().unwrap_or_else(PoisonError::into_inner).values().map(Arc::clone).collect();
+        for slot in slots {
+            let mut token = slot.lock().await;
+            if token.as_ref().is_some_and(|t| t.value == *sent) {
+                *token = None;
+            }
+        }
+    }
+
+    /// Makes the repository that an upload goes to, where the settings ask for it. Once.
+    pub(crate) async fn ensure_repository(&self, call: &Call<'_>) -> Result<(), RegistryError> {
+        if !call.endpoint.options.create_repository || call.repository.is_empty() {
+            return Ok(());
+        }
+        let key = (call.endpoint.registry.clone(), call.repository.to_owned());
+        let made = Arc::clone(self.auth.made.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
+        let work = || async { self.auth.keychain.create_repository(&call.endpoint.registry, call.repository).await.map(drop) };
+        let done = made.get_or_try_init(work).await;
+        done.map(drop).map_err(|source| RegistryError::Keychain { registry: call.endpoint.registry.clone(), source: Box::new(source) })
     }
 
     async fn fetch_token(
@@ -197,9 +272,10 @@ impl Inner {
         realm: &Url,
         service: Option<&str>,
         scopes: &[String],
-        credential: Option<&Credential>,
+        found: Option<&Found>,
         action: &str,
     ) -> Result<Token, RegistryError> {
+        let credential = found.map(|found| &found.credential);
         if let Some(Credential::RegistryToken(token)) = credential {
             return Ok(Token { value: bearer(token.expose(), endpoint, action)?, stale: Instant::now() + Duration::from_hours(1) });
         }
@@ -241,8 +317,8 @@ impl Inner {
             return Err(RegistryError::Unauthorized {
                 action: action.into(),
                 registry: endpoint.registry.clone(),
-                detail: format!("{who}{said}"),
-                hint: login_hint(&endpoint.registry),
+                detail: format!("{who}{}", scrub(&said, credential)),
+                hint: hint(&endpoint.registry, found),
             });
         }
         let bytes = read_limited(response, MAX_TOKEN, &call, "the token").await?;
@@ -284,7 +360,7 @@ impl Inner {
 pub(crate) async fn check_login(inner: &Inner, registry: &str, username: &str, password: &Secret) -> Result<(), RegistryError> {
     let endpoint = Endpoint::of(registry, &inner.options)?;
     let action = format!("log in to {registry}");
-    let credential = Credential::Password { username: username.into(), password: password.clone() };
+    let found = Found::typed(username, password);
     let call = |headers| Call {
         endpoint: &endpoint,
         repository: "",
@@ -307,7 +383,7 @@ pub(crate) async fn check_login(inner: &Inner, registry: &str, username: &str, p
     let header = match known?.0 {
         Known::Basic => basic(username, password),
         Known::Bearer { realm, service } => {
-            inner.fetch_token(&endpoint, &realm, service.as_deref(), &[], Some(&credential), &action).await?.value
+            inner.fetch_token(&endpoint, &realm, service.as_deref(), &[], Some(&found), &action).await?.value
         }
     };
     let second = call(vec![(AUTHORIZATION, header)]);
@@ -331,6 +407,10 @@ fn choose(challenges: &[Challenge], endpoint: &Endpoint) -> Option<Result<(Known
         return Some(Ok((Known::Bearer { realm, service: challenge.get("service").map(str::to_owned) }, scopes)));
     }
     challenges.iter().any(|c| c.scheme == "basic").then_some(Ok((Known::Basic, vec![])))
+}
+
+fn hint(registry: &str, found: Option<&Found>) -> String {
+    found.map_or_else(|| login_hint(registry), |found| origin_hint(registry, &found.origin))
 }
 
 fn host(url: &Url) -> &str {

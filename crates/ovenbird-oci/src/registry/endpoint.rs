@@ -54,7 +54,13 @@ impl Endpoint {
     fn new(said: &str, name: &str, prefix: &str, scheme: Option<&str>, options: &ClientOptions) -> Result<Self, RegistryError> {
         let timeouts = options.timeouts;
         let options = options.registries.get(name).cloned().unwrap_or_default();
-        let host = if name == HUB.0 || name == "index.docker.io" { HUB.1 } else { name };
+        let elsewhere = options.endpoint.clone();
+        let (scheme, host) =
+            match elsewhere.as_deref().map(|e| e.split_once("://").map_or((None, e), |(scheme, rest)| (Some(scheme), rest))) {
+                Some((own, host)) => (own.or(scheme), host.trim_end_matches('/')),
+                None if name == HUB.0 || name == "index.docker.io" => (scheme, HUB.1),
+                None => (scheme, name),
+            };
         let loopback = is_loopback(host_of(host));
         let trusted_tls = options.ca.is_some() || options.client_identity.is_some();
         let plain = match scheme {
@@ -64,7 +70,10 @@ impl Endpoint {
         let wrong = || RegistryError::Settings {
             registry: said.into(),
             path: said.into(),
-            reason: "is not host[:port], or host[:port]/prefix for a mirror".into(),
+            reason: match &elsewhere {
+                Some(endpoint) => format!("is to be reached at {endpoint:?}, which is not [http[s]://]host[:port]"),
+                None => "is not host[:port], or host[:port]/prefix for a mirror".into(),
+            },
         };
         if host.is_empty() || host.contains(['/', '@', '?', '#', '\\']) || !matches!(scheme, None | Some("http" | "https")) {
             return Err(wrong());
@@ -84,6 +93,11 @@ impl Endpoint {
         self.origin.scheme() == url.scheme()
             && self.origin.host_str() == url.host_str()
             && self.origin.port_or_known_default() == url.port_or_known_default()
+    }
+
+    /// Scheme, host and port.
+    pub(crate) fn address(&self) -> &str {
+        self.origin.as_str().trim_end_matches('/')
     }
 
     /// `/v2/`.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::keychain::KeychainError;
+use crate::keychain::{KeychainError, Origin};
 use crate::store::StoreError;
 
 /// What can go wrong with a registry.
@@ -259,6 +259,14 @@ impl RegistryError {
 /// The command that would help against [`RegistryError::Unauthorized`].
 pub(crate) fn login_hint(registry: &str) -> String {
     format!("run `ovenbird login {registry}`")
+}
+
+/// The same, when there were credentials from somewhere.
+pub(crate) fn origin_hint(registry: &str, origin: &Origin) -> String {
+    match origin {
+        Origin::File { .. } | Origin::Helper { path: Some(_), .. } => format!("they are from {origin}: run `ovenbird login {registry}`"),
+        _ => format!("they are from {origin}: correct them there"),
+    }
 }
 
 /// One line of at most 300 printable characters: servers must not write to the terminal as they like.

@@ -5,6 +5,7 @@
 //! nothing until then, and certificate authorities are loaded for HTTPS only.
 //! Source: OCI distribution-spec 1.1; Docker's token authentication specification.
 
+mod access;
 mod auth;
 pub mod challenge;
 mod endpoint;
@@ -29,14 +30,18 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
-use crate::keychain::{Credential, Keychain, Secret};
+use crate::keychain::{Credential, Keychain, KeychainOptions, Secret};
 use crate::publish::Target;
 use crate::store::{Store, StoreError};
 use crate::{Descriptor, Digest, Platform, Reference};
 
 use endpoint::Endpoint;
+
+pub use access::{Access, Verdict};
+pub(crate) use endpoint::is_loopback_url;
 pub use error::RegistryError;
 pub(crate) use error::printable;
+pub(crate) use transport::tls_config;
 
 /// Largest manifest or index, in bytes (the distribution specification's advice).
 pub const MAX_MANIFEST: u64 = 4 << 20;
@@ -56,6 +61,10 @@ pub struct RegistryOptions {
     pub transfers: Option<usize>,
     /// Requests to this registry in a second, on average and with jitter; `None`, or nothing above 0: no limit.
     pub requests_per_second: Option<f64>,
+    /// `[http[s]://]host[:port]` under which the registry is reached, in place of its name: for pulls, pushes and tokens.
+    pub endpoint: Option<String>,
+    /// Makes a repository before the first push to it (Amazon ECR, which does not do so by itself).
+    pub create_repository: bool,
 }
 
 /// Settings of a [`Client`].
@@ -67,10 +76,20 @@ pub struct ClientOptions {
     pub docker_config: Option<PathBuf>,
     /// Podman's `auth.json`, if any.
     pub auth_file: Option<PathBuf>,
+    /// Every other place to search for credentials. Its own `docker_config` and `auth_file` are not read.
+    pub keychain: KeychainOptions,
     /// Blob transfers at once (0: 4).
     pub parallel: usize,
     /// How long silence is borne.
     pub timeouts: Timeouts,
+}
+
+impl ClientOptions {
+    /// A keychain that searches what these options name.
+    pub fn keychain(&self) -> Keychain {
+        let (docker_config, auth_file) = (self.docker_config.clone(), self.auth_file.clone());
+        Keychain::new(KeychainOptions { docker_config, auth_file, ..self.keychain.clone() })
+    }
 }
 
 /// How long a server may be silent before a request counts as failed.
@@ -178,13 +197,13 @@ impl fmt::Debug for Client {
 impl Client {
     /// Makes a client; does no I/O.
     pub fn new(options: ClientOptions) -> Self {
-        let keychain = Keychain::new(options.docker_config.clone(), options.auth_file.clone());
+        let keychain = options.keychain();
         Self::assemble(options, keychain)
     }
 
     /// The same, but credential helpers are looked for in this search path (in the form of `PATH`).
     pub fn with_search_path(options: ClientOptions, search_path: OsString) -> Self {
-        let keychain = Keychain::new(options.docker_config.clone(), options.auth_file.clone()).with_search_path(search_path);
+        let keychain = options.keychain().with_search_path(search_path);
         Self::assemble(options, keychain)
     }
 
@@ -266,6 +285,12 @@ impl Client {
     /// stand in a file. `None` also when a file cannot be read: who needs them will say so.
     pub fn recorded_credential(&self, repository: &Reference) -> Option<Credential> {
         self.inner.auth.recorded(repository.registry(), repository.repository())
+    }
+
+    /// Who we are to a repository and what we may do there: asks the registry for a list of tags and, for `push`, for an upload
+    /// that is cancelled again. Nothing is changed there. A refusal is part of the answer; an error is a registry that cannot be asked.
+    pub async fn check_access(&self, repository: &Reference, push: bool) -> Result<Access, RegistryError> {
+        access::check(&self.inner, repository, push).await
     }
 
     /// Asks a registry (`docker.io`, `localhost:5000`) whether it takes this name and password. Nothing is kept.

@@ -132,7 +132,10 @@ impl Inner {
     pub(crate) async fn send(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
         let mut backoff = Backoff::new(call.endpoint.attempts);
         let mut scopes = call.scopes.clone();
-        let mut renewed = false;
+        let mut challenges = 0;
+        if call.method == Method::POST {
+            self.ensure_repository(call).await?;
+        }
         loop {
             let authorization = self.authorization(call.endpoint, call.repository, &scopes, call.action).await?;
             let error = match self.attempt(call, authorization.as_ref()).await {
@@ -140,9 +143,9 @@ impl Inner {
                     let status = response.status();
                     let own = call.endpoint.owns(&url);
                     if status == StatusCode::UNAUTHORIZED && own {
-                        let more = self.challenged(call, response, authorization.as_ref(), renewed).await?;
+                        let more = self.challenged(call, response, authorization.as_ref(), challenges).await?;
                         scopes.extend(more.into_iter().filter(|wanted| !call.scopes.iter().any(|scope| covers(scope, wanted))));
-                        renewed = true;
+                        challenges += 1;
                         continue;
                     }
                     let failed = status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::UNAUTHORIZED || status.is_server_error();
@@ -254,7 +257,7 @@ fn make_client(kind: &Kind, registry: &str) -> Result<reqwest::Client, RegistryE
     builder.build().map_err(|e| settings(registry, Path::new("(TLS)"), chain(&e)))
 }
 
-pub(super) fn tls_config(
+pub(crate) fn tls_config(
     with_roots: bool,
     ca: Option<&Path>,
     identity: Option<&Path>,

@@ -38,6 +38,16 @@ impl Environment {
         self.variables.get(name).map(String::as_str)
     }
 
+    /// Every variable.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// Where the command was started.
+    pub fn working_directory(&self) -> &Path {
+        &self.working_directory
+    }
+
     /// `HOME`.
     pub fn home(&self) -> Option<&Path> {
         self.get("HOME").filter(|home| !home.is_empty()).map(Path::new)

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ovenbird_oci::registry::RegistryOptions;
 use serde::Deserialize;
 
+use super::registry::FileRegistry;
 use crate::error::{Error, Kind};
 
 /// What one layer says; `None`: nothing.
@@ -18,59 +18,49 @@ pub(super) struct FileSettings {
     pub(super) parallel: Option<usize>,
     pub(super) transfers: Option<usize>,
     pub(super) isolation_level: Option<String>,
+    /// Where a name without registry leads.
+    pub(super) default_registry: Option<String>,
+    /// What stands between registry and name then.
+    pub(super) registry_path: Option<String>,
+    /// More files with credentials.
+    pub(super) auth_files: Option<Vec<PathBuf>>,
+    /// Folders whose `.ovenbird.toml` may say everything.
+    pub(super) trusted_projects: Option<Vec<PathBuf>>,
     #[serde(default)]
     pub(super) registry: BTreeMap<String, FileRegistry>,
-}
-
-/// `[registry."NAME"]`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct FileRegistry {
-    mirrors: Option<Vec<String>>,
-    plain_http: Option<bool>,
-    ca: Option<PathBuf>,
-    client_identity: Option<PathBuf>,
 }
 
 impl FileSettings {
     /// Lays `other` over this.
     pub(super) fn merge(&mut self, other: Self) {
-        fn over<T>(slot: &mut Option<T>, value: Option<T>) {
-            if value.is_some() {
-                *slot = value;
-            }
-        }
         over(&mut self.root, other.root);
         over(&mut self.progress, other.progress);
         over(&mut self.parallel, other.parallel);
         over(&mut self.transfers, other.transfers);
         over(&mut self.isolation_level, other.isolation_level);
+        over(&mut self.default_registry, other.default_registry);
+        over(&mut self.registry_path, other.registry_path);
+        over(&mut self.auth_files, other.auth_files);
+        over(&mut self.trusted_projects, other.trusted_projects);
         for (name, registry) in other.registry {
-            let slot = self.registry.entry(name).or_default();
-            over(&mut slot.mirrors, registry.mirrors);
-            over(&mut slot.plain_http, registry.plain_http);
-            over(&mut slot.ca, registry.ca);
-            over(&mut slot.client_identity, registry.client_identity);
+            self.registry.entry(name).or_default().merge(registry);
         }
+    }
+
+    /// Lays a project's file over this that nobody vouches for: its limits only lower those of the user.
+    pub(super) fn merge_project(&mut self, mut other: Self) {
+        for (name, registry) in std::mem::take(&mut other.registry) {
+            self.registry.entry(name).or_default().narrow(&registry);
+        }
+        self.merge(other);
     }
 
     /// Paths in a file are seen from the folder of the file.
     fn rebase(&mut self, dir: &Path) {
-        let registries = self.registry.values_mut().flat_map(|r| [&mut r.ca, &mut r.client_identity]);
-        for path in registries.chain([&mut self.root]).flatten() {
+        self.registry.values_mut().for_each(|registry| registry.rebase(dir));
+        let lists = [&mut self.auth_files, &mut self.trusted_projects].into_iter().flatten().flatten();
+        for path in self.root.iter_mut().chain(lists) {
             *path = dir.join(&*path);
-        }
-    }
-}
-
-impl From<FileRegistry> for RegistryOptions {
-    fn from(file: FileRegistry) -> Self {
-        Self {
-            plain_http: file.plain_http.unwrap_or(false),
-            ca: file.ca,
-            client_identity: file.client_identity,
-            mirrors: file.mirrors.unwrap_or_default(),
-            ..Self::default()
         }
     }
 }
@@ -86,16 +76,32 @@ pub(super) fn read(path: &Path, required: bool) -> Result<Option<FileSettings>, 
             );
         }
     };
-    let mut settings: FileSettings = toml::from_str(&text).map_err(|error| {
-        let told =
-            Error::new(Kind::Configuration, format!("{} is not a settings file", path.display())).because(error.to_string().trim_end());
+    parse(path, &text).map(Some)
+}
+
+/// Reads the text of a file.
+pub(super) fn parse(path: &Path, text: &str) -> Result<FileSettings, Error> {
+    let mut settings: FileSettings = toml::from_str(text).map_err(|error| {
+        // The full message quotes the line; one that may hold a secret is not shown.
+        let full = error.to_string();
+        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        let open = ["password", "secret", "token"].iter().all(|word| !full.to_lowercase().contains(word));
+        let reason = if open { full.trim_end().to_owned() } else { format!("line {line}: {}", error.message()) };
+        let told = Error::new(Kind::Configuration, format!("{} is not a settings file", path.display())).because(reason);
         match misspelt(error.message()) {
             Some(key) => told.hint(format!("did you mean `{key}`?")),
             None => told,
         }
     })?;
     settings.rebase(path.parent().unwrap_or(Path::new("/")));
-    Ok(Some(settings))
+    Ok(settings)
+}
+
+/// Lays a value over another, if there is one.
+pub(super) fn over<T>(slot: &mut Option<T>, value: Option<T>) {
+    if value.is_some() {
+        *slot = value;
+    }
 }
 
 /// serde names the unknown field and then the known ones, each between back quotes.

@@ -1,24 +1,32 @@
 //! How this machine is set up. The only place of the workspace that reads the environment, the home folder and the clock.
 //!
 //! Later wins: built-in defaults, `/etc/ovenbird/config.toml`, `$XDG_CONFIG_HOME/ovenbird/config.toml` (`~/.config`), the file of
-//! `--settings` or `OVENBIRD_SETTINGS`, `OVENBIRD_*` variables, flags. Registries are merged by name, field by field.
+//! `--settings` or `OVENBIRD_SETTINGS`, `OVENBIRD_*` variables, flags. Registries are merged by name, field by field. The project's
+//! `.ovenbird.toml` in the working folder comes after the user's file; what it may say is in [`project`].
 //! A key that a file has and Ovenbird does not know is an error. Variables named `OVENBIRD_*` that it does not know are left alone:
 //! Kubernetes makes some (`OVENBIRD_PORT`) when a service has that name.
 
+mod credentials;
 mod environment;
 mod file;
+mod project;
+mod registry;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use ovenbird_oci::Reference;
+use ovenbird_oci::keychain::{KeychainOptions, OPENSHIFT_CA, OPENSHIFT_HOSTS, registry_name};
 use ovenbird_oci::registry::{ClientOptions, RegistryOptions};
 use ovenbird_sandbox::Level;
 
 pub use environment::Environment;
 use file::{FileSettings, read};
+pub use registry::RegistryOption;
 
 use crate::error::{Error, Kind};
+use crate::request::BuildRequest;
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -73,6 +81,8 @@ pub struct Overrides {
     pub parallel: Option<usize>,
     /// `--isolation-level`.
     pub isolation_level: Option<Level>,
+    /// `--registry-option`, in order.
+    pub registries: Vec<RegistryOption>,
 }
 
 /// The settings in force.
@@ -94,6 +104,12 @@ pub struct Settings {
     pub docker_config: Option<PathBuf>,
     /// Podman's `auth.json`, when there is one.
     pub auth_file: Option<PathBuf>,
+    /// Every other place of credentials.
+    pub keychain: KeychainOptions,
+    /// Registry of names that have none.
+    pub default_registry: Option<String>,
+    /// What stands before the name then (`team/images`).
+    pub registry_path: Option<String>,
     /// `DOCKER_HOST`.
     pub docker_host: Option<String>,
     /// Where short-lived files go.
@@ -114,12 +130,25 @@ impl Settings {
                 files.push(path);
             }
         }
+        let trusted = merged.trusted_projects.clone().unwrap_or_default();
+        if let Some((path, layer, is_trusted)) = project::read(environment.working_directory(), &trusted)? {
+            if is_trusted {
+                merged.merge(layer);
+            } else {
+                merged.merge_project(layer);
+            }
+            files.push(path);
+        }
         let explicit = flags.file.clone().or_else(|| environment.get("OVENBIRD_SETTINGS").map(PathBuf::from));
         if let Some(path) = explicit {
             merged.merge(read(&path, true)?.unwrap_or_default());
             files.push(path);
         }
         merged.merge(from_variables(environment)?);
+        for RegistryOption { registry, mut values } in flags.registries.clone() {
+            values.rebase(environment.working_directory());
+            merged.registry.entry(registry).or_default().merge(values);
+        }
         let parsed =
             |what: &str, error: String| Error::new(Kind::Configuration, format!("the setting {what} cannot be used")).because(error);
         let progress = match (flags.progress, &merged.progress) {
@@ -139,21 +168,36 @@ impl Settings {
                     .hint("give a folder with --root DIR or OVENBIRD_ROOT")
             })?,
         };
+        let mut keychain = credentials::from_environment(environment);
+        keychain.auth_files.extend(merged.auth_files.unwrap_or_default());
+        let mut registries: BTreeMap<String, RegistryOptions> = BTreeMap::new();
+        for (name, mut registry) in merged.registry {
+            let key = registry_name(&name);
+            if let Some(source) = registry.credentials.take() {
+                let source = source.resolve(&keychain, environment);
+                keychain.sources.insert(key.clone(), source.map_err(|e| parsed(&format!("credentials of registry {name}"), e))?);
+            }
+            keychain.named.insert(key.clone());
+            registries.insert(key, registry.into());
+        }
+        // In a pod of OpenShift the registry's certificate is signed by an authority that every pod is given.
+        if Path::new(OPENSHIFT_CA).exists() {
+            for host in OPENSHIFT_HOSTS {
+                registries.entry(host.into()).or_default().ca.get_or_insert_with(|| OPENSHIFT_CA.into());
+            }
+        }
         Ok(Self {
             root,
             progress,
             parallel: flags.parallel.or(merged.parallel).unwrap_or(0),
             transfers: merged.transfers.unwrap_or(0),
             isolation_level,
-            registries: merged.registry.into_iter().map(|(name, registry)| (name, registry.into())).collect(),
-            docker_config: environment
-                .get("DOCKER_CONFIG")
-                .map(PathBuf::from)
-                .or_else(|| environment.home().map(|home| home.join(".docker"))),
-            auth_file: environment
-                .get("REGISTRY_AUTH_FILE")
-                .map(PathBuf::from)
-                .or_else(|| environment.get("XDG_RUNTIME_DIR").map(|dir| Path::new(dir).join("containers/auth.json"))),
+            registries,
+            docker_config: credentials::docker_config(environment),
+            auth_file: credentials::auth_file(environment),
+            keychain,
+            default_registry: merged.default_registry.map(|name| registry_name(&name)),
+            registry_path: merged.registry_path.map(|path| path.trim_matches('/').to_owned()).filter(|path| !path.is_empty()),
             docker_host: environment.get("DOCKER_HOST").filter(|host| !host.is_empty()).map(Into::into),
             temp: environment.get("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| PathBuf::from("/tmp"), PathBuf::from),
             files,
@@ -166,9 +210,38 @@ impl Settings {
             registries: self.registries.clone(),
             docker_config: self.docker_config.clone(),
             auth_file: self.auth_file.clone(),
+            keychain: self.keychain.clone(),
             parallel: self.transfers,
             ..ClientOptions::default()
         }
+    }
+}
+
+impl Settings {
+    /// A name as people type it, in full: without a registry it gets `default_registry` and `registry_path`. Images that a Dockerfile
+    /// names do not: what it means must not depend on where it is built.
+    pub fn full_name(&self, name: &str) -> String {
+        let first = name.split_once('/').map(|(first, _)| first);
+        let has_registry = first.is_some_and(|first| first.contains(['.', ':']) || first == "localhost");
+        if has_registry || name.is_empty() || (self.default_registry.is_none() && self.registry_path.is_none()) {
+            return name.to_owned();
+        }
+        let registry = self.default_registry.as_deref().unwrap_or("docker.io");
+        self.registry_path.as_ref().map_or_else(|| format!("{registry}/{name}"), |path| format!("{registry}/{path}/{name}"))
+    }
+
+    /// A request whose names are in full.
+    #[must_use]
+    pub fn with_full_names(&self, mut request: BuildRequest) -> BuildRequest {
+        for name in request.names.iter_mut().chain(request.outputs.iter_mut().flat_map(|output| &mut output.names)) {
+            *name = self.full_name(name);
+        }
+        request
+    }
+
+    /// A name as people type it, as a reference; see [`Self::full_name`].
+    pub fn reference(&self, name: &str) -> Result<Reference, Error> {
+        Ok(self.full_name(name).parse::<Reference>()?)
     }
 }
 
@@ -184,7 +257,9 @@ fn from_variables(environment: &Environment) -> Result<FileSettings, Error> {
         parallel: number("OVENBIRD_PARALLEL")?,
         transfers: number("OVENBIRD_TRANSFERS")?,
         isolation_level: environment.get("OVENBIRD_ISOLATION_LEVEL").map(Into::into),
-        registry: BTreeMap::new(),
+        default_registry: environment.get("OVENBIRD_DEFAULT_REGISTRY").filter(|name| !name.is_empty()).map(Into::into),
+        registry_path: environment.get("OVENBIRD_REGISTRY_PATH").map(Into::into),
+        ..FileSettings::default()
     })
 }
 
@@ -275,6 +350,165 @@ mod tests {
             (true, &["m:5000".to_owned()][..], Some(dir.path().join("ca.pem").as_path()))
         );
         assert!(settings.registries["b"].plain_http);
+    }
+
+    fn load(vars: &[(&str, &str)], folder: &Path, flags: &Overrides) -> Result<Settings, Error> {
+        let mut variables: BTreeMap<String, String> = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        variables.entry("HOME".into()).or_insert("/h".into());
+        Settings::load(&Environment::fixed(variables, folder, None), flags)
+    }
+
+    #[test]
+    fn names_without_a_registry() {
+        let none = tempfile::tempdir().unwrap();
+        for (registry, path, name, expected) in [
+            ("", "", "app", "app"),
+            ("r.test:5000", "", "app:1", "r.test:5000/app:1"),
+            ("r.test:5000", "team/images", "app:1", "r.test:5000/team/images/app:1"),
+            ("r.test", "team", "org/app", "r.test/team/org/app"),
+            ("r.test", "team", "other.test/app", "other.test/app"),
+            ("r.test", "team", "localhost/app", "localhost/app"),
+            ("r.test", "team", "localhost:5000/app", "localhost:5000/app"),
+            ("r.test", "team", "docker.io/library/app", "docker.io/library/app"),
+            ("", "me", "app", "docker.io/me/app"),
+            ("https://r.test/", "/team/", "app", "r.test/team/app"),
+        ] {
+            let settings =
+                load(&[("OVENBIRD_DEFAULT_REGISTRY", registry), ("OVENBIRD_REGISTRY_PATH", path)], none.path(), &Overrides::default())
+                    .unwrap();
+            assert_eq!(settings.full_name(name), expected, "{registry} {path}");
+        }
+    }
+
+    #[test]
+    fn options_of_a_registry_as_flags() {
+        for (text, expected) in [
+            ("h:5000,plain-http", "Some(plain)"),
+            ("h:5000,plain-http=false,ca=c.pem,mirror=a,mirrors=b/p", "Some(ca=/work/c.pem mirrors=[\"a\", \"b/p\"])"),
+            ("h:5000,transfers=2,requests_per_second=0.5,endpoint=127.0.0.1:1,create-repository", "Some(2 0.5 127.0.0.1:1 create)"),
+            ("docker.io,credentials=anonymous", "Some() Anonymous"),
+            ("https://h:5000/v2/,credentials=ecr", "Some() Ecr"),
+            ("h:5000", "! \"h:5000\" is not HOST,key=value"),
+            ("a=b,c=d", "! \"a=b,c=d\" is not HOST,key=value"),
+            ("h,mirrors", "Some(mirrors=[\"true\"])"),
+            ("h,colour=red", "! unknown field `colour`"),
+            ("h,transfers=-1", "! transfers=\"-1\": expected a number"),
+            ("h,requests-per-second=NaN", "! requests_per_second=\"NaN\": expected a number"),
+            ("h,plain-http=yes", "! plain_http=\"yes\": expected true or false"),
+            ("h,credentials=magic", "! unknown variant `magic`"),
+        ] {
+            let got = match text.parse::<RegistryOption>() {
+                Err(error) => format!("! {error}"),
+                Ok(option) => {
+                    let flags = Overrides { registries: vec![option], ..Overrides::default() };
+                    let settings = load(&[], Path::new("/work"), &flags).unwrap();
+                    let mut words = vec![];
+                    let options = settings.registries.values().next().unwrap();
+                    words.extend(options.plain_http.then(|| "plain".to_owned()));
+                    words.extend(options.ca.as_ref().map(|ca| format!("ca={}", ca.display())));
+                    words.extend((!options.mirrors.is_empty()).then(|| format!("mirrors={:?}", options.mirrors)));
+                    words.extend(options.transfers.map(|n| n.to_string()));
+                    words.extend(options.requests_per_second.map(|n| n.to_string()));
+                    words.extend(options.endpoint.clone());
+                    words.extend(options.create_repository.then(|| "create".to_owned()));
+                    let source = settings.keychain.sources.values().next().map(|s| format!(" {s:?}")).unwrap_or_default();
+                    format!("Some({}){}", words.join(" "), source.split('(').next().unwrap_or_default())
+                }
+            };
+            assert!(got.starts_with(expected), "{text}: {got}");
+        }
+    }
+
+    #[test]
+    fn credentials_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        for (text, expected) in [
+            ("'anonymous'", "Anonymous"),
+            ("{ source = 'password', username = 'me', password_file = 'p' }", "PasswordFile { username: \"me\", path: \"DIR/p\" }"),
+            (
+                "{ source = 'password', username = 'me', password_variable = 'V' }",
+                "PasswordVariable { username: \"me\", variable: \"V\", password: Some(Secret(…)) }",
+            ),
+            ("{ source = 'file', path = '/run/secret' }", "File(\"/run/secret\")"),
+            ("{ source = 'helper', name = 'pass' }", "Helper(\"pass\")"),
+            ("{ source = 'ecr', profile = 'ci' }", "Ecr(EcrOptions { profile: Some(\"ci\")"),
+            ("{ source = 'google' }", "Google(GoogleOptions { key_file: Some(\"/from/environment\")"),
+            (
+                "{ source = 'azure', client_id = 'c' }",
+                "Azure(AzureOptions { tenant: Some(\"t\"), client_id: Some(\"c\"), client_secret: Some(Secret(…))",
+            ),
+            (
+                "{ source = 'password', username = 'me' }",
+                "! the setting credentials of registry h.test cannot be used: one of password_file",
+            ),
+            ("{ source = 'password', username = 'me', password = 'hunter2' }", "a password does not stand in a settings file"),
+            ("{ source = 'ecr', colour = 'red' }", "unknown field `colour`"),
+            ("{ name = 'x' }", "missing field `source`"),
+            ("7", "credentials is the name of a source"),
+        ] {
+            std::fs::write(&path, format!("[registry.'h.test']\ncredentials = {text}\n")).unwrap();
+            let flags = Overrides { file: Some(path.clone()), ..Overrides::default() };
+            let vars = [
+                ("V", "hunter2"),
+                ("GOOGLE_APPLICATION_CREDENTIALS", "/from/environment"),
+                ("AZURE_TENANT_ID", "t"),
+                ("AZURE_CLIENT_SECRET", "hunter2"),
+            ];
+            let got = match load(&vars, dir.path(), &flags) {
+                Ok(settings) => format!("{:?}", settings.keychain.sources["h.test"]),
+                Err(error) => format!("! {error}"),
+            };
+            let got = got.replace(&dir.path().display().to_string(), "DIR");
+            assert!(got.contains(expected), "{text}: {got}");
+            assert!(!got.contains("hunter2"), "{text}: {got}");
+        }
+    }
+
+    #[test]
+    fn a_project_says_only_what_harms_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let user = dir.path().join("user.toml");
+        let project = dir.path().join("project");
+        std::fs::create_dir(&project).unwrap();
+        let file = project.join(".ovenbird.toml");
+        let load = |trusted: bool, text: &str| {
+            let trust = if trusted { format!("trusted_projects=[{:?}]\n", dir.path().display().to_string()) } else { String::new() };
+            std::fs::write(&user, format!("{trust}parallel=1\n[registry.'h.test']\ntransfers=4\n")).unwrap();
+            std::fs::write(&file, text).unwrap();
+            let variables = [("HOME".to_owned(), "/h".to_owned())].into();
+            Settings::load(&Environment::fixed(variables, &project, Some(user.clone())), &Overrides::default())
+        };
+        let settings = load(false, "parallel=7\nregistry_path='team'\n[registry.'h.test']\ntransfers=2\nrequests_per_second=5\n").unwrap();
+        assert_eq!((settings.parallel, settings.registry_path.as_deref()), (7, Some("team")));
+        assert_eq!((settings.registries["h.test"].transfers, settings.registries["h.test"].requests_per_second), (Some(2), Some(5.0)));
+        assert_eq!(load(false, "[registry.'h.test']\ntransfers=99").unwrap().registries["h.test"].transfers, Some(4));
+        for (text, refused) in [
+            ("root='/x'", "root"),
+            ("default_registry='evil.test'", "default_registry"),
+            ("auth_files=['/etc/shadow']", "auth_files"),
+            ("trusted_projects=['/']", "trusted_projects"),
+            ("isolation_level='root'", "isolation_level"),
+            ("[registry.'h.test']\nplain_http=true", "plain_http of registry h.test"),
+            ("[registry.'h.test']\nca='evil.pem'", "ca of registry h.test"),
+            ("[registry.'h.test']\nmirrors=['evil.test']", "mirrors of registry h.test"),
+            ("[registry.'h.test']\nendpoint='evil.test'", "endpoint of registry h.test"),
+            ("[registry.'h.test']\ncredentials={source='helper',name='x'}", "credentials of registry h.test"),
+            ("[registry.'h.test']\ncreate_repository=true", "create_repository of registry h.test"),
+        ] {
+            let error = load(false, text).unwrap_err();
+            assert!(error.kind == Kind::Configuration && error.message.ends_with(&format!("may not set: {refused}")), "{text}: {error}");
+            // With the user's trust it is like a settings file of the user.
+            assert!(load(true, text).is_ok(), "{text}");
+        }
+        // A link could show lines of another file in the reader's message.
+        let secret = dir.path().join("secret");
+        std::fs::write(&secret, "hunter2").unwrap();
+        std::fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink(&secret, &file).unwrap();
+        let variables = [("HOME".to_owned(), "/h".to_owned())].into();
+        let error = Settings::load(&Environment::fixed(variables, &project, None), &Overrides::default()).unwrap_err();
+        assert!(error.message.contains("cannot read the project's settings") && !format!("{error:?}").contains("hunter2"), "{error}");
     }
 
     #[test]

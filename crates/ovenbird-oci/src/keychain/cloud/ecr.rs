@@ -1,0 +1,116 @@
+//! Amazon ECR through the AWS SDK: its chain of credentials, one authorization token for a registry, repositories on request.
+//! Source: Amazon ECR API reference (GetAuthorizationToken, CreateRepository), API version 2015-09-21.
+
+use std::time::{Duration, SystemTime};
+
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_ecr::error::DisplayErrorContext;
+use aws_sdk_ecr::operation::create_repository::CreateRepositoryError;
+use base64::Engine;
+
+use super::super::{BASE64, Credential, Found, KeychainError, Origin, Secret};
+use super::{Asked, EcrHost, EcrOptions};
+use crate::registry::printable;
+
+const HINT: &str =
+    "check AWS_PROFILE or the AWS_* variables, or the role of this machine (`aws sts get-caller-identity` shows who you are)";
+
+fn cloud(action: String, reason: &str) -> KeychainError {
+    KeychainError::Cloud { service: "Amazon ECR", action, reason: printable(reason), hint: HINT }
+}
+
+/// Account and region: from the host name, or from the settings for a registry of another name.
+fn place<'a>(options: &'a EcrOptions, registry: &'a str) -> Result<(EcrHost<'a>, String), KeychainError> {
+    let host = EcrHost::parse(registry);
+    let region = options.region.as_deref().filter(|_| host.is_none_or(|host| host.account.is_some())).or(host.map(|host| host.region));
+    let Some(region) = region else {
+        return Err(KeychainError::Unfit {
+            registry: registry.into(),
+            place: "Amazon ECR".into(),
+            reason: "its name has no region: say `region = …` with `source = \"ecr\"`".into(),
+        });
+    };
+    Ok((host.unwrap_or(EcrHost { account: Some(""), region }), region.to_owned()))
+}
+
+/// `None`: the SDK knows nobody.
+async fn sdk(options: &EcrOptions, region: &str) -> Result<Option<SdkConfig>, KeychainError> {
+    use aws_sdk_ecr::config::ProvideCredentials as _;
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).region(Region::new(region.to_owned()));
+    if let Some(profile) = &options.profile {
+        loader = loader.profile_name(profile);
+    }
+    let sdk = loader.load().await;
+    let Some(provider) = sdk.credentials_provider() else { return Ok(None) };
+    match provider.provide_credentials().await {
+        Ok(_) => Ok(Some(sdk)),
+        Err(CredentialsError::CredentialsNotLoaded(_)) => Ok(None),
+        Err(error) => Err(cloud("find AWS credentials".into(), &DisplayErrorContext(&error).to_string())),
+    }
+}
+
+/// An authorization token for the registry.
+pub(super) fn find<'a>(options: &'a EcrOptions, registry: &'a str) -> Asked<'a, Option<Found>> {
+    Box::pin(token(options, registry))
+}
+
+/// Makes the repository; false: it was there.
+pub(super) fn create_repository<'a>(options: &'a EcrOptions, registry: &'a str, repository: &'a str) -> Asked<'a, bool> {
+    Box::pin(create(options, registry, repository))
+}
+
+async fn token(options: &EcrOptions, registry: &str) -> Result<Option<Found>, KeychainError> {
+    let (host, region) = place(options, registry)?;
+    let action = || format!("get an authorization token in {region}");
+    let Some(sdk) = sdk(options, &region).await? else {
+        // Amazon's public registry serves strangers, the others never do.
+        return if host.account.is_none() { Ok(None) } else { Err(cloud(action(), "there are no AWS credentials")) };
+    };
+    let (token, expires) = if host.account.is_none() {
+        let mut config = aws_sdk_ecrpublic::config::Builder::from(&sdk);
+        config.set_endpoint_url(options.endpoint.clone().or_else(|| sdk.endpoint_url().map(Into::into)));
+        let answer = aws_sdk_ecrpublic::Client::from_conf(config.build()).get_authorization_token().send().await;
+        let data = answer.map_err(|e| cloud(action(), &DisplayErrorContext(&e).to_string()))?.authorization_data;
+        data.map(|d| (d.authorization_token, d.expires_at)).unwrap_or_default()
+    } else {
+        let answer = client(options, &sdk).get_authorization_token().send().await;
+        let data = answer.map_err(|e| cloud(action(), &DisplayErrorContext(&e).to_string()))?.authorization_data;
+        data.and_then(|list| list.into_iter().next()).map(|d| (d.authorization_token, d.expires_at)).unwrap_or_default()
+    };
+    let decoded = token.and_then(|token| String::from_utf8(BASE64.decode(token).ok()?).ok());
+    let Some((username, password)) = decoded.as_deref().and_then(|text| text.split_once(':')) else {
+        return Err(cloud(action(), "its answer has no token of the form name:password"));
+    };
+    let credential = Credential::Password { username: username.into(), password: Secret::new(password) };
+    let origin = Origin::Ecr { account: host.account.map(Into::into), region, profile: options.profile.clone() };
+    let until = expires.and_then(|time| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(time.secs()).ok()?)));
+    Ok(Some(Found::new(credential, origin).until(until)))
+}
+
+async fn create(options: &EcrOptions, registry: &str, repository: &str) -> Result<bool, KeychainError> {
+    let (host, region) = place(options, registry)?;
+    if host.account.is_none() {
+        return Err(KeychainError::Unfit {
+            registry: registry.into(),
+            place: "Amazon ECR".into(),
+            reason: "`create_repository` is for private registries".into(),
+        });
+    }
+    let action = || format!("make the repository {repository} in {region}");
+    let Some(sdk) = sdk(options, &region).await? else { return Err(cloud(action(), "there are no AWS credentials")) };
+    let account = host.account.filter(|account| !account.is_empty()).map(str::to_owned);
+    match client(options, &sdk).create_repository().repository_name(repository).set_registry_id(account).send().await {
+        Ok(_) => Ok(true),
+        Err(error) if error.as_service_error().is_some_and(CreateRepositoryError::is_repository_already_exists_exception) => Ok(false),
+        Err(error) => Err(cloud(action(), &DisplayErrorContext(&error).to_string())),
+    }
+}
+
+fn client(options: &EcrOptions, sdk: &SdkConfig) -> aws_sdk_ecr::Client {
+    let mut config = aws_sdk_ecr::config::Builder::from(sdk);
+    if let Some(endpoint) = &options.endpoint {
+        config.set_endpoint_url(Some(endpoint.clone()));
+    }
+    aws_sdk_ecr::Client::from_conf(config.build())
+}
