@@ -8,7 +8,7 @@ use ovenbird_engine::frontend::{NamedContext, NoCache, Options};
 use ovenbird_engine::input::{PullPolicy, Secret, SecretSource, StepLimits};
 use ovenbird_engine::plan::{ImageRequest, NetworkMode, ResolvedImage};
 use ovenbird_engine::trace::Trace;
-use ovenbird_engine::{BuildError, BuildInput, Engine, EngineOptions, ErrorKind, Event, Export, PathOrStdout};
+use ovenbird_engine::{BuildError, BuildInput, ContentId, Engine, EngineOptions, ErrorKind, Event, Export, PathOrStdout};
 use ovenbird_oci::layer::Compression;
 use ovenbird_oci::registry::Client;
 use ovenbird_oci::{Descriptor, Digest, Manifest, Platform, Reference};
@@ -58,6 +58,12 @@ impl EngineBuilder {
     pub fn plan(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Vec<Trace>, Error> {
         let input = self.input(source, request)?;
         self.engine.plan(&input, &job.sink, &job.cancel).map_err(|e| told(e, Some(source)))
+    }
+
+    /// What decides the image of a request; see [`Engine::identify`].
+    pub fn identify(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<ContentId, Error> {
+        let input = self.input(source, request)?;
+        self.engine.identify(&input, &job.sink, &job.cancel).map_err(|e| told(e, Some(source)))
     }
 
     /// Looks up one image for [`crate::lint`].
