@@ -1,6 +1,6 @@
 //! OCI formats: digests, references, platforms, images, layers, the blob store, archives, registries.
 //!
-//! Floor 0: it knows nothing of builds. `digest`, `reference`, `platform` and `image` do no I/O;
+//! Floor 0: it knows nothing of builds. `digest`, `reference`, `platform`, `image` and `publish` do no I/O;
 //! `layer`, `archive` and `beside` touch only the readers, writers and folders they are given; `store` stays
 //! under its folder, `lease` in its file; `registry` and `keychain` talk to the network and to credential helpers.
 
@@ -12,6 +12,7 @@ pub mod keychain;
 pub mod layer;
 pub mod lease;
 pub mod platform;
+pub mod publish;
 pub mod reference;
 pub mod registry;
 pub mod store;

@@ -34,7 +34,7 @@ pub(crate) use error::printable;
 pub const MAX_MANIFEST: u64 = 4 << 20;
 
 /// How to talk to one registry.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RegistryOptions {
     /// Plain HTTP (loopback registries get it anyway, unless `ca` or `client_identity` is set).
     pub plain_http: bool,
@@ -44,6 +44,10 @@ pub struct RegistryOptions {
     pub client_identity: Option<PathBuf>,
     /// `host[:port][/prefix]`, tried before the registry itself when pulling.
     pub mirrors: Vec<String>,
+    /// Blob transfers at once with this registry, within the limit for all ([`ClientOptions::parallel`]); `None` or 0: that one only.
+    pub transfers: Option<usize>,
+    /// Requests to this registry in a second, on average and with jitter; `None`, or nothing above 0: no limit.
+    pub requests_per_second: Option<f64>,
 }
 
 /// Settings of a [`Client`].

@@ -70,6 +70,7 @@ impl From<FileRegistry> for RegistryOptions {
             ca: file.ca,
             client_identity: file.client_identity,
             mirrors: file.mirrors.unwrap_or_default(),
+            ..Self::default()
         }
     }
 }

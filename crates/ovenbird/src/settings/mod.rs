@@ -76,7 +76,7 @@ pub struct Overrides {
 }
 
 /// The settings in force.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// State directory.
     pub root: PathBuf,
