@@ -1,5 +1,7 @@
 //! One build from request to image, and the engine that does it.
 
+pub mod existing;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! `ovenbird id`.
 
 use clap::{Args, ValueEnum};
-use ovenbird::{BuildRequest, Error};
+use ovenbird::{BuildRequest, Error, Library as _};
 
 use crate::args::BuildArgs;
 use crate::session::Session;

@@ -8,6 +8,7 @@ use ovenbird_oci::registry::RegistryOptions;
 use serde::Deserialize;
 
 use crate::error::{Error, Kind};
+use crate::request::tag::TagPolicy;
 
 /// What one layer says; `None`: nothing.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -18,6 +19,7 @@ pub(super) struct FileSettings {
     pub(super) parallel: Option<usize>,
     pub(super) transfers: Option<usize>,
     pub(super) isolation_level: Option<String>,
+    pub(super) tags: Option<TagPolicy>,
     #[serde(default)]
     pub(super) registry: BTreeMap<String, FileRegistry>,
 }
@@ -30,6 +32,7 @@ pub(super) struct FileRegistry {
     plain_http: Option<bool>,
     ca: Option<PathBuf>,
     client_identity: Option<PathBuf>,
+    pub(super) tags: Option<TagPolicy>,
 }
 
 impl FileSettings {
@@ -45,11 +48,13 @@ impl FileSettings {
         over(&mut self.parallel, other.parallel);
         over(&mut self.transfers, other.transfers);
         over(&mut self.isolation_level, other.isolation_level);
+        over(&mut self.tags, other.tags);
         for (name, registry) in other.registry {
             let slot = self.registry.entry(name).or_default();
             over(&mut slot.mirrors, registry.mirrors);
             over(&mut slot.plain_http, registry.plain_http);
             over(&mut slot.ca, registry.ca);
+            over(&mut slot.tags, registry.tags);
             over(&mut slot.client_identity, registry.client_identity);
         }
     }

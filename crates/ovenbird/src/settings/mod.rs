@@ -19,6 +19,7 @@ pub use environment::Environment;
 use file::{FileSettings, read};
 
 use crate::error::{Error, Kind};
+use crate::naming::TagPolicies;
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -88,6 +89,8 @@ pub struct Settings {
     pub transfers: usize,
     /// Use this level and no other.
     pub isolation_level: Option<Level>,
+    /// Tags of names without one, and what kind of name a tag is.
+    pub tags: TagPolicies,
     /// By registry name.
     pub registries: BTreeMap<String, RegistryOptions>,
     /// Folder of Docker's `config.json`.
@@ -139,12 +142,15 @@ impl Settings {
                     .hint("give a folder with --root DIR or OVENBIRD_ROOT")
             })?,
         };
+        let own = |(name, registry): (&String, &mut file::FileRegistry)| Some((name.clone(), registry.tags.take()?));
+        let tags = TagPolicies { registries: merged.registry.iter_mut().filter_map(own).collect(), all: merged.tags.unwrap_or_default() };
         Ok(Self {
             root,
             progress,
             parallel: flags.parallel.or(merged.parallel).unwrap_or(0),
             transfers: merged.transfers.unwrap_or(0),
             isolation_level,
+            tags,
             registries: merged.registry.into_iter().map(|(name, registry)| (name, registry.into())).collect(),
             docker_config: environment
                 .get("DOCKER_CONFIG")
@@ -184,6 +190,7 @@ fn from_variables(environment: &Environment) -> Result<FileSettings, Error> {
         parallel: number("OVENBIRD_PARALLEL")?,
         transfers: number("OVENBIRD_TRANSFERS")?,
         isolation_level: environment.get("OVENBIRD_ISOLATION_LEVEL").map(Into::into),
+        tags: None,
         registry: BTreeMap::new(),
     })
 }
@@ -275,6 +282,20 @@ mod tests {
             (true, &["m:5000".to_owned()][..], Some(dir.path().join("ca.pem").as_path()))
         );
         assert!(settings.registries["b"].plain_http);
+    }
+
+    #[test]
+    fn tag_policies() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        let text = "[tags]\nunique=['{git.sha}']\nfloating=['latest']\n[registry.\"h.io\".tags]\nprimary=['{git.tag}']";
+        std::fs::write(&file, text).unwrap();
+        let environment = Environment::fixed([("HOME".into(), "/h".into())].into(), "/work", Some(file.clone()));
+        let tags = Settings::load(&environment, &Overrides::default()).unwrap().tags;
+        assert_eq!((tags.all.unique.len(), tags.all.primary.len(), tags.all.floating.len()), (1, 0, 1));
+        assert_eq!(tags.registries["h.io"].primary, ["{git.tag}"]);
+        std::fs::write(&file, "[tags]\nrelease=['x']").unwrap();
+        assert!(Settings::load(&environment, &Overrides::default()).unwrap_err().to_string().contains("unknown field `release`"));
     }
 
     #[test]
