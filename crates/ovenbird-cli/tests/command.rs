@@ -360,3 +360,108 @@ fn the_doctor_looks_at_everything() {
         assert!(text.contains(expect), "{expect}: {text}");
     }
 }
+
+/// `id`: what moves it and what does not. The reference is a build of a folder; each row is another folder, user's choice or moment.
+#[test]
+fn content_id() {
+    const DOCKERFILE: &str = "ARG USED=1\nARG UNUSED=1\nFROM scratch AS other\nCOPY unused /u\nFROM scratch\nARG USED\nCOPY src /src\nCOPY other /\nENV V=$USED\n";
+    let made = |dockerfile: &str, change: &dyn Fn(&Path)| {
+        let home = Home::new(&[
+            ("deep/er/c/Dockerfile", dockerfile),
+            ("deep/er/c/.dockerignore", "**/*.log\n"),
+            ("deep/er/c/src/a", "hello"),
+            ("deep/er/c/src/b.log", "noise"),
+            ("deep/er/c/unused", "x"),
+            ("deep/er/c/other", "x"),
+        ]);
+        let dir = home.dir.path().join("deep/er/c");
+        std::os::unix::fs::symlink("a", dir.join("src/link")).unwrap();
+        change(&dir);
+        home
+    };
+    let id = |home: &Home, flags: &str| home.run(&format!("id {flags} deep/er/c")).ok().trim().to_owned();
+    let first = made(DOCKERFILE, &|_| {});
+    let reference = id(&first, "");
+    assert!(reference.len() == 64 && reference.bytes().all(|b| b.is_ascii_hexdigit()), "{reference}");
+    let rows: &[(&str, bool, &dyn Fn(&Path))] = &[
+        ("another folder", true, &|_| {}),
+        ("a time", true, &|dir| {
+            let file = std::fs::File::options().write(true).open(dir.join("src/a")).unwrap();
+            file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        }),
+        ("an ignored file", true, &|dir| std::fs::write(dir.join("src/b.log"), "other noise").unwrap()),
+        ("a file of an unused stage", true, &|dir| std::fs::write(dir.join("unused"), "y").unwrap()),
+        ("a file that nothing copies", true, &|dir| std::fs::write(dir.join("readme"), "y").unwrap()),
+        ("content", false, &|dir| std::fs::write(dir.join("src/a"), "hallo").unwrap()),
+        ("a new file", false, &|dir| std::fs::write(dir.join("src/c"), "").unwrap()),
+        ("a new empty folder", false, &|dir| std::fs::create_dir(dir.join("src/d")).unwrap()),
+        ("a nested file", false, &|dir| {
+            std::fs::create_dir_all(dir.join("src/d/e")).unwrap();
+            std::fs::write(dir.join("src/d/e/f"), "").unwrap();
+        }),
+        ("a file that is gone", false, &|dir| std::fs::remove_file(dir.join("src/a")).unwrap()),
+        ("a rename", false, &|dir| std::fs::rename(dir.join("src/a"), dir.join("src/z")).unwrap()),
+        ("a mode", false, &|dir| {
+            use std::os::unix::fs::PermissionsExt as _;
+            std::fs::set_permissions(dir.join("src/a"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        }),
+        ("a link's target", false, &|dir| {
+            std::fs::remove_file(dir.join("src/link")).unwrap();
+            std::os::unix::fs::symlink("b", dir.join("src/link")).unwrap();
+        }),
+        ("the ignore file lets one more in", false, &|dir| std::fs::write(dir.join(".dockerignore"), "").unwrap()),
+    ];
+    for (what, same, change) in rows {
+        assert_eq!(id(&made(DOCKERFILE, change), "") == reference, *same, "{what}");
+    }
+    let text = |from: &str, to: &str| made(&DOCKERFILE.replacen(from, to, 1), &|_| {});
+    for (what, same, home) in [
+        ("a comment", true, text("FROM scratch\n", "# why\n\nFROM scratch\n")),
+        ("an unused stage", true, text("/u", "/w")),
+        ("the destination", false, text("/src", "/dst")),
+        ("a variable", false, text("ENV V", "ENV W")),
+        ("the order", false, text("COPY src /src\nCOPY other /\n", "COPY other /\nCOPY src /src\n")),
+        ("a command", false, text("ENV V=$USED\n", "ENV V=$USED\nCMD [\"x\"]\n")),
+    ] {
+        assert_eq!(id(&home, "") == reference, same, "{what}");
+    }
+    for (flags, same) in [
+        ("-t a -t b:1 --push", true),
+        ("--no-cache --parallel 1 --memory 1g", true),
+        ("--build-arg UNUSED=2 --build-arg NONE=3", true),
+        ("--build-arg USED=1", true),
+        ("--build-arg USED=2", false),
+        ("--target other", false),
+        ("--platform linux/s390x", false),
+        ("--platform linux/amd64,linux/s390x", false),
+        ("--label a=b", false),
+        ("--annotation a=b", false),
+        ("--reproducible", false),
+        ("-o type=image,compression=zstd", false),
+        ("-o type=image,oci-mediatypes=false", false),
+        ("-f deep/er/c/Dockerfile", true),
+    ] {
+        assert_eq!(id(&first, flags) == reference, same, "{flags}");
+    }
+    let root = id(&first, "--root elsewhere");
+    assert_eq!(root, reference, "another state folder");
+    let parts: serde_json::Value = serde_json::from_str(&first.run("id --format json deep/er/c").ok()).unwrap();
+    assert_eq!(parts["id"], format!("sha256:{reference}"));
+    assert_eq!(parts["platforms"][0]["steps"].as_array().unwrap().len(), 2, "{parts}");
+    // Nothing was built.
+    assert_eq!(first.run("images --quiet").ok(), "");
+}
+
+/// With `--reproducible` the id decides the digest.
+#[test]
+fn equal_ids_equal_digests() {
+    let build = |name: &str, flags: &str| {
+        let home = Home::new(SIMPLE);
+        std::fs::rename(home.path("c"), home.path(name)).unwrap();
+        let id = home.run(&format!("id --reproducible {flags} {name}")).ok();
+        (id, home.run(&format!("build --reproducible {flags} -q {name}")).ok())
+    };
+    assert_eq!(build("here", ""), build("there", ""));
+    let (one, other) = (build("here", ""), build("here", "--annotation a=b"));
+    assert!(one.0 != other.0 && one.1 != other.1);
+}

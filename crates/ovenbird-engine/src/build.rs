@@ -1,5 +1,7 @@
 //! One build from request to image, and the engine that does it.
 
+pub mod existing;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,7 +25,7 @@ use crate::plan::{ExecMountKind, ImageRequest, Op, Plan, ResolvedImage};
 use crate::prune::{self, CacheEntry, DiskUsage, PruneOptions, PruneReport};
 use crate::snapshot::folder::Folder;
 use crate::snapshot::tree::Tree;
-use crate::solve::{self, Solved};
+use crate::solve::{self, Solved, identity};
 use crate::state::State;
 use crate::trace::{self, Trace};
 
@@ -145,6 +147,25 @@ impl Engine {
         let traces = traces.collect();
         let _ = session.stat_cache.save();
         traces
+    }
+
+    /// What decides the image of [`Engine::build`], as one digest, without building. Base images and remote sources are looked up, local
+    /// folders are read, nothing else is done.
+    pub fn identify(&self, input: &BuildInput, sink: &Arc<dyn EventSink>, cancel: &Cancel) -> Result<identity::ContentId, BuildError> {
+        let parsed = ovenbird_dockerfile::parse(&input.dockerfile);
+        if parsed.diagnostics.iter().any(|d| d.severity == Severity::Error) {
+            return Err(broken(input, &parsed));
+        }
+        self.check_contexts(input)?;
+        let session = self.session(input, sink, cancel);
+        let plans: Result<Vec<Plan>, _> =
+            input.options.iter().map(|options| lower(&session, &parsed.dockerfile, options).map(|(plan, _)| plan)).collect();
+        let identity = plans.and_then(|plans| identity::identify(&session, &plans));
+        let _ = session.stat_cache.save();
+        match identity {
+            Err(_) if cancel.is_cancelled() => Err(BuildError::Cancelled),
+            other => other,
+        }
     }
 
     /// Looks up one image for [`frontend::check`]: from the store, else from where it comes from. Layers stay where they are.

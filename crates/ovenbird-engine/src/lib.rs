@@ -25,3 +25,4 @@ pub use event::{Event, EventSink};
 pub use export::output::{Export, PathOrStdout};
 pub use input::{BuildInput, BuildOutput, Cancel};
 pub use prune::{Budget, CacheEntry, CacheKind, DiskUsage, PruneOptions, PruneReport};
+pub use solve::identity::{ContentId, PlatformId};

@@ -5,6 +5,7 @@
 //! wait for their inputs, try the content key, and run, as many at once as [`crate::schedule`] has threads.
 
 mod explain;
+pub mod identity;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};

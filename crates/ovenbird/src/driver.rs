@@ -6,13 +6,15 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use ovenbird_engine::Event;
-use ovenbird_oci::Reference;
+use ovenbird_oci::publish::Target;
+use ovenbird_oci::{Digest, Reference};
 
-use crate::builder::{Builder, Image, Job};
+use crate::builder::{Builder, Image, Job, Library};
 use crate::error::{Error, Kind};
-use crate::report::{self, BuildReport, PlatformReport, Timings};
-use crate::request::{BuildRequest, Output, OutputKind};
-use crate::source;
+use crate::naming::{Named, Naming, TagPolicies};
+use crate::report::{self, BuildReport, Decision, PlatformReport, Timings};
+use crate::request::{BuildRequest, Lookup, Output, OutputKind};
+use crate::source::{self, SourceTree};
 
 /// What doors see: a request in, events beside, a report out.
 pub trait Driver {
@@ -25,6 +27,8 @@ pub struct LocalDriver<B> {
     builder: B,
     temp: PathBuf,
     stdin: Mutex<Box<dyn Read + Send>>,
+    policies: TagPolicies,
+    now: i64,
 }
 
 impl<B> std::fmt::Debug for LocalDriver<B> {
@@ -33,10 +37,24 @@ impl<B> std::fmt::Debug for LocalDriver<B> {
     }
 }
 
-impl<B: Builder> LocalDriver<B> {
+/// An image that need not be built.
+struct Found {
+    image: Image,
+    decision: Decision,
+    /// Where it is in a registry already.
+    published: Option<Reference>,
+}
+
+impl<B: Builder + Library> LocalDriver<B> {
     /// A driver over `builder`. Archives on `stdin` are unpacked below `temp`.
     pub fn new(builder: B, temp: impl Into<PathBuf>, stdin: impl Read + Send + 'static) -> Self {
-        Self { builder, temp: temp.into(), stdin: Mutex::new(Box::new(stdin)) }
+        Self { builder, temp: temp.into(), stdin: Mutex::new(Box::new(stdin)), policies: TagPolicies::default(), now: 0 }
+    }
+
+    /// With these tag policies, at this time (seconds since 1970).
+    #[must_use]
+    pub fn with_names(self, policies: TagPolicies, now: i64) -> Self {
+        Self { policies, now, ..self }
     }
 
     /// The builder.
@@ -44,30 +62,86 @@ impl<B: Builder> LocalDriver<B> {
         &self.builder
     }
 
-    fn deliver(&self, image: &Image, request: &BuildRequest, job: &Job) -> Result<(Vec<String>, Vec<String>), Error> {
-        let (mut named, mut pushed) = (vec![], vec![]);
+    /// Looks for an image of the same content, here and then in the registries of its names.
+    fn find(&self, names: &[Reference], request: &BuildRequest, lookup: Lookup, job: &Job) -> Result<Option<Found>, Error> {
+        let say = |text: String| job.sink.emit(Event::Message { text });
+        for name in names {
+            if let Some(image) = self.builder.find(name)? {
+                say(format!("{} is on this machine: nothing is built", name.familiar()));
+                return Ok(Some(Found { image, decision: Decision::Local, published: None }));
+            }
+        }
+        if lookup == Lookup::Local {
+            return Ok(None);
+        }
+        // Who only pushes needs no layers here.
+        let whole = request.outputs.is_empty() || request.outputs.iter().any(|output| output.kind != OutputKind::Registry);
+        for name in names {
+            match self.builder.fetch(name, whole, job) {
+                Ok(Some(image)) => {
+                    say(format!("{} is in the registry: nothing is built", name.familiar()));
+                    return Ok(Some(Found { image, decision: Decision::Registry, published: Some(name.clone()) }));
+                }
+                Ok(None) => {}
+                Err(error) if error.kind == Kind::Cancelled || job.cancel.is_cancelled() => return Err(error),
+                // A build is the way out whatever the registry's trouble is.
+                Err(error) => {
+                    let message = format!("cannot look for {} in the registry: {error}; the image is built", name.familiar());
+                    job.sink.emit(Event::Warning { code: "if-needed".into(), message, line: None });
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// All that can be known of the names before the build. Gives the content id when anything asks for it.
+    fn name(&self, naming: &mut Naming, tree: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Option<Digest>, Error> {
+        naming.look_around(request, self.now);
+        if !naming.has_id() {
+            return Ok(None);
+        }
+        let id = self.builder.identify(tree, &naming.probe(request)?.request, job)?.id;
+        naming.set_id(&id.hex());
+        Ok(Some(id))
+    }
+
+    /// The names of a built image.
+    fn name_built(&self, naming: &mut Naming, image: &Image, request: &BuildRequest) -> Result<Named, Error> {
+        if naming.has_labels() {
+            naming.set_labels(self.builder.labels(image)?);
+        }
+        naming.after_build(request)
+    }
+
+    fn deliver(&self, image: &Image, named: &Named, published: Option<&Reference>, job: &Job) -> Result<(Vec<String>, Vec<String>), Error> {
+        let (mut given, mut pushed) = (vec![], vec![]);
+        let request = &named.request;
         let keep = Output::new(OutputKind::Image);
         let outputs = if request.outputs.is_empty() { std::slice::from_ref(&keep) } else { &request.outputs };
         for output in outputs {
             if job.cancel.is_cancelled() {
                 return Err(Error::new(Kind::Cancelled, "the build was cancelled"));
             }
-            let names = request.references(Some(output))?;
+            let targets = named.targets(output)?;
+            let names: Vec<Reference> = targets.iter().map(|target| target.reference.clone()).collect();
             match output.kind {
                 OutputKind::Image | OutputKind::Registry | OutputKind::Load => {
                     self.builder.name(image, &names)?;
-                    named.extend(names.iter().map(ToString::to_string).filter(|n| !named.contains(n)).collect::<Vec<_>>());
+                    given.extend(names.iter().map(ToString::to_string).filter(|n| !given.contains(n)).collect::<Vec<_>>());
                 }
                 _ => {}
             }
             if output.kind == OutputKind::Registry {
-                self.builder.publish(image, &names, job)?;
-                pushed.extend(names.iter().map(ToString::to_string));
+                let missing: Vec<Target> = targets.into_iter().filter(|target| Some(&target.reference) != published).collect();
+                if !missing.is_empty() {
+                    self.builder.publish(image, &missing, job)?;
+                }
+                pushed.extend(missing.iter().map(|target| target.reference.to_string()));
             } else {
                 self.builder.export(image, &output.kind, &names, job)?;
             }
         }
-        Ok((named, pushed))
+        Ok((given, pushed))
     }
 }
 
@@ -78,6 +152,9 @@ fn check(request: &BuildRequest) -> Result<(), Error> {
     }
     request.references(None)?;
     request.source_date_epoch()?;
+    if request.force && request.if_needed.is_none() {
+        return Err(Error::new(Kind::Usage, "--force goes with --if-needed: without it, every build is made"));
+    }
     for output in &request.outputs {
         if output.kind == OutputKind::Registry && request.references(Some(output))?.is_empty() {
             return Err(
@@ -91,9 +168,14 @@ fn check(request: &BuildRequest) -> Result<(), Error> {
     request.limits.check().and_then(|()| request.check_hostname()).map_err(|wrong| Error::from_chain(Kind::Usage, &wrong))
 }
 
-impl<B: Builder> Driver for LocalDriver<B> {
+impl<B: Builder + Library> Driver for LocalDriver<B> {
     fn run(&self, request: &BuildRequest, job: &Job) -> Result<BuildReport, Error> {
-        check(request)?;
+        let mut naming = Naming::new(request, &self.policies)?;
+        check(&naming.probe(request)?.request)?;
+        if request.if_needed.is_some() && !naming.has_id() {
+            return Err(Error::new(Kind::Usage, "--if-needed finds an image by a name with {id} in it, and none was given")
+                .hint("add one: -t NAME:{id}"));
+        }
         let mut timings = Timings::default();
         let start = Instant::now();
         let tree = {
@@ -101,22 +183,37 @@ impl<B: Builder> Driver for LocalDriver<B> {
             source::fetch(request, &self.temp, &mut **stdin)?
         };
         timings.source = start.elapsed();
-        let once = |timings: &mut Timings| {
+        let start = Instant::now();
+        let content_id = self.name(&mut naming, &tree, request, job)?;
+        let before = naming.before_build(request)?.request;
+        let mut found = match request.if_needed {
+            Some(lookup) if !request.force => self.find(&naming.by_content(request)?, request, lookup, job)?,
+            _ => None,
+        };
+        timings.build = start.elapsed();
+        let mut once = |timings: &mut Timings| {
             let start = Instant::now();
-            let image = self.builder.build(&tree, request, job)?;
+            let Found { image, decision, published } = match found.take() {
+                Some(found) => found,
+                None => Found { image: self.builder.build(&tree, &before, job)?, decision: Decision::Built, published: None },
+            };
             timings.build += start.elapsed();
             let start = Instant::now();
-            let delivered = self.deliver(&image, request, job);
+            let delivered =
+                self.name_built(&mut naming, &image, request).and_then(|named| self.deliver(&image, &named, published.as_ref(), job));
             timings.export += start.elapsed();
             let (names, pushed) = delivered?;
             let start = Instant::now();
             // The image is what was asked for; the cache comes after it.
             let published: Vec<Reference> = pushed.iter().filter_map(|name| name.parse().ok()).collect();
-            let cached = self.builder.export_caches(&image, &tree, request, &published, job);
+            let cached = match decision {
+                Decision::Built => self.builder.export_caches(&image, &tree, &before, &published, job),
+                _ => Ok(()),
+            };
             timings.export += start.elapsed();
-            cached.map(|()| (image, names, pushed))
+            cached.map(|()| (image, decision, names, pushed))
         };
-        let (image, names, pushed) = match once(&mut timings) {
+        let (image, decision, names, pushed) = match once(&mut timings) {
             // What is on standard output already cannot be taken back.
             Err(error) if error.is_damage() && !request.outputs.iter().any(Output::uses_stdout) => {
                 let message = format!("{error}; the image is built again");
@@ -136,6 +233,8 @@ impl<B: Builder> Driver for LocalDriver<B> {
                 .collect(),
             names,
             pushed,
+            decision: request.if_needed.map(|_| decision),
+            content_id,
             ran: image.ran,
             cached: image.cached,
             timings,
@@ -150,7 +249,7 @@ mod tests {
 
     use ovenbird_engine::Cancel;
     use ovenbird_engine::event::Silent;
-    use ovenbird_oci::{Descriptor, Digest, Platform};
+    use ovenbird_oci::{Descriptor, Platform};
 
     use super::*;
     use crate::request::Source;
@@ -163,6 +262,21 @@ mod tests {
     impl Recorder {
         fn say(&self, text: String) {
             self.0.lock().unwrap().push(text);
+        }
+    }
+
+    impl Library for Recorder {
+        fn identify(&self, _: &SourceTree, _: &BuildRequest, _: &Job) -> Result<ovenbird_engine::ContentId, Error> {
+            Err(Error::new(Kind::Bug, "not asked for in these tests"))
+        }
+        fn find(&self, _: &Reference) -> Result<Option<Image>, Error> {
+            Ok(None)
+        }
+        fn fetch(&self, _: &Reference, _: bool, _: &Job) -> Result<Option<Image>, Error> {
+            Ok(None)
+        }
+        fn labels(&self, _: &Image) -> Result<std::collections::BTreeMap<String, String>, Error> {
+            Ok([("v".to_owned(), "1/2".to_owned())].into())
         }
     }
 
@@ -187,8 +301,8 @@ mod tests {
             self.say(format!("name {}", list(names)));
             Ok(())
         }
-        fn publish(&self, _: &Image, to: &[Reference], _: &Job) -> Result<(), Error> {
-            self.say(format!("push {}", list(to)));
+        fn publish(&self, _: &Image, to: &[Target], _: &Job) -> Result<(), Error> {
+            self.say(format!("push {}", list(&to.iter().map(|t| t.reference.clone()).collect::<Vec<_>>())));
             let mut damages = self.1.lock().unwrap();
             if *damages > 0 {
                 *damages -= 1;
@@ -223,6 +337,10 @@ mod tests {
             (&[], &["out"], "build X; Local(\"out\") "),
             (&[], &["type=registry"], "! there is nothing to push to: the image has no name"),
             (&["A"], &[], "! \"A\" is not an image name"),
+            (&["a:{label:v}", "b:{date}"], &[], "build X; name a:1-2,b:19700101"),
+            (&["a:{label:none}"], &[], "! the name \"a:{label:none}\": there is no {label:none}: the image has no such label"),
+            (&["a"], &["type=registry,name=c:{git.sha}"], "! the name \"c:{git.sha}\": there is no {git.sha}: "),
+            (&["a:{x}"], &[], "! the name \"a:{x}\" has the unknown variable {x}"),
             (&[], &["-", "type=oci"], "! several outputs go to standard output"),
         ] {
             let dir = tempfile::tempdir().unwrap();

@@ -8,12 +8,13 @@ pub mod builder;
 pub mod driver;
 pub mod error;
 pub mod lint;
+pub mod naming;
 pub mod report;
 pub mod request;
 pub mod settings;
 pub mod source;
 
-pub use builder::{Builder, EngineBuilder, Image, Job};
+pub use builder::{Builder, EngineBuilder, Image, Job, Library};
 pub use driver::{Driver, LocalDriver};
 pub use error::{Detail, Error, Kind};
 pub use lint::lint;

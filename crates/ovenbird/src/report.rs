@@ -19,6 +19,18 @@ pub struct PlatformReport {
     pub config: Digest,
 }
 
+/// What `--if-needed` came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decision {
+    /// The image was on this machine.
+    Local,
+    /// It was in the registry.
+    Registry,
+    /// It was built.
+    Built,
+}
+
 /// How long each part took.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Timings {
@@ -48,6 +60,12 @@ pub struct BuildReport {
     pub names: Vec<String>,
     /// Names that were pushed.
     pub pushed: Vec<String>,
+    /// Where the image came from, when `--if-needed` asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
+    /// The content id, when it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_id: Option<Digest>,
     /// Steps that ran.
     pub ran: usize,
     /// Steps that came from the cache.
@@ -105,6 +123,8 @@ mod tests {
             platforms: vec![PlatformReport { platform: Platform::host(), digest, config: Digest::of(b"c") }],
             names: vec!["docker.io/library/a:1".into()],
             pushed: vec![],
+            decision: Some(Decision::Built),
+            content_id: None,
             ran: 1,
             cached: 2,
             timings: Timings { build: Duration::from_millis(1500), ..Timings::default() },

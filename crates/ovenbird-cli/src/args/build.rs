@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
-use ovenbird::request::{AddHost, ByteSize, Entitlement, Limits, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit};
+use ovenbird::request::{AddHost, ByteSize, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit};
 use ovenbird::{BuildRequest, Environment, Error, Kind};
 
 use super::refused::Refused;
@@ -19,7 +19,8 @@ use super::subject::Subject;
 pub(crate) struct BuildArgs {
     #[command(flatten)]
     subject: Subject,
-    /// Name of the image, with an optional tag [default tag: latest]
+    /// Name of the image, with an optional tag [default tag: latest, or those of the setting `tags`]. Variables: {id}, {git.sha}, {git.short},
+    /// {git.branch}, {git.tag}, {date}, {label:NAME}
     #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
     tags: Vec<String>,
     /// Secret for RUN --mount=type=secret: `id=token,src=FILE` or `id=token,env=NAME`. Never in a layer, the cache or a log
@@ -61,6 +62,13 @@ pub(crate) struct BuildArgs {
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, help_heading = "Output")]
     pub(crate) quiet: bool,
 
+    /// Build only when no image of the same content is there, on this machine or in the registry of its name; then take that one. Needs a
+    /// name with `{id}`. `--if-needed=local` asks no registry
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = if_needed, value_name = "WHERE", hide_default_value = true, help_heading = "Cache")]
+    if_needed: IfNeeded,
+    /// With --if-needed: build anyway
+    #[arg(long, help_heading = "Cache")]
+    force: bool,
     /// Run every step anew
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, help_heading = "Cache")]
     no_cache: bool,
@@ -122,6 +130,19 @@ pub(crate) struct BuildArgs {
 
     #[command(flatten)]
     refused: Refused,
+}
+
+/// `--if-needed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct IfNeeded(Option<Lookup>);
+
+fn if_needed(text: &str) -> Result<IfNeeded, String> {
+    Ok(IfNeeded(match text {
+        "" | "true" | "registry" => Some(Lookup::Registry),
+        "local" => Some(Lookup::Local),
+        "false" => None,
+        _ => return Err("expected registry (the same as none), local or false".into()),
+    }))
 }
 
 /// `--call`.
@@ -195,6 +216,8 @@ impl BuildArgs {
             names: self.tags.clone(),
             labels: pairs("--label", &self.labels)?,
             annotations,
+            if_needed: self.if_needed.0,
+            force: self.force,
             no_cache: self.no_cache,
             no_cache_filter: self.no_cache_filter.clone(),
             pull: self.pull,

@@ -70,6 +70,8 @@ pub(crate) enum Command {
     Lint(Box<commands::lint::LintArgs>),
     /// Show which steps a build would run, and why, without building
     Plan(Box<commands::plan::PlanArgs>),
+    /// Print the content id: the hash of everything that decides the image, without building
+    Id(Box<commands::id::IdArgs>),
     /// Show why steps of the last build ran
     Why(commands::why::WhyArgs),
     /// Push an image of this machine to a registry

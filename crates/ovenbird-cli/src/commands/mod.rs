@@ -6,6 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod df;
 pub(crate) mod doctor;
 pub(crate) mod export;
+pub(crate) mod id;
 pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod lint;
@@ -39,6 +40,10 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<(), Error> {
         Command::Plan(args) => {
             let request = args.build.request(environment)?;
             plan::run(&args, &request, &session()?)
+        }
+        Command::Id(args) => {
+            let request = args.build.request(environment)?;
+            id::run(&args, &request, &session()?)
         }
         Command::Lint(args) => {
             let request = args.request(environment)?;

@@ -10,6 +10,7 @@ use ovenbird_engine::plan::{ImageRequest, NetworkMode, ResolvedImage};
 use ovenbird_engine::trace::Trace;
 use ovenbird_engine::{BuildError, BuildInput, Engine, EngineOptions, ErrorKind, Event, Export, PathOrStdout};
 use ovenbird_oci::layer::Compression;
+use ovenbird_oci::publish::Target;
 use ovenbird_oci::registry::Client;
 use ovenbird_oci::{Descriptor, Digest, Manifest, Platform, Reference};
 use ovenbird_sandbox::Level;
@@ -148,7 +149,7 @@ impl EngineBuilder {
         Ok(manifest.config.digest)
     }
 
-    fn input(&self, source: &SourceTree, request: &BuildRequest) -> Result<BuildInput, Error> {
+    pub(super) fn input(&self, source: &SourceTree, request: &BuildRequest) -> Result<BuildInput, Error> {
         let options = options(source, request)?;
         if let [_, _, ..] = &options[..] {
             let platforms: Vec<Platform> = options.iter().map(|o| o.platform.clone()).collect();
@@ -205,8 +206,11 @@ impl Builder for EngineBuilder {
         names.iter().try_for_each(|name| Ok(self.engine.store().tag(name, &image.target)?))
     }
 
-    fn publish(&self, image: &Image, to: &[Reference], job: &Job) -> Result<(), Error> {
-        self.engine.push(&image.target, to, &job.sink, &job.cancel).map_err(|e| told(e, None))
+    fn publish(&self, image: &Image, to: &[Target], job: &Job) -> Result<(), Error> {
+        let mut ordered: Vec<&Target> = to.iter().collect();
+        ordered.sort_by_key(|target| target.class);
+        let to: Vec<Reference> = ordered.into_iter().map(|target| target.reference.clone()).collect();
+        self.engine.push(&image.target, &to, &job.sink, &job.cancel).map_err(|e| told(e, None))
     }
 
     fn export(&self, image: &Image, output: &OutputKind, names: &[Reference], job: &Job) -> Result<(), Error> {

@@ -2,16 +2,19 @@
 
 mod docker_engine;
 mod engine;
+mod library;
 
 use std::sync::Arc;
 
 use ovenbird_engine::input::Exportable;
 use ovenbird_engine::{Cancel, EventSink};
+use ovenbird_oci::publish::Target;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
 pub use docker_engine::{DockerEngine, DockerEngineError};
 pub(crate) use engine::options;
 pub use engine::{EngineBuilder, told};
+pub use library::Library;
 
 use crate::error::Error;
 use crate::request::{BuildRequest, OutputKind};
@@ -55,8 +58,8 @@ pub trait Builder {
     fn build(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Image, Error>;
     /// Names the image on this machine.
     fn name(&self, image: &Image, names: &[Reference]) -> Result<(), Error>;
-    /// Pushes it.
-    fn publish(&self, image: &Image, to: &[Reference], job: &Job) -> Result<(), Error>;
+    /// Pushes it: names that many follow last.
+    fn publish(&self, image: &Image, to: &[Target], job: &Job) -> Result<(), Error>;
     /// Writes it somewhere else.
     fn export(&self, image: &Image, output: &OutputKind, names: &[Reference], job: &Job) -> Result<(), Error>;
     /// Writes the caches that the request asks for; layers are mounted from `published` where they can be.

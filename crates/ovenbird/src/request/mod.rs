@@ -7,6 +7,7 @@ pub mod cache;
 pub mod limit;
 pub mod output;
 pub mod secret;
+pub mod tag;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -192,6 +193,16 @@ impl FromStr for Entitlement {
     }
 }
 
+/// Where `--if-needed` looks for an image of the same content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lookup {
+    /// On this machine, then in the registry of the name.
+    Registry,
+    /// On this machine only.
+    Local,
+}
+
 /// A build, as asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -224,6 +235,12 @@ pub struct BuildRequest {
     /// `--platform`; empty: the machine's.
     #[serde(default)]
     pub platforms: Vec<Platform>,
+    /// `--if-needed`: build only when no image of the same content is there.
+    #[serde(default)]
+    pub if_needed: Option<Lookup>,
+    /// `--force`: with `if_needed`, build anyway.
+    #[serde(default)]
+    pub force: bool,
     /// `--no-cache`.
     #[serde(default)]
     pub no_cache: bool,
@@ -291,6 +308,8 @@ impl BuildRequest {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             platforms: vec![],
+            if_needed: None,
+            force: false,
             no_cache: false,
             no_cache_filter: vec![],
             pull: false,
@@ -339,19 +358,29 @@ impl BuildRequest {
 
     /// Names of an output, parsed; those of the request when the output has none of its own.
     pub fn references(&self, output: Option<&Output>) -> Result<Vec<Reference>, Error> {
-        let names = output.map(|o| &o.names).filter(|n| !n.is_empty()).unwrap_or(&self.names);
         let mut seen = vec![];
-        for name in names {
-            let reference: Reference = name.parse()?;
-            if reference.digest().is_some() {
-                return Err(Error::new(Kind::Usage, format!("{name:?} cannot name a new image: it has a digest"))
-                    .hint("the digest is the result of the build; give a name and a tag only"));
-            }
+        for name in self.names_of(output) {
+            let reference = self.reference(name)?;
             if !seen.contains(&reference) {
                 seen.push(reference);
             }
         }
         Ok(seen)
+    }
+
+    /// Names of an output as they stand; those of the request when the output has none of its own.
+    pub fn names_of<'a>(&'a self, output: Option<&'a Output>) -> &'a [String] {
+        output.map(|o| &o.names).filter(|n| !n.is_empty()).unwrap_or(&self.names)
+    }
+
+    /// A name without variables, parsed.
+    pub fn reference(&self, name: &str) -> Result<Reference, Error> {
+        let reference: Reference = name.parse()?;
+        if reference.digest().is_some() {
+            return Err(Error::new(Kind::Usage, format!("{name:?} cannot name a new image: it has a digest"))
+                .hint("the digest is the result of the build; give a name and a tag only"));
+        }
+        Ok(reference)
     }
 }
 

@@ -9,6 +9,7 @@ pub struct Environment {
     variables: BTreeMap<String, String>,
     working_directory: PathBuf,
     system_config: Option<PathBuf>,
+    now: i64,
 }
 
 impl std::fmt::Debug for Environment {
@@ -25,12 +26,18 @@ impl Environment {
             variables: std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect(),
             working_directory: std::env::current_dir().unwrap_or_else(|_| "/".into()),
             system_config: Some("/etc/ovenbird/config.toml".into()),
+            now: jiff::Timestamp::now().as_second(),
         }
     }
 
     /// Exactly this one.
     pub fn fixed(variables: BTreeMap<String, String>, working_directory: impl Into<PathBuf>, system_config: Option<PathBuf>) -> Self {
-        Self { variables, working_directory: working_directory.into(), system_config }
+        Self { variables, working_directory: working_directory.into(), system_config, now: 0 }
+    }
+
+    /// When this process began, seconds since 1970.
+    pub fn now(&self) -> i64 {
+        self.now
     }
 
     /// A variable.

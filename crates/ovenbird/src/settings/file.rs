@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::registry::FileRegistry;
 use crate::error::{Error, Kind};
+use crate::request::tag::TagPolicy;
 
 /// What one layer says; `None`: nothing.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -26,6 +27,8 @@ pub(super) struct FileSettings {
     pub(super) auth_files: Option<Vec<PathBuf>>,
     /// Folders whose `.ovenbird.toml` may say everything.
     pub(super) trusted_projects: Option<Vec<PathBuf>>,
+    /// Tags of every build.
+    pub(super) tags: Option<TagPolicy>,
     #[serde(default)]
     pub(super) registry: BTreeMap<String, FileRegistry>,
 }
@@ -42,6 +45,7 @@ impl FileSettings {
         over(&mut self.registry_path, other.registry_path);
         over(&mut self.auth_files, other.auth_files);
         over(&mut self.trusted_projects, other.trusted_projects);
+        over(&mut self.tags, other.tags);
         for (name, registry) in other.registry {
             self.registry.entry(name).or_default().merge(registry);
         }

@@ -26,6 +26,7 @@ use file::{FileSettings, read};
 pub use registry::RegistryOption;
 
 use crate::error::{Error, Kind};
+use crate::naming::TagPolicies;
 use crate::request::BuildRequest;
 
 /// How progress is shown.
@@ -98,6 +99,8 @@ pub struct Settings {
     pub transfers: usize,
     /// Use this level and no other.
     pub isolation_level: Option<Level>,
+    /// Tags of names without one, and what kind of name a tag is.
+    pub tags: TagPolicies,
     /// By registry name.
     pub registries: BTreeMap<String, RegistryOptions>,
     /// Folder of Docker's `config.json`.
@@ -168,11 +171,13 @@ impl Settings {
                     .hint("give a folder with --root DIR or OVENBIRD_ROOT")
             })?,
         };
+        let mut tags = TagPolicies { all: merged.tags.take().unwrap_or_default(), ..TagPolicies::default() };
         let mut keychain = credentials::from_environment(environment);
         keychain.auth_files.extend(merged.auth_files.unwrap_or_default());
         let mut registries: BTreeMap<String, RegistryOptions> = BTreeMap::new();
         for (name, mut registry) in merged.registry {
             let key = registry_name(&name);
+            tags.registries.extend(registry.tags.take().map(|policy| (key.clone(), policy)));
             if let Some(source) = registry.credentials.take() {
                 let source = source.resolve(&keychain, environment);
                 keychain.sources.insert(key.clone(), source.map_err(|e| parsed(&format!("credentials of registry {name}"), e))?);
@@ -192,6 +197,7 @@ impl Settings {
             parallel: flags.parallel.or(merged.parallel).unwrap_or(0),
             transfers: merged.transfers.unwrap_or(0),
             isolation_level,
+            tags,
             registries,
             docker_config: credentials::docker_config(environment),
             auth_file: credentials::auth_file(environment),
@@ -509,6 +515,20 @@ mod tests {
         let variables = [("HOME".to_owned(), "/h".to_owned())].into();
         let error = Settings::load(&Environment::fixed(variables, &project, None), &Overrides::default()).unwrap_err();
         assert!(error.message.contains("cannot read the project's settings") && !format!("{error:?}").contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn tag_policies() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        let text = "[tags]\nunique=['{git.sha}']\nfloating=['latest']\n[registry.\"h.io\".tags]\nprimary=['{git.tag}']";
+        std::fs::write(&file, text).unwrap();
+        let environment = Environment::fixed([("HOME".into(), "/h".into())].into(), "/work", Some(file.clone()));
+        let tags = Settings::load(&environment, &Overrides::default()).unwrap().tags;
+        assert_eq!((tags.all.unique.len(), tags.all.primary.len(), tags.all.floating.len()), (1, 0, 1));
+        assert_eq!(tags.registries["h.io"].primary, ["{git.tag}"]);
+        std::fs::write(&file, "[tags]\nrelease=['x']").unwrap();
+        assert!(Settings::load(&environment, &Overrides::default()).unwrap_err().to_string().contains("unknown field `release`"));
     }
 
     #[test]

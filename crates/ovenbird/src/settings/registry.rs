@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use super::environment::Environment;
+use crate::request::tag::TagPolicy;
 
 /// `[registry."NAME"]`.
 #[derive(Debug, Clone, Default, Deserialize, PartialEq)]
@@ -23,6 +24,7 @@ pub(super) struct FileRegistry {
     requests_per_second: Option<f64>,
     create_repository: Option<bool>,
     pub(super) credentials: Option<FileSource>,
+    pub(super) tags: Option<TagPolicy>,
 }
 
 impl FileRegistry {
@@ -38,6 +40,7 @@ impl FileRegistry {
         over(&mut self.requests_per_second, other.requests_per_second);
         over(&mut self.create_repository, other.create_repository);
         over(&mut self.credentials, other.credentials);
+        over(&mut self.tags, other.tags);
     }
 
     /// Lays the limits of `other` over this where they are lower, and nothing else.

@@ -3,6 +3,7 @@
 //! It must not know what is done with them. Everything read here is foreign: sizes are bounded and paths inside an archive
 //! never leave it.
 
+pub mod git;
 pub mod path;
 
 use std::collections::BTreeMap;

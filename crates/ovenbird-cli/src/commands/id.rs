@@ -1,0 +1,39 @@
+//! `ovenbird id`.
+
+use clap::{Args, ValueEnum};
+use ovenbird::{BuildRequest, Error, Library as _};
+
+use crate::args::BuildArgs;
+use crate::session::Session;
+
+/// Print the content id: the hash of everything that decides the image, without building.
+///
+/// Takes the arguments of `ovenbird build`; `{id}` in a name given with -t is this text. Equal ids mean equal files, configuration and form,
+/// on every machine, in every folder, for every user. See docs/guides/content-id.md for what counts.
+#[derive(Debug, Args)]
+pub(crate) struct IdArgs {
+    #[command(flatten)]
+    pub(crate) build: BuildArgs,
+    /// text: 64 hex digits; json: what the id was made of
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+pub(crate) fn run(args: &IdArgs, request: &BuildRequest, session: &Session) -> Result<(), Error> {
+    let builder = session.sandboxed()?;
+    let tree = ovenbird::source::fetch(request, &session.settings.temp, &mut std::io::stdin())?;
+    let (progress, job) = session.start(true, false);
+    let id = builder.identify(&tree, request, &job);
+    progress.finish();
+    let id = super::unless_cancelled(id, &job)?;
+    match args.format {
+        Format::Text => crate::print(&format!("{}\n", id.id.hex())),
+        Format::Json => crate::print(&super::json(&id)?),
+    }
+}
