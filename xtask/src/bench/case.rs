@@ -7,7 +7,7 @@ use ovenbird_testing::registry::{Options, Registry};
 use super::Bench;
 use super::input::{Input, MIB};
 use super::measure::Sample;
-use super::peer::{Job, Peer};
+use super::peer::{Job, Peer, Shared};
 
 /// Named results of one turn.
 pub(super) type Samples = Vec<(&'static str, Sample)>;
@@ -50,6 +50,7 @@ pub(super) const CASES: &[Case] = &[
         settle: false,
     },
     Case { name: "base", measures: &["base"], prepare: large_base, run: pushed, bound: false, settle: false },
+    Case { name: "cache", measures: &["cache"], prepare: twelve_steps, run: elsewhere, bound: false, settle: false },
     Case { name: "cold", measures: &["cold"], prepare: one_file, run: cold, bound: false, settle: false },
 ];
 
@@ -117,7 +118,7 @@ fn large_base(bench: &Bench) -> Result<Input, String> {
         let base = bench.base("library/debian");
         input.dockerfile(&format!("FROM {base}\nCOPY random/ /usr/lib/bench/\nCOPY text/ /usr/share/bench/\n"))?;
         let mut own = Peer::own(&super::own_binary());
-        own.turn(&bench.state(), |own| own.build(&Job { context: input.folder(), tag: &name, cache: false, push: true }))?;
+        own.turn(&bench.state(), |own| own.build(&Job { context: input.folder(), tag: &name, cache: false, push: true, shared: None }))?;
     }
     let input = Input::new(bench, "base")?;
     input.dockerfile(&format!("FROM {name}\nRUN echo done > /done\n"))?;
@@ -135,7 +136,7 @@ const LOCAL: &str = "bench.example/image:latest";
 
 /// Built once, then measured again.
 fn rebuild(_: &Bench, input: &Input, peer: &mut Peer) -> Result<Samples, String> {
-    let job = Job { context: input.folder(), tag: LOCAL, cache: true, push: false };
+    let job = Job { context: input.folder(), tag: LOCAL, cache: true, push: false, shared: None };
     peer.build(&job)?;
     Ok(vec![("rebuild", peer.build(&job)?)])
 }
@@ -143,13 +144,13 @@ fn rebuild(_: &Bench, input: &Input, peer: &mut Peer) -> Result<Samples, String>
 /// Measured when everything but the steps is there: the base image is, from an earlier build.
 fn uncached(_: &Bench, input: &Input, peer: &mut Peer) -> Result<Samples, String> {
     let warm = input.folder().join("warm");
-    peer.build(&Job { context: &warm, tag: "bench.example/warm:latest", cache: true, push: false })?;
-    let sample = peer.build(&Job { context: input.folder(), tag: LOCAL, cache: false, push: false })?;
+    peer.build(&Job { context: &warm, tag: "bench.example/warm:latest", cache: true, push: false, shared: None })?;
+    let sample = peer.build(&Job { context: input.folder(), tag: LOCAL, cache: false, push: false, shared: None })?;
     Ok(vec![(input.name(), sample)])
 }
 
 fn context(_: &Bench, input: &Input, peer: &mut Peer) -> Result<Samples, String> {
-    let job = Job { context: input.folder(), tag: LOCAL, cache: true, push: false };
+    let job = Job { context: input.folder(), tag: LOCAL, cache: true, push: false, shared: None };
     let first = peer.build(&job)?;
     let unchanged = peer.build(&job)?;
     input.touch("files/d3/f7")?;
@@ -163,9 +164,21 @@ fn context(_: &Bench, input: &Input, peer: &mut Peer) -> Result<Samples, String>
 fn pushed(_: &Bench, input: &Input, peer: &mut Peer) -> Result<Samples, String> {
     let registry = Registry::start_with(Options::default()).map_err(|error| error.to_string())?;
     let tag = format!("{}/bench/image:latest", registry.address());
-    Ok(vec![(input.name(), peer.build(&Job { context: input.folder(), tag: &tag, cache: true, push: true })?)])
+    Ok(vec![(input.name(), peer.build(&Job { context: input.folder(), tag: &tag, cache: true, push: true, shared: None })?)])
+}
+
+/// Built and pushed with its cache; then again on a machine that has nothing.
+fn elsewhere(_: &Bench, input: &Input, peer: &mut Peer) -> Result<Samples, String> {
+    let registry = Registry::start_with(Options::default()).map_err(|error| error.to_string())?;
+    let (first, second) = (format!("{}/bench/image:first", registry.address()), format!("{}/bench/image:second", registry.address()));
+    let repository = format!("{}/bench/cache", registry.address());
+    let shared = |read| Some(Shared { repository: &repository, image: &first, read });
+    let job = Job { context: input.folder(), tag: &first, cache: true, push: true, shared: shared(false) };
+    peer.build(&job)?;
+    peer.move_on()?;
+    Ok(vec![("cache", peer.build(&Job { tag: &second, shared: shared(true), ..job })?)])
 }
 
 fn cold(_: &Bench, input: &Input, peer: &mut Peer) -> Result<Samples, String> {
-    Ok(vec![("cold", peer.cold_build(&Job { context: input.folder(), tag: LOCAL, cache: true, push: false })?)])
+    Ok(vec![("cold", peer.cold_build(&Job { context: input.folder(), tag: LOCAL, cache: true, push: false, shared: None })?)])
 }

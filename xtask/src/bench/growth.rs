@@ -123,21 +123,21 @@ fn layers(bench: &Bench, factor: usize) -> Result<Input, String> {
 const LOCAL: &str = "bench.example/growth:latest";
 
 fn first_and_again(input: &Input, own: &mut Peer) -> Result<case::Samples, String> {
-    let job = Job { context: input.folder(), tag: LOCAL, cache: true, push: false };
+    let job = Job { context: input.folder(), tag: LOCAL, cache: true, push: false, shared: None };
     Ok(vec![("first build", own.build(&job)?), ("unchanged", own.build(&job)?)])
 }
 
 fn without_cache(input: &Input, own: &mut Peer) -> Result<case::Samples, String> {
     let warm = input.folder().join("warm");
-    own.build(&Job { context: &warm, tag: "bench.example/warm:latest", cache: true, push: false })?;
-    let job = Job { context: input.folder(), tag: LOCAL, cache: false, push: false };
+    own.build(&Job { context: &warm, tag: "bench.example/warm:latest", cache: true, push: false, shared: None })?;
+    let job = Job { context: input.folder(), tag: LOCAL, cache: false, push: false, shared: None };
     Ok(vec![("no cache", own.build(&job)?), ("unchanged", own.build(&Job { cache: true, ..job })?)])
 }
 
 fn pushed(input: &Input, own: &mut Peer) -> Result<case::Samples, String> {
     let registry = Registry::start_with(Options::default()).map_err(|error| error.to_string())?;
     let tag = format!("{}/bench/growth:latest", registry.address());
-    Ok(vec![("build and push", own.build(&Job { context: input.folder(), tag: &tag, cache: true, push: true })?)])
+    Ok(vec![("build and push", own.build(&Job { context: input.folder(), tag: &tag, cache: true, push: true, shared: None })?)])
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ use self::record::{Entry, Records};
 /// Of this command.
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask bench [CASE…] [--peers A,B] [--runs N] [--scale 1,4,16] [--quick] [--write]
-  CASE     rebuild steps context stages large base cold; growth-files growth-layers growth-steps growth-bytes (default: all)
+  CASE     rebuild steps context stages large base cache cold; growth-files growth-layers growth-steps growth-bytes (default: all)
   --peers  only these builders beside Ovenbird
   --runs   rounds (3)
   --scale  factors of the growth cases (1,4,16)

@@ -61,9 +61,6 @@ fn targets(text: &mut String, cases: &[&Entry]) {
             let _ = writeln!(text, "| {title} | {} | {} | {met} |", check.demand, check.found);
         }
     }
-    for (title, why) in verdict::LATER {
-        let _ = writeln!(text, "| {title} | {why} | | – |");
-    }
     text.push('\n');
 }
 

@@ -8,8 +8,19 @@ use ovenbird_testing::process::{on_path, output};
 
 use super::measure::{self, Sample};
 
+/// A cache in a registry, between machines.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shared<'a> {
+    /// Repository for builders that keep a cache apart from the image.
+    pub(super) repository: &'a str,
+    /// The image that was pushed, for those whose images carry it.
+    pub(super) image: &'a str,
+    /// Read it; else write it.
+    pub(super) read: bool,
+}
+
 /// One build, in words that every builder knows.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Job<'a> {
     /// Context; its `Dockerfile` is built.
     pub(super) context: &'a Path,
@@ -19,6 +30,8 @@ pub(super) struct Job<'a> {
     pub(super) cache: bool,
     /// Push the image when it is built.
     pub(super) push: bool,
+    /// Use a cache in a registry.
+    pub(super) shared: Option<Shared<'a>>,
 }
 
 /// A builder program.
@@ -62,6 +75,12 @@ impl Peer {
         self.builder.stop();
         unmount_below(state);
         result
+    }
+
+    /// Goes on with empty state, as on another machine.
+    pub(super) fn move_on(&mut self) -> Result<(), String> {
+        self.builder.stop();
+        self.builder.start(&self.state.join("other"))
     }
 
     /// The time and memory of one job.
@@ -162,7 +181,12 @@ impl Builder for Ovenbird {
     fn commands(&self, job: &Job<'_>) -> Vec<Command> {
         let mut command = Command::new(&self.program);
         command.arg("build").arg("--root").arg(&self.state).args(["--network=host", "--tag", job.tag]);
-        command.args((!job.cache).then_some("--no-cache")).args(job.push.then_some("--push")).arg(job.context);
+        command.args((!job.cache).then_some("--no-cache")).args(job.push.then_some("--push"));
+        command.args(job.shared.map(|shared| match shared.read {
+            true => format!("--cache-from={}:cache", shared.repository),
+            false => format!("--cache-to=type=registry,ref={}:cache,mode=max", shared.repository),
+        }));
+        command.arg(job.context);
         vec![command]
     }
 
@@ -189,10 +213,27 @@ impl Builder for Docker {
         let Some(engine) = &self.engine else { return vec![] };
         let mut build = engine.docker();
         build.env("DOCKER_BUILDKIT", if self.buildkit { "1" } else { "0" }).args(["build", "--network=host", "--tag", job.tag]);
-        build.args((!job.cache).then_some("--no-cache")).arg(job.context);
+        build.args((!job.cache).then_some("--no-cache"));
+        let mut commands = vec![];
+        match job.shared {
+            // The engine's own images take no other cache than the one that they carry; the classic builder looks at images that are here.
+            Some(shared) if shared.read => {
+                build.arg(format!("--cache-from={}", shared.image));
+                if !self.buildkit {
+                    let mut pull = engine.docker();
+                    pull.args(["pull", shared.image]);
+                    commands.push(pull);
+                }
+            }
+            Some(_) if self.buildkit => drop(build.arg("--build-arg=BUILDKIT_INLINE_CACHE=1")),
+            _ => {}
+        }
+        build.arg(job.context);
         let mut push = engine.docker();
         push.args(["push", job.tag]);
-        if job.push { vec![build, push] } else { vec![build] }
+        commands.push(build);
+        commands.extend(job.push.then_some(push));
+        commands
     }
 
     fn daemon(&self) -> Vec<u32> {
@@ -233,6 +274,7 @@ impl Builder for Buildah {
         // Without --layers it would keep no layer and make one for all steps: another job than the others'.
         build.args(["--layers", "--network=host", "--tls-verify=false", "--isolation", self.isolation]);
         build.args((self.isolation == "oci").then_some("--runtime=runc")).args((!job.cache).then_some("--no-cache"));
+        build.args(job.shared.map(|shared| format!("--cache-{}={}", if shared.read { "from" } else { "to" }, shared.repository)));
         build.args(["--tag", job.tag]).arg(job.context);
         let mut push = self.command("push");
         push.args(["--tls-verify=false", job.tag]);
