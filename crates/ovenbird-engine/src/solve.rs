@@ -6,6 +6,7 @@
 
 mod explain;
 pub mod identity;
+mod local;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +29,9 @@ use crate::plan::{CopyAction, ExecMountKind, FileAction, FileOp, Op, Plan, Verte
 use crate::schedule;
 use crate::snapshot::tree::Tree;
 use crate::snapshot::view::View;
-use crate::trace::{self, Before, Outcome, Trace};
+use crate::trace::{Before, Outcome, Trace};
+
+use local::Reads;
 
 /// Remote sources fetched at once.
 const MOST_DOWNLOADS: usize = 8;
@@ -67,11 +70,6 @@ fn unread(plan: &Plan) -> Vec<bool> {
     unread
 }
 
-/// Names the part of a context that an action or a mount reads.
-fn files_of(context: &str, path: &str) -> String {
-    format!("{context}: {path}")
-}
-
 /// One plan being run.
 struct Solver<'a> {
     session: &'a Session<'a>,
@@ -88,8 +86,6 @@ struct Solver<'a> {
     fresh: Vec<bool>,
     /// The last build of the same Dockerfile, read when something runs.
     before: OnceLock<Before>,
-    /// A local folder changed between its key and its copy: from then on nothing is filed.
-    unsettled: AtomicBool,
     failure: Mutex<Option<BuildError>>,
 }
 
@@ -157,7 +153,6 @@ impl<'a> Solver<'a> {
             stale: vec![],
             fresh: vec![],
             before: OnceLock::new(),
-            unsettled: AtomicBool::new(false),
             failure: Mutex::new(None),
         };
         solver.mark_no_cache();
@@ -269,7 +264,7 @@ impl<'a> Solver<'a> {
                     };
                     inputs.push(match mount.kind.from() {
                         Some(from) => match self.op(from) {
-                            Op::Local { name } => Some(self.local_key(vertex, name, source)?),
+                            Op::Local { name } => Some(self.local_key(vertex, &Reads::Mount(name, source))?),
                             _ => Some(of(from)?),
                         },
                         None => None,
@@ -310,97 +305,20 @@ impl<'a> Solver<'a> {
         })
     }
 
-    /// Key of what an action copies. That of a local folder is looked at once in a build.
+    /// Key of what an action copies.
     fn content_of(&self, vertex: VertexId, copy: &CopyAction) -> Result<CacheKey, Failed> {
-        let contents = || content::of_copy(&*self.tree(copy.from)?, copy, &self.session.stat_cache).map_err(|e| self.file_error(vertex, e));
         if let Op::Local { name } = self.op(copy.from) {
-            return self.local_contents(vertex, files_of(name, &copy.sources.join(" ")), contents);
+            return self.local_key(vertex, &Reads::Copy(name, copy));
         }
-        contents().map(|contents| CacheKey::of_content(contents.digest)).map_err(|error| self.fail(error))
-    }
-
-    fn local_contents(
-        &self,
-        vertex: VertexId,
-        which: String,
-        look: impl FnOnce() -> Result<content::Contents, BuildError>,
-    ) -> Result<CacheKey, Failed> {
-        let mut known = self.nodes[vertex].contents.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(contents) = known.get(&which) {
-            return Ok(CacheKey::of_content(contents.digest));
-        }
-        let contents = look().map_err(|error| self.fail(error))?;
-        let key = CacheKey::of_content(contents.digest);
-        known.insert(which, contents);
-        Ok(key)
-    }
-
-    /// A second look at what was just copied of a local folder. When it is still what the key was made of, the copy is, too. Else the key
-    /// says nothing about the copy: the image has what was copied, and nothing of it may be found by a later build.
-    fn look_again(&self, vertex: VertexId, which: &str, now: Result<content::Contents, file::FileError>) {
-        let known = self.nodes[vertex].contents.lock().unwrap_or_else(PoisonError::into_inner);
-        let changes = match (known.get(which), now) {
-            (Some(before), Ok(now)) if before.digest == now.digest && self.session.stat_cache.is_settled() => return,
-            (Some(before), Ok(now)) => trace::files::differences(&before.listing, &now.listing),
-            _ => vec![],
-        };
-        self.unsettled.store(true, Ordering::Relaxed);
-        let step = self.step(vertex);
-        let changes = if changes.is_empty() { String::new() } else { format!(" ({})", changes.join(", ")) };
-        self.session.sink.emit(Event::Warning {
-            code: "context-changed".into(),
-            message: format!(
-                "{}: the context changed while it was read{changes}: the image has what was there when it was copied, and the next build \
-                 copies again; leave what always changes out with .dockerignore",
-                step.name
-            ),
-            line: step.line(),
-        });
-    }
-
-    fn is_settled(&self) -> bool {
-        !self.unsettled.load(Ordering::Relaxed)
+        let seen = self
+            .tree(copy.from)
+            .and_then(|tree| content::of_copy(&*tree, copy, &self.session.stat_cache).map_err(|error| self.file_error(vertex, error)));
+        seen.map(|contents| CacheKey::of_content(contents.digest)).map_err(|error| self.fail(error))
     }
 
     fn file_error(&self, vertex: VertexId, source: file::FileError) -> BuildError {
         let step = self.step(vertex);
         BuildError::File { line: step.line(), step: step.name, source }
-    }
-
-    /// Key of the part of a local folder that a mount shows.
-    fn local_key(&self, vertex: VertexId, name: &str, source: &str) -> Result<CacheKey, Failed> {
-        let path = std::path::Path::new(source.trim_matches('/'));
-        self.local_contents(vertex, files_of(name, source), || {
-            content::of_path(&*self.context(name)?, path, &self.session.stat_cache).map_err(|source| self.file_error(vertex, source))
-        })
-    }
-
-    /// The part of a local folder that a step mounts, as a snapshot: what `.dockerignore` hides is not there, owners are 0:0.
-    fn local_chain(&self, vertex: VertexId, from: VertexId, name: &str, source: &str) -> Result<Vec<Link>, BuildError> {
-        let key = self.local_key(vertex, name, source).map_err(|Failed| BuildError::Cancelled)?;
-        if let Some(record) = cache::find(self.session.state, &key) {
-            return Ok(record.chain);
-        }
-        let inside = source.trim_matches('/');
-        let copy = CopyAction {
-            from,
-            sources: vec![if inside.is_empty() { ".".into() } else { inside.into() }],
-            dest: format!("/{inside}"),
-            chown: None,
-            chmod: None,
-            parents: false,
-            excludes: vec![],
-            unpack: false,
-            keep_owner: false,
-            default_mode: None,
-        };
-        let chain = vec![self.write_files(vertex, &FileOp { base: None, actions: vec![FileAction::Copy(copy)] }, &[], None)?];
-        let again = content::of_path(&*self.context(name)?, std::path::Path::new(inside), &self.session.stat_cache.again());
-        self.look_again(vertex, &files_of(name, source), again);
-        if self.is_settled() {
-            cache::save(self.session.state, &key, &Record { key, chain: chain.clone() })?;
-        }
-        Ok(chain)
     }
 
     /// A result that the definition key leads to.
@@ -422,7 +340,7 @@ impl<'a> Solver<'a> {
     /// Results of the steps that lead to a vertex, in the order of the plan: also of those that this build had no need to look at.
     fn filed(&self, root: VertexId) -> (Vec<Filed>, BTreeSet<Digest>) {
         let wanted = self.session.input.cache_exported || self.session.input.cache_inline;
-        if !wanted || !self.is_settled() {
+        if !wanted || !self.session.is_settled() {
             return (vec![], BTreeSet::new());
         }
         let mut reached = vec![false; root + 1];
@@ -519,7 +437,7 @@ impl<'a> Solver<'a> {
         let outcome = self.run(vertex, op).and_then(|link| {
             let mut chain = self.chain(op.base()).map_err(|Failed| BuildError::Cancelled)?;
             chain.push(link);
-            if !self.is_settled() {
+            if !self.session.is_settled() {
                 // A key that nothing else has, so that what follows finds nothing either.
                 return Ok(Arc::new(Record { key: CacheKey::of_content(Digest::of(format!("{chain:?}").as_bytes())), chain }));
             }
@@ -551,8 +469,7 @@ impl<'a> Solver<'a> {
                     if let FileAction::Copy(copy) = action
                         && let Op::Local { name } = self.op(copy.from)
                     {
-                        let again = content::of_copy(&*self.tree(copy.from)?, copy, &self.session.stat_cache.again());
-                        self.look_again(vertex, &files_of(name, &copy.sources.join(" ")), again);
+                        self.look_again(vertex, &Reads::Copy(name, copy));
                     }
                 }
                 Ok(written)

@@ -109,6 +109,8 @@ pub struct Session<'a> {
     pub(crate) unpacking: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
     /// What was merged for high stacks of layers.
     pub(crate) lowers: lowers::Lowers,
+    /// A local folder changed between its key and its copy: from then on nothing of this build is filed.
+    pub unsettled: AtomicBool,
     /// Caches of other machines.
     pub imports: imports::Imports,
     /// Layers that were opened, with what is remembered of them: each step reads all layers below it.
@@ -147,9 +149,15 @@ impl<'a> Session<'a> {
             slots: Slots::new(input.parallelism.max(1)),
             unpacking: Mutex::default(),
             lowers: lowers::Lowers::default(),
+            unsettled: AtomicBool::new(false),
             imports,
             opened: Mutex::default(),
         }
+    }
+
+    /// Are all local folders still what the keys were made of?
+    pub fn is_settled(&self) -> bool {
+        !self.unsettled.load(Ordering::Relaxed)
     }
 
     /// Goes on after a failure that another try can do without.

@@ -4,7 +4,8 @@ use std::sync::PoisonError;
 
 use ovenbird_oci::Digest;
 
-use super::{Solver, files_of};
+use super::Solver;
+use super::local::name_of;
 use crate::event::Event;
 use crate::plan::{ExecMountKind, FileAction, Op, VertexId};
 use crate::trace::{self, Before, Outcome, Part, PartKind, StepTrace, Trace};
@@ -69,7 +70,7 @@ impl Solver<'_> {
             let key = keys.next().flatten();
             match from.map(|from| (from, self.op(from))) {
                 Some((_, Op::Local { name })) => {
-                    parts.push(Part::input(PartKind::Files, &files_of(name, path), key, String::new()));
+                    parts.push(Part::input(PartKind::Files, &name_of(name, path), key, String::new()));
                 }
                 Some((from, _)) => {
                     parts.push(Part::input(PartKind::Source, &at.to_string(), key, self.plan.vertices[from].name.clone()));
