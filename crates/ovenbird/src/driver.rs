@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use ovenbird_engine::Event;
+use ovenbird_oci::publish::Target;
 
 use crate::builder::{Builder, Image, Job};
 use crate::error::{Error, Kind};
@@ -44,7 +45,7 @@ impl<B: Builder> LocalDriver<B> {
     }
 
     fn deliver(&self, image: &Image, request: &BuildRequest, job: &Job) -> Result<(Vec<String>, Vec<String>), Error> {
-        let (mut named, mut pushed) = (vec![], vec![]);
+        let (mut named, mut publish) = (vec![], vec![]);
         let keep = Output::new(OutputKind::Image);
         let outputs = if request.outputs.is_empty() { std::slice::from_ref(&keep) } else { &request.outputs };
         for output in outputs {
@@ -60,13 +61,16 @@ impl<B: Builder> LocalDriver<B> {
                 _ => {}
             }
             if output.kind == OutputKind::Registry {
-                self.builder.publish(image, &names, job)?;
-                pushed.extend(names.iter().map(ToString::to_string));
+                publish.extend(names.into_iter().map(Target::from));
             } else {
                 self.builder.export(image, &output.kind, &names, job)?;
             }
         }
-        Ok((named, pushed))
+        // All at once, and last: nobody sees an image of a build that failed.
+        if !publish.is_empty() {
+            self.builder.publish(image, &publish, job)?;
+        }
+        Ok((named, publish.iter().map(|to| to.reference.to_string()).collect()))
     }
 }
 
@@ -100,6 +104,7 @@ impl<B: Builder> Driver for LocalDriver<B> {
             source::fetch(request, &self.temp, &mut **stdin)?
         };
         timings.source = start.elapsed();
+        let breaks = self.builder.breaks();
         let once = |timings: &mut Timings| {
             let start = Instant::now();
             let image = self.builder.build(&tree, request, job)?;
@@ -129,6 +134,7 @@ impl<B: Builder> Driver for LocalDriver<B> {
                 .collect(),
             names,
             pushed,
+            breaks: self.builder.breaks().since(breaks),
             ran: image.ran,
             cached: image.cached,
             timings,
@@ -143,6 +149,7 @@ mod tests {
 
     use ovenbird_engine::Cancel;
     use ovenbird_engine::event::Silent;
+    use ovenbird_oci::registry::Breaks;
     use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
     use super::*;
@@ -179,8 +186,11 @@ mod tests {
             self.say(format!("name {}", list(names)));
             Ok(())
         }
-        fn publish(&self, _: &Image, to: &[Reference], _: &Job) -> Result<(), Error> {
-            self.say(format!("push {}", list(to)));
+        fn breaks(&self) -> Breaks {
+            Breaks::default()
+        }
+        fn publish(&self, _: &Image, to: &[Target], _: &Job) -> Result<(), Error> {
+            self.say(format!("push {}", list(&to.iter().map(|to| to.reference.clone()).collect::<Vec<_>>())));
             let mut damages = self.1.lock().unwrap();
             if *damages > 0 {
                 *damages -= 1;
@@ -204,7 +214,8 @@ mod tests {
             (&["a"][..], &[][..], "build X; name a:latest"),
             (&["a", "a:latest", "b:1"], &[], "build X; name a:latest,b:1"),
             (&["a"], &["type=registry"], "build X; name a:latest; push a:latest"),
-            (&["a"], &["type=registry,name=c:2", "type=oci,dest=f"], "build X; name c:2; push c:2; OciTar(Path(\"f\")) a:latest"),
+            (&["a"], &["type=registry,name=c:2", "type=oci,dest=f"], "build X; name c:2; OciTar(Path(\"f\")) a:latest; push c:2"),
+            (&["a"], &["type=registry", "type=registry,name=c:2"], "build X; name a:latest; name c:2; push a:latest,c:2"),
             (&["a"], &["type=docker"], "build X; name a:latest; Load a:latest"),
             (&[], &["out"], "build X; Local(\"out\") "),
             (&[], &["type=registry"], "! there is nothing to push to: the image has no name"),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform};
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -48,6 +49,9 @@ pub struct BuildReport {
     pub names: Vec<String>,
     /// Names that were pushed.
     pub pushed: Vec<String>,
+    /// Transfers that broke and went on.
+    #[serde(default)]
+    pub breaks: Breaks,
     /// Steps that ran.
     pub ran: usize,
     /// Steps that came from the cache.
@@ -105,6 +109,7 @@ mod tests {
             platforms: vec![PlatformReport { platform: Platform::host(), digest, config: Digest::of(b"c") }],
             names: vec!["docker.io/library/a:1".into()],
             pushed: vec![],
+            breaks: Breaks { count: 1, resumed: 2, retried: 3 },
             ran: 1,
             cached: 2,
             timings: Timings { build: Duration::from_millis(1500), ..Timings::default() },

@@ -4,6 +4,7 @@ use clap::Args;
 use ovenbird::builder::told;
 use ovenbird::{Error, Kind};
 use ovenbird_oci::Reference;
+use ovenbird_oci::publish::Target;
 
 use super::unless_cancelled;
 use crate::session::{Session, find};
@@ -33,6 +34,7 @@ pub(crate) fn run(args: &PushArgs, session: &Session) -> Result<(), Error> {
         args.to.clone()
     };
     let (progress, job) = session.start(args.quiet, false);
+    let to: Vec<Target> = to.into_iter().map(Target::from).collect();
     let result = builder.engine().push(&target, &to, &job.sink, &job.cancel).map_err(|e| told(e, None));
     progress.finish();
     unless_cancelled(result, &job)?;

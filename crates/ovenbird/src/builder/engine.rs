@@ -10,6 +10,8 @@ use ovenbird_engine::plan::{ImageRequest, NetworkMode, ResolvedImage};
 use ovenbird_engine::trace::Trace;
 use ovenbird_engine::{BuildError, BuildInput, Engine, EngineOptions, ErrorKind, Event, Export, PathOrStdout};
 use ovenbird_oci::layer::Compression;
+use ovenbird_oci::publish::Target;
+use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::registry::Client;
 use ovenbird_oci::{Descriptor, Digest, Manifest, Platform, Reference};
 use ovenbird_sandbox::Level;
@@ -197,12 +199,16 @@ impl Builder for EngineBuilder {
         names.iter().try_for_each(|name| Ok(self.engine.store().tag(name, &image.target)?))
     }
 
-    fn publish(&self, image: &Image, to: &[Reference], job: &Job) -> Result<(), Error> {
+    fn publish(&self, image: &Image, to: &[Target], job: &Job) -> Result<(), Error> {
         self.engine.push(&image.target, to, &job.sink, &job.cancel).map_err(|e| told(e, None))
     }
 
     fn export(&self, image: &Image, output: &OutputKind, names: &[Reference], job: &Job) -> Result<(), Error> {
         self.export_target(&image.target, output, names, image.source_date_epoch, job)
+    }
+
+    fn breaks(&self) -> Breaks {
+        self.engine.breaks()
     }
 }
 

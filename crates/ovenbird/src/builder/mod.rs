@@ -6,6 +6,8 @@ mod engine;
 use std::sync::Arc;
 
 use ovenbird_engine::{Cancel, EventSink};
+use ovenbird_oci::publish::Target;
+use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
 pub use docker_engine::{DockerEngine, DockerEngineError};
@@ -52,8 +54,10 @@ pub trait Builder {
     fn build(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Image, Error>;
     /// Names the image on this machine.
     fn name(&self, image: &Image, names: &[Reference]) -> Result<(), Error>;
-    /// Pushes it.
-    fn publish(&self, image: &Image, to: &[Reference], job: &Job) -> Result<(), Error>;
+    /// Pushes it under all of these names, or under none.
+    fn publish(&self, image: &Image, to: &[Target], job: &Job) -> Result<(), Error>;
     /// Writes it somewhere else.
     fn export(&self, image: &Image, output: &OutputKind, names: &[Reference], job: &Job) -> Result<(), Error>;
+    /// Transfers that broke so far.
+    fn breaks(&self) -> Breaks;
 }
