@@ -11,12 +11,14 @@ pub mod command;
 pub mod compare;
 pub mod deviations;
 pub mod dockerd;
+pub mod keeper;
 pub mod needs;
 pub mod oracle;
 pub mod process;
 pub mod registry;
 pub mod relay;
 pub mod runner;
+pub mod toxic;
 pub mod users;
 
 use std::path::{Path, PathBuf};

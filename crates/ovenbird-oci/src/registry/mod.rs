@@ -135,7 +135,7 @@ pub struct Breaks {
     pub count: u64,
     /// Bytes that were on the other side already, and not transferred again.
     pub resumed: u64,
-    /// Bytes that were transferred again.
+    /// Bytes that were given to a connection that broke, and did not arrive.
     pub retried: u64,
 }
 

@@ -26,7 +26,7 @@ const PIECE: u64 = 64 << 20;
 const SMALL_PIECE: u64 = 16 << 20;
 /// Largest piece that a registry may insist on, in bytes.
 const MAX_PIECE: u64 = 1 << 30;
-/// Attempts without any progress.
+/// Attempts at a large blob without any progress: the more there is to send, the more often it breaks.
 const ATTEMPTS: usize = 10;
 
 /// How the bytes are cut into requests.
@@ -94,7 +94,7 @@ impl Repository {
     ) -> Result<(), RegistryError> {
         let mut manner = if blob.size >= RESUMABLE { Manner::Rest } else { Manner::Whole };
         let mut session = started.map(|url| Session { url, offset: 0, least: 0 });
-        let mut backoff = Backoff::new(ATTEMPTS.max(self.endpoint.attempts));
+        let mut backoff = Backoff::new(if blob.size >= RESUMABLE { ATTEMPTS } else { self.endpoint.attempts });
         // The most that a registry had, and what of it this session did not send again.
         let (mut best, mut kept) = (0, 0);
         let mut continued = false;
