@@ -200,6 +200,18 @@ async fn a_registry_that_is_killed_leaves_no_half_moved_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_its_registry_cannot_read_is_put() {
+    let Some(one) = Registry::start() else { return };
+    let here = place();
+    let (_, new) = two_images(&here, &[&one]).await;
+    // As a registry leaves it that is killed while it writes.
+    let link = one.dir.path().join("data/docker/registry/v2/repositories/app/_manifests/tags/latest/current/link");
+    std::fs::write(&link, "").unwrap();
+    publish(&client(), &here.store, &new, &[one.reference("app:latest").into()]).await.unwrap();
+    assert_eq!(one.tag("app", "latest"), Some(new.digest));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_publish_that_is_stopped_is_taken_back() {
     let (Some(one), Some(two)) = (Registry::start(), Registry::start()) else { return };
     let here = place();

@@ -125,6 +125,8 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
+        // Threads with open connections still share the folder.
+        let _ = fs::remove_dir_all(self.shared.dir.path());
     }
 }
 
@@ -288,7 +290,8 @@ fn upload(request: &Request, repository: &str, id: &str, reader: &mut impl Read,
         std::io::copy(&mut reader.take(request.length()), &mut std::io::sink())?;
         return say("416 Range Not Satisfiable", vec![location(id), range(size)]);
     }
-    let mut file = OpenOptions::new().append(true).open(&path)?;
+    let mut file = OpenOptions::new().write(true).open(&path)?;
+    file.seek(SeekFrom::Start(size))?;
     let mut left = request.length();
     let mut buffer = vec![0; PIECE];
     while left > 0 {
@@ -299,7 +302,13 @@ fn upload(request: &Request, repository: &str, id: &str, reader: &mut impl Read,
             }
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         };
-        file.write_all(&buffer[..count])?;
+        if buffer[..count].iter().all(|byte| *byte == 0) {
+            // A hole: zeros take no disk.
+            let end = file.seek(SeekFrom::Current(count as i64))?;
+            file.set_len(end)?;
+        } else {
+            file.write_all(&buffer[..count])?;
+        }
         left -= count as u64;
     }
     let size = size + request.length();
