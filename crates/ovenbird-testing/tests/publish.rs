@@ -175,6 +175,53 @@ fn pushes_to_a_registry_that_forgets() -> Result<()> {
     pushes("Debian's docker-registry 2.8", Server::debian()?, 0)
 }
 
+/// What a tag points at on a registry's disk.
+fn tag(registry: &Registry, repository: &str, tag: &str) -> Option<String> {
+    let link = registry.storage().join(format!("repositories/{repository}/_manifests/tags/{tag}/current/link"));
+    fs::read_to_string(link).ok()
+}
+
+#[test]
+fn one_build_under_all_names_or_none() -> Result<()> {
+    if !needs::available("one_build_under_all_names_or_none", &[Need::Registry]) {
+        return Ok(());
+    }
+    let start = |credentials| Registry::start_with(Options { bases: &[], credentials });
+    let (one, two, closed) = (start(None)?, start(None)?, start(Some(("anna", "secret")))?);
+    let job = Job::new()?;
+    let context = job.room.path().join("context");
+    fs::create_dir(&context).unwrap();
+    let build = |content: &str, outputs: &[String]| {
+        fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY Dockerfile file /\n").unwrap();
+        fs::write(context.join("file"), content).unwrap();
+        let mut command = job.ovenbird(&["build", "--metadata-file", "metadata.json"]);
+        command.args(outputs.iter().flat_map(|output| ["-o", output]));
+        for name in [format!("{}/app:1", one.address()), format!("{}/app:latest", one.address())] {
+            command.args(["-t", &name]);
+        }
+        finish(command.arg("context"), None, Duration::from_mins(2))
+    };
+    let outputs = ["type=registry".to_owned(), format!("type=registry,name={}/team/app:1", two.address())];
+    let (code, text) = build("first", &outputs)?;
+    assert_eq!(code, Some(0), "{text}");
+    let metadata: serde_json::Value = serde_json::from_slice(&fs::read(job.room.path().join("metadata.json")).unwrap()).unwrap();
+    let digest = metadata["containerimage.digest"].as_str().map(str::to_owned);
+    assert_eq!(metadata["ovenbird"]["pushed"].as_array().map(Vec::len), Some(3), "{metadata}");
+    assert_eq!(metadata["ovenbird"]["breaks"]["count"], 0);
+    for found in [tag(&one, "app", "1"), tag(&one, "app", "latest"), tag(&two, "team/app", "1")] {
+        assert_eq!(found, digest);
+    }
+    // One that lets nobody in.
+    let outputs = [&outputs[..], &[format!("type=registry,name={}/app:1", closed.address())]].concat();
+    let (code, text) = build("second", &outputs)?;
+    assert_eq!(code, Some(7), "{text}");
+    assert!(text.contains(&format!("{} refused the credentials", closed.address())), "{text}");
+    for found in [tag(&one, "app", "1"), tag(&one, "app", "latest"), tag(&two, "team/app", "1")] {
+        assert_eq!(found, digest, "nothing moved");
+    }
+    Ok(())
+}
+
 #[test]
 fn an_upload_that_advances_may_break_often() -> Result<()> {
     let (source, target) = (Keeper::start(Keeps::Bytes)?, Keeper::start(Keeps::Bytes)?);
