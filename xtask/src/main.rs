@@ -6,6 +6,7 @@ mod oracle;
 mod packages;
 mod self_image;
 mod tidy;
+mod toxic;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -24,6 +25,8 @@ usage: cargo xtask COMMAND
   oracle [--level LEVEL] [-m REGEX]         the same cases beside a current Docker Engine, image by image; with
          [--refusals]                       --refusals what both say where both refuse
   faults [N]                                kills (N of them), full disks, damaged files; prints a table
+  toxic [--pushes N] [--size SIZE]          pushes over connections that break (20 of 1GiB), and the memory of a
+        [--layer SIZE]                      push of one large layer (5GiB); prints a table
   bench [CASE…] [--write] …                 speed and memory beside other builders (`bench --help` for all)
   fixtures                                  make the base images of the tests, if they are not cached
   fuzz-smoke [SECONDS]                      every fuzz target for SECONDS (60)
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Some((&"oracle", rest)) => oracle::run(rest),
         Some((&"faults", [])) => faults::run(200),
         Some((&"faults", [number])) if number.parse::<u32>().is_ok() => faults::run(number.parse().unwrap_or(200)),
+        Some((&"toxic", rest)) => toxic::run(rest),
         Some((&"bench", ["--help" | "-h"])) => {
             print!("{}", bench::USAGE);
             Ok(())

@@ -21,8 +21,13 @@ const FLOORS: &[(&str, &[&str])] = &[
 ];
 
 /// Modules of the engine, lowest layer first; a module uses its own layer and lower ones.
-const ENGINE_LAYERS: &[&[&str]] =
-    &[&["event", "plan", "schedule", "snapshot", "state"], &["cache", "frontend", "trace"], &["ops", "export"], &["solve"], &["build"]];
+const ENGINE_LAYERS: &[&[&str]] = &[
+    &["event", "plan", "schedule", "snapshot", "state"],
+    &["cache", "frontend", "trace"],
+    &["ops", "export"],
+    &["solve"],
+    &["build", "publish"],
+];
 
 /// Code that may stand only in some places: fragments, where, why.
 const PLACES: &[(&[&str], &[&str], &str)] = &[

@@ -2,7 +2,6 @@
 
 pub mod existing;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,7 +9,7 @@ use std::sync::atomic::Ordering;
 use ovenbird_dockerfile::{Diagnostic, Parsed, Severity};
 use ovenbird_oci::registry::Client;
 use ovenbird_oci::store::Store;
-use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
+use ovenbird_oci::{Descriptor, Platform, Reference};
 use ovenbird_sandbox::Level;
 
 use crate::error::BuildError;
@@ -47,10 +46,10 @@ pub struct EngineOptions {
 
 /// An open state folder and what is needed to build in it.
 pub struct Engine {
-    options: EngineOptions,
-    state: State,
-    runtime: LazyRuntime,
-    borrowed: Borrowed,
+    pub(crate) options: EngineOptions,
+    pub(crate) state: State,
+    pub(crate) runtime: LazyRuntime,
+    pub(crate) borrowed: Borrowed,
 }
 
 impl Engine {
@@ -67,6 +66,7 @@ impl Engine {
 
     /// Builds. Blocks; must not be called from an async runtime's own threads.
     pub fn build(&self, input: &BuildInput, sink: &Arc<dyn EventSink>, cancel: &Cancel) -> Result<BuildOutput, BuildError> {
+        let before = self.breaks();
         let parsed = ovenbird_dockerfile::parse(&input.dockerfile);
         if parsed.diagnostics.iter().any(|d| d.severity == Severity::Error) {
             return Err(broken(input, &parsed));
@@ -117,6 +117,7 @@ impl Engine {
             [only] if !input.options.iter().any(|o| o.multi_platform) => only.manifest.clone(),
             _ => assemble::index(&session, &images)?,
         };
+        let breaks = self.tell_breaks(before, &**sink);
         let exportable = Exportable {
             mounts: solved.iter().flat_map(|solved| solved.mounts.iter().copied()).collect(),
             images: images.iter().map(|image| image.chain.clone()).collect(),
@@ -127,6 +128,7 @@ impl Engine {
         Ok(BuildOutput {
             target,
             exportable,
+            breaks,
             platforms: images.into_iter().map(|image| (image.platform, image.manifest, image.config)).collect(),
             ran: session.slots.ran.load(Ordering::Relaxed),
             cached: session.slots.cached.load(Ordering::Relaxed),
@@ -184,28 +186,6 @@ impl Engine {
         trace::all(&self.state)
     }
 
-    /// Pushes an image of the store under each name.
-    pub fn push(&self, target: &Descriptor, to: &[Reference], sink: &Arc<dyn EventSink>, cancel: &Cancel) -> Result<(), BuildError> {
-        let origins = self.origins(target)?;
-        for reference in to {
-            if cancel.is_cancelled() {
-                return Err(BuildError::Cancelled);
-            }
-            sink.emit(Event::Message { text: format!("pushing {}", reference.familiar()) });
-            let progress = progress_events(sink.clone(), "pushing");
-            let push = self.options.client.push(self.store(), target, reference, &origins, &progress);
-            let pushed = self.cancellable(cancel, push)?.map_err(BuildError::from);
-            if pushed.as_ref().is_err_and(BuildError::is_damage) {
-                // One is rarely alone, and another build would stumble over the next.
-                for layer in self.layers(target).unwrap_or_default() {
-                    let _ = self.store().verify(&layer.digest);
-                }
-            }
-            pushed?;
-        }
-        Ok(())
-    }
-
     /// Writes the results of a build where other machines find them; layers are mounted from `published` where they can be.
     pub fn export_cache(
         &self,
@@ -234,8 +214,9 @@ impl Engine {
         sink: &Arc<dyn EventSink>,
         cancel: &Cancel,
     ) -> Result<Descriptor, BuildError> {
-        let progress = progress_events(sink.clone(), "pulling");
+        let (progress, before) = (progress_events(sink.clone(), "pulling"), self.breaks());
         let descriptor = self.cancellable(cancel, self.options.client.pull(from, platform, self.store(), &progress))??;
+        self.tell_breaks(before, &**sink);
         // What is damaged later is fetched from here again.
         let place = from.with_digest(descriptor.digest);
         for layer in self.layers(&descriptor)? {
@@ -276,7 +257,7 @@ impl Engine {
         Ok(prune::cache_entries(&self.state)?)
     }
 
-    fn session<'a>(&'a self, input: &'a BuildInput, sink: &Arc<dyn EventSink>, cancel: &Cancel) -> Session<'a> {
+    pub(crate) fn session<'a>(&'a self, input: &'a BuildInput, sink: &Arc<dyn EventSink>, cancel: &Cancel) -> Session<'a> {
         let (device, inode) = self.state.root_inode();
         let contexts = input
             .contexts
@@ -355,32 +336,6 @@ impl Engine {
                 () = stopped => Err(BuildError::Cancelled),
             }
         })
-    }
-
-    /// Where the layers of an image can be had: all that are known, since one that is here may be mounted instead of sent.
-    fn origins(&self, target: &Descriptor) -> Result<BTreeMap<Digest, Reference>, BuildError> {
-        let layers = self.layers(target)?.into_iter();
-        Ok(layers.filter_map(|layer| Some((layer.digest, self.state.origin(&layer.digest)?))).collect())
-    }
-
-    /// The layers of an image of the store, of all its platforms that are there.
-    fn layers(&self, target: &Descriptor) -> Result<Vec<Descriptor>, BuildError> {
-        #[derive(serde::Deserialize)]
-        struct Links {
-            #[serde(default)]
-            manifests: Vec<Descriptor>,
-            #[serde(default)]
-            layers: Vec<Descriptor>,
-        }
-        let mut layers = vec![];
-        let mut open = vec![target.digest];
-        while let Some(digest) = open.pop() {
-            let links: Links = serde_json::from_slice(&self.store().read(&digest)?)
-                .map_err(|error| BuildError::Malformed { digest: digest.to_string(), reason: error.to_string() })?;
-            open.extend(links.manifests.iter().map(|m| m.digest).filter(|digest| self.store().has(digest)));
-            layers.extend(links.layers);
-        }
-        Ok(layers)
     }
 }
 

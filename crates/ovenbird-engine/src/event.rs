@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ovenbird_oci::registry::Breaks;
 use serde::{Deserialize, Serialize};
 
 /// Number of a vertex in its plan; unique within one build, also over platforms.
@@ -97,6 +98,8 @@ pub enum Event {
         /// Line in the Dockerfile.
         line: Option<u32>,
     },
+    /// Transfers broke and went on; sent once after the work, and only when any did.
+    Breaks(Breaks),
     /// A phase outside the plan (`exporting`, `pushing localhost:5000/a:1`).
     Message {
         /// Text.

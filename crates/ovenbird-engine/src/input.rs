@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_oci::layer::Compression;
+use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
 use crate::cache::{Filed, Link};
@@ -282,6 +283,8 @@ pub struct BuildOutput {
     pub cached: usize,
     /// For the caches of other machines.
     pub exportable: Exportable,
+    /// Transfers that broke and went on.
+    pub breaks: Breaks,
 }
 
 impl Default for BuildInput {

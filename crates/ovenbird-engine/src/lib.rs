@@ -1,7 +1,7 @@
 //! The build engine: Dockerfile in, image out. One engine for every place.
 //!
 //! Layers of modules, imports go left to right only:
-//! `event plan snapshot state input schedule | cache frontend trace | ops export | solve | build`.
+//! `event plan snapshot state input schedule | cache frontend trace | ops export | solve | build publish`.
 
 pub mod build;
 pub mod cache;
@@ -13,6 +13,7 @@ pub mod input;
 pub mod ops;
 pub mod plan;
 pub mod prune;
+pub mod publish;
 pub mod schedule;
 pub mod snapshot;
 pub mod solve;

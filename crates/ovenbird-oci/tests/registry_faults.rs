@@ -15,6 +15,8 @@ const BUSY: &str = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-
 const DOWN: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden\r\nContent-Length: 80\r\nConnection: close\r\n\r\n\
     {\"errors\":[{\"code\":\"DENIED\",\"message\":\"not yours \\u001b[31m, anna\"}]}               ";
+const LATER: &str = "HTTP/1.1 503 Later\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+const NEVER: &str = "HTTP/1.1 503 Later\r\nRetry-After: 99999\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 const TOO_BIG: &str =
     "HTTP/1.1 413 Request Entity Too Large\r\nContent-Type: text/html\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>";
 
@@ -83,6 +85,31 @@ async fn an_upload_that_is_too_big_goes_in_pieces() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_never_arrives_is_given_up_and_tells_no_secret() {
+    // The state of an upload is worth as much as a password while it lives.
+    let (port, log) = liar(|line| {
+        if line.starts_with("POST ") {
+            let location = "http://anna:hunter2@127.0.0.1:1/v2/app/x?_state=hunter3";
+            let location = if line.contains("secret") { location } else { "/v2/app/blobs/uploads/1?_state=hunter3" };
+            return (format!("HTTP/1.1 202 Yes\r\nLocation: {location}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"), vec![]);
+        }
+        let status = if line.starts_with("PUT ") { "" } else { "HTTP/1.1 404 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" };
+        (status.into(), vec![])
+    });
+    let here = place();
+    let (manifest, _) = image(&here.store, 1, "amd64", &[300_000]);
+    for repository in ["app", "secret"] {
+        log.lock().unwrap().clear();
+        let to: Reference = format!("127.0.0.1:{port}/{repository}:1").parse().unwrap();
+        let error = client().push(&here.store, &manifest, &to, &BTreeMap::new(), &quiet()).await.unwrap_err();
+        let text = format!("{error} {error:?}");
+        assert!(!text.contains("hunter"), "{text}");
+        let attempts = log.lock().unwrap().matches("POST /v2/").count();
+        assert_eq!(attempts, 5, "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn busy_servers_are_asked_again_and_refusals_are_not() {
     let Some(registry) = Registry::start() else { return };
     let here = place();
@@ -91,6 +118,8 @@ async fn busy_servers_are_asked_again_and_refusals_are_not() {
     let rows: Vec<(Vec<Fault>, usize, &str)> = vec![
         (vec![Fault::Answer(BUSY), Fault::Answer(DOWN)], 3, "ok"),
         (vec![Fault::CutUp(0), Fault::CutDown(0)], 3, "ok"),
+        (vec![Fault::Answer(LATER)], 2, "ok"),
+        (vec![Fault::Answer(NEVER); 9], 1, "failed with status 503"),
         (vec![Fault::Answer(DOWN); 9], 5, "failed with status 503"),
         (vec![Fault::Answer(FORBIDDEN); 9], 1, "does not allow it (DENIED: not yours [31m, anna)"),
         (vec![Fault::Answer("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"); 9], 1, "is not in the registry"),

@@ -11,6 +11,7 @@ pub mod command;
 pub mod compare;
 pub mod deviations;
 pub mod dockerd;
+pub mod keeper;
 pub mod moto;
 pub mod needs;
 pub mod oracle;
@@ -18,6 +19,7 @@ pub mod process;
 pub mod registry;
 pub mod relay;
 pub mod runner;
+pub mod toxic;
 pub mod users;
 
 use std::path::{Path, PathBuf};

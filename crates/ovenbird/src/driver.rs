@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use ovenbird_engine::Event;
-use ovenbird_oci::publish::Target;
+use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Digest, Reference};
 
 use crate::builder::{Builder, Image, Job, Library};
@@ -113,8 +113,8 @@ impl<B: Builder + Library> LocalDriver<B> {
         naming.after_build(request)
     }
 
-    fn deliver(&self, image: &Image, named: &Named, published: Option<&Reference>, job: &Job) -> Result<(Vec<String>, Vec<String>), Error> {
-        let (mut given, mut pushed) = (vec![], vec![]);
+    fn deliver(&self, image: &Image, named: &Named, published: Option<&Reference>, job: &Job) -> Result<Delivered, Error> {
+        let (mut given, mut publish) = (vec![], vec![]);
         let request = &named.request;
         let keep = Output::new(OutputKind::Image);
         let outputs = if request.outputs.is_empty() { std::slice::from_ref(&keep) } else { &request.outputs };
@@ -132,17 +132,25 @@ impl<B: Builder + Library> LocalDriver<B> {
                 _ => {}
             }
             if output.kind == OutputKind::Registry {
-                let missing: Vec<Target> = targets.into_iter().filter(|target| Some(&target.reference) != published).collect();
-                if !missing.is_empty() {
-                    self.builder.publish(image, &missing, job)?;
-                }
-                pushed.extend(missing.iter().map(|target| target.reference.to_string()));
+                publish.extend(targets.into_iter().filter(|target| Some(&target.reference) != published));
             } else {
                 self.builder.export(image, &output.kind, &names, job)?;
             }
         }
-        Ok((given, pushed))
+        // All at once, and last: nobody sees an image of a build that failed.
+        let breaks = if publish.is_empty() { Breaks::default() } else { self.builder.publish(image, &publish, job)? };
+        Ok(Delivered { names: given, pushed: publish.into_iter().map(|to| to.reference).collect(), breaks })
     }
+}
+
+/// What became of a built image.
+struct Delivered {
+    /// Names on this machine.
+    names: Vec<String>,
+    /// Names in registries.
+    pushed: Vec<Reference>,
+    /// Transfers that broke and went on.
+    breaks: Breaks,
 }
 
 /// Everything about the request that can be wrong before any work is done.
@@ -202,18 +210,17 @@ impl<B: Builder + Library> Driver for LocalDriver<B> {
             let delivered =
                 self.name_built(&mut naming, &image, request).and_then(|named| self.deliver(&image, &named, published.as_ref(), job));
             timings.export += start.elapsed();
-            let (names, pushed) = delivered?;
+            let delivered = delivered?;
             let start = Instant::now();
             // The image is what was asked for; the cache comes after it.
-            let published: Vec<Reference> = pushed.iter().filter_map(|name| name.parse().ok()).collect();
             let cached = match decision {
-                Decision::Built => self.builder.export_caches(&image, &tree, &before, &published, job),
+                Decision::Built => self.builder.export_caches(&image, &tree, &before, &delivered.pushed, job),
                 _ => Ok(()),
             };
             timings.export += start.elapsed();
-            cached.map(|()| (image, decision, names, pushed))
+            cached.map(|()| (image, decision, delivered))
         };
-        let (image, decision, names, pushed) = match once(&mut timings) {
+        let (image, decision, Delivered { names, pushed, breaks }) = match once(&mut timings) {
             // What is on standard output already cannot be taken back.
             Err(error) if error.is_damage() && !request.outputs.iter().any(Output::uses_stdout) => {
                 let message = format!("{error}; the image is built again");
@@ -232,9 +239,10 @@ impl<B: Builder + Library> Driver for LocalDriver<B> {
                 .map(|(platform, manifest, config)| PlatformReport { platform, digest: manifest.digest, config })
                 .collect(),
             names,
-            pushed,
+            pushed: pushed.iter().map(ToString::to_string).collect(),
             decision: request.if_needed.map(|_| decision),
             content_id,
+            breaks: image.breaks.and(breaks),
             ran: image.ran,
             cached: image.cached,
             timings,
@@ -249,6 +257,7 @@ mod tests {
 
     use ovenbird_engine::Cancel;
     use ovenbird_engine::event::Silent;
+    use ovenbird_oci::publish::Target;
     use ovenbird_oci::{Descriptor, Platform};
 
     use super::*;
@@ -295,14 +304,15 @@ mod tests {
                 cached: 0,
                 source_date_epoch: None,
                 exportable: ovenbird_engine::input::Exportable::default(),
+                breaks: Breaks::default(),
             })
         }
         fn name(&self, _: &Image, names: &[Reference]) -> Result<(), Error> {
             self.say(format!("name {}", list(names)));
             Ok(())
         }
-        fn publish(&self, _: &Image, to: &[Target], _: &Job) -> Result<(), Error> {
-            self.say(format!("push {}", list(&to.iter().map(|t| t.reference.clone()).collect::<Vec<_>>())));
+        fn publish(&self, _: &Image, to: &[Target], _: &Job) -> Result<Breaks, Error> {
+            self.say(format!("push {}", list(&to.iter().map(|to| to.reference.clone()).collect::<Vec<_>>())));
             let mut damages = self.1.lock().unwrap();
             if *damages > 0 {
                 *damages -= 1;
@@ -310,7 +320,7 @@ mod tests {
                 error.detail = Some(Box::new(crate::error::Detail::Damage));
                 return Err(error);
             }
-            Ok(())
+            Ok(Breaks::default())
         }
         fn export_caches(&self, _: &Image, _: &SourceTree, request: &BuildRequest, published: &[Reference], _: &Job) -> Result<(), Error> {
             for to in &request.cache_to {
@@ -332,7 +342,8 @@ mod tests {
             (&["a"][..], &[][..], "build X; name a:latest"),
             (&["a", "a:latest", "b:1"], &[], "build X; name a:latest,b:1"),
             (&["a"], &["type=registry"], "build X; name a:latest; push a:latest"),
-            (&["a"], &["type=registry,name=c:2", "type=oci,dest=f"], "build X; name c:2; push c:2; OciTar(Path(\"f\")) a:latest"),
+            (&["a"], &["type=registry,name=c:2", "type=oci,dest=f"], "build X; name c:2; OciTar(Path(\"f\")) a:latest; push c:2"),
+            (&["a"], &["type=registry", "type=registry,name=c:2"], "build X; name a:latest; name c:2; push a:latest,c:2"),
             (&["a"], &["type=docker"], "build X; name a:latest; Load a:latest"),
             (&[], &["out"], "build X; Local(\"out\") "),
             (&[], &["type=registry"], "! there is nothing to push to: the image has no name"),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform};
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -66,6 +67,9 @@ pub struct BuildReport {
     /// The content id, when it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_id: Option<Digest>,
+    /// Transfers that broke and went on.
+    #[serde(default)]
+    pub breaks: Breaks,
     /// Steps that ran.
     pub ran: usize,
     /// Steps that came from the cache.
@@ -125,6 +129,7 @@ mod tests {
             pushed: vec![],
             decision: Some(Decision::Built),
             content_id: None,
+            breaks: Breaks { count: 1, resumed: 2, retried: 3 },
             ran: 1,
             cached: 2,
             timings: Timings { build: Duration::from_millis(1500), ..Timings::default() },

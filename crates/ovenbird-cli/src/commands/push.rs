@@ -3,6 +3,7 @@
 use clap::Args;
 use ovenbird::builder::told;
 use ovenbird::{Error, Kind};
+use ovenbird_oci::publish::Target;
 
 use super::unless_cancelled;
 use crate::session::Session;
@@ -32,6 +33,7 @@ pub(crate) fn run(args: &PushArgs, session: &Session) -> Result<(), Error> {
         session.references(&args.to)?
     };
     let (progress, job) = session.start(args.quiet, false);
+    let to: Vec<Target> = to.into_iter().map(Target::from).collect();
     let result = builder.engine().push(&target, &to, &job.sink, &job.cancel).map_err(|e| told(e, None));
     progress.finish();
     unless_cancelled(result, &job)?;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use ovenbird::settings::Progress as Mode;
 use ovenbird_engine::event::Silent;
 use ovenbird_engine::{Event, EventSink};
+use ovenbird_oci::registry::Breaks;
 
 pub(crate) use text::{Escapes, clean};
 
@@ -107,6 +108,13 @@ pub(crate) fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count}B") } else { format!("{value:.1}{}", UNITS[unit]) }
 }
 
+/// What broken connections cost, for people.
+pub(crate) fn broken(breaks: Breaks) -> String {
+    let Breaks { count, resumed, retried } = breaks;
+    let times = if count == 1 { "once".to_owned() } else { format!("{count} times") };
+    format!("transfers broke {times}: {} were not sent again, {} were", bytes(resumed), bytes(retried))
+}
+
 /// A duration for people.
 pub(crate) fn seconds(duration: Duration) -> String {
     let whole = duration.as_secs();
@@ -179,6 +187,7 @@ mod tests {
             },
             Event::Finished { vertex: 4, took: Duration::from_millis(1234) },
             Event::Failed { vertex: 7, error: "[build 2/3] RUN make: process \"make\" did not complete successfully: exit code: 2".into() },
+            Event::Breaks(Breaks { count: 2, resumed: 41_000_000, retried: 120_000 }),
             Event::Message { text: "exporting".into() },
         ]
     }

@@ -9,7 +9,7 @@ use ovenbird_engine::event::{LogStream, VertexIndex};
 use ovenbird_engine::{Event, EventSink};
 
 use super::text::{Lines, without_name};
-use super::{Clock, Escapes, bytes, clean, seconds};
+use super::{Clock, Escapes, broken, bytes, clean, seconds};
 
 /// A long transfer is mentioned this often.
 const TRANSFER_INTERVAL: Duration = Duration::from_secs(10);
@@ -151,6 +151,10 @@ impl<W: Write> State<W> {
             Event::Warning { code, message, line } => {
                 let place = line.map(|l| format!(" (line {l})")).unwrap_or_default();
                 self.write(&format!("warning: {code}: {}{place}", strip(&message)));
+            }
+            Event::Breaks(breaks) => {
+                let number = self.number();
+                self.write(&format!("#{number} {}", broken(breaks)));
             }
             Event::Message { text } => {
                 let number = self.number();

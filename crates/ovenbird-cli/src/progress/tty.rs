@@ -11,7 +11,7 @@ use ovenbird_engine::event::VertexIndex;
 use ovenbird_engine::{Event, EventSink};
 
 use super::text::{Lines, fit, width, without_name};
-use super::{Clock, Escapes, bytes, clean, seconds};
+use super::{Clock, Escapes, broken, bytes, clean, seconds};
 
 const FRAME: Duration = Duration::from_millis(100);
 /// Log lines below a running step.
@@ -197,6 +197,7 @@ impl<W: Write> Screen<W> {
                 let line = format!("{} {code}: {}{place}", self.paint("33", "warning:"), strip(&message));
                 self.settled.push(line);
             }
+            Event::Breaks(breaks) => self.settled.push(format!("{} {}", self.paint("33", "↻"), broken(breaks))),
             Event::Message { text } => self.message = Some(strip(&text)),
             _ => {}
         }

@@ -61,7 +61,7 @@ impl EventSink for Masking {
             Event::Progress { label, .. } => mask(label),
             Event::Warning { message, .. } => mask(message),
             // A step's output was masked by `LogText`, which also finds what is cut in two.
-            Event::Isolation { .. } | Event::Log { .. } | Event::Finished { .. } => {}
+            Event::Isolation { .. } | Event::Log { .. } | Event::Finished { .. } | Event::Breaks(_) => {}
         }
         self.inner.emit(event);
     }

@@ -154,11 +154,17 @@ pub struct Breaks {
     pub count: u64,
     /// Bytes that were on the other side already, and not transferred again.
     pub resumed: u64,
-    /// Bytes that were transferred again.
+    /// Bytes that were given to a connection that broke, and did not arrive.
     pub retried: u64,
 }
 
 impl Breaks {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { count: self.count + other.count, resumed: self.resumed + other.resumed, retried: self.retried + other.retried }
+    }
+
     /// What came since `before`.
     #[must_use]
     pub fn since(self, before: Self) -> Self {

@@ -32,8 +32,18 @@ struct Name {
     tag: String,
     class: TagClass,
     target: Digest,
-    before: Option<Fetched>,
+    before: Before,
     undo: Duration,
+}
+
+/// What a name meant before.
+enum Before {
+    /// Nothing.
+    Absent,
+    /// This.
+    Was(Box<Fetched>),
+    /// The registry cannot read it: it died while it wrote, or its storage is damaged. To put the name mends that.
+    Unreadable,
 }
 
 /// What became of a name that was put.
@@ -149,7 +159,7 @@ async fn prepare(inner: &Arc<Inner>, publication: &Publication<'_>, action: &str
             Some(name) => name.class = name.class.max(*class),
             None => {
                 let (tag, undo) = (tag.to_owned(), inner.options.timeouts.undo);
-                names.push(Name { repository, tag, class: *class, target, before: None, undo });
+                names.push(Name { repository, tag, class: *class, target, before: Before::Absent, undo });
             }
         }
     }
@@ -168,17 +178,21 @@ async fn prepare(inner: &Arc<Inner>, publication: &Publication<'_>, action: &str
     Ok(names)
 }
 
-/// Asks what each name means now: what nobody can read cannot be put back, so nothing is put then. Gives the names that mean
-/// something else.
+/// Asks what each name means now, and gives the names that mean something else. A registry that does not answer now would not take the
+/// names, nor could they be taken back.
 async fn ask(names: Vec<Name>) -> Result<Vec<Arc<Name>>, RegistryError> {
     let asked = at_once(names, |mut name: Name| async move {
-        name.before = name.repository.document(&name.tag).await?;
+        name.before = match name.repository.document(&name.tag).await {
+            Ok(found) => found.map_or(Before::Absent, |found| Before::Was(Box::new(found))),
+            Err(RegistryError::Server { .. } | RegistryError::Protocol { .. } | RegistryError::TooLarge { .. }) => Before::Unreadable,
+            Err(error) => return Err(error),
+        };
         Ok(name)
     });
     let mut changing = vec![];
     for name in asked.await {
         let name: Name = name?;
-        if name.before.as_ref().is_none_or(|before| before.descriptor.digest != name.target) {
+        if !matches!(&name.before, Before::Was(before) if before.descriptor.digest == name.target) {
             changing.push(Arc::new(name));
         }
     }
@@ -227,27 +241,36 @@ impl Name {
         let (mut last, tried) = (None, AtomicBool::new(false));
         loop {
             let attempt = async {
-                let now = self.repository.points_at(&self.tag).await?;
+                let now = match self.repository.points_at(&self.tag).await {
+                    // It died while it wrote the name, and cannot read it since.
+                    Err(RegistryError::Server { .. }) => Some(self.target),
+                    now => now?,
+                };
                 if now.is_none() || !ours.contains(&now) {
                     // What somebody else put in between is theirs.
                     return Ok(match (tried.load(Ordering::Relaxed), &self.before) {
                         (false, _) => Undone::Untouched,
-                        (true, None) => Undone::Removed,
-                        (true, Some(_)) => Undone::Restored,
+                        (true, Before::Was(_)) => Undone::Restored,
+                        (true, _) => Undone::Removed,
                     });
                 }
                 tried.store(true, Ordering::Relaxed);
                 match (&self.before, &throwaway) {
-                    (Some(before), _) => {
+                    (Before::Was(before), _) => {
                         self.repository.put_manifest(&self.tag, before).await?;
                         self.repository.read_back(&self.tag, &before.descriptor.digest).await?;
                         Ok(Undone::Restored)
                     }
-                    (None, Some(throwaway)) => {
+                    (Before::Absent, Some(throwaway)) => {
                         self.repository.remove_tag(&self.tag, throwaway).await?;
                         Ok(Undone::Removed)
                     }
-                    (None, None) => Err(RegistryError::Unsupported {
+                    (Before::Unreadable, _) => Err(RegistryError::Protocol {
+                        action: format!("take back {}", self.repository.name(&self.tag)),
+                        registry: self.repository.endpoint.registry.clone(),
+                        reason: "it could not read what the name meant before".into(),
+                    }),
+                    (Before::Absent, None) => Err(RegistryError::Unsupported {
                         reference: self.repository.name(&self.tag).to_string(),
                         media_type: "an index without any image".into(),
                     }),

@@ -26,7 +26,7 @@ const PIECE: u64 = 64 << 20;
 const SMALL_PIECE: u64 = 16 << 20;
 /// Largest piece that a registry may insist on, in bytes.
 const MAX_PIECE: u64 = 1 << 30;
-/// Attempts without any progress.
+/// Attempts at a large blob without any progress: the more there is to send, the more often it breaks.
 const ATTEMPTS: usize = 10;
 
 /// How the bytes are cut into requests.
@@ -94,9 +94,10 @@ impl Repository {
     ) -> Result<(), RegistryError> {
         let mut manner = if blob.size >= RESUMABLE { Manner::Rest } else { Manner::Whole };
         let mut session = started.map(|url| Session { url, offset: 0, least: 0 });
-        let mut backoff = Backoff::new(ATTEMPTS.max(self.endpoint.attempts));
+        let mut backoff = Backoff::new(if blob.size >= RESUMABLE { ATTEMPTS } else { self.endpoint.attempts });
         // The most that a registry had, and what of it this session did not send again.
         let (mut best, mut kept) = (0, 0);
+        let mut continued = false;
         loop {
             let mut open = match session.take() {
                 Some(open) => open,
@@ -121,8 +122,8 @@ impl Repository {
                 Err(Broken::Failed(error)) => error,
             };
             let sent = sent.load(Ordering::Relaxed);
-            // A registry that put the pieces together wrongly gets them in one.
-            if matches!(error, RegistryError::Corrupt { .. }) && kept > 0 && manner != Manner::Whole {
+            // A registry that still wrote what arrived before the break, while it took the rest, gets all in one request.
+            if matches!(error, RegistryError::Corrupt { .. }) && continued && manner != Manner::Whole {
                 manner = Manner::Whole;
             } else {
                 breaks.count += u64::from(error.is_break());
@@ -140,6 +141,7 @@ impl Repository {
                     }
                 };
             }
+            continued = session.is_some();
             let Some(open) = &session else {
                 breaks.retried += sent;
                 kept = 0;

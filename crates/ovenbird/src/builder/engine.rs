@@ -11,6 +11,7 @@ use ovenbird_engine::trace::Trace;
 use ovenbird_engine::{BuildError, BuildInput, Engine, EngineOptions, ErrorKind, Event, Export, PathOrStdout};
 use ovenbird_oci::layer::Compression;
 use ovenbird_oci::publish::Target;
+use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::registry::Client;
 use ovenbird_oci::{Descriptor, Digest, Manifest, Platform, Reference};
 use ovenbird_sandbox::Level;
@@ -199,6 +200,7 @@ impl Builder for EngineBuilder {
             cached: output.cached,
             source_date_epoch: input.source_date_epoch,
             exportable: output.exportable,
+            breaks: output.breaks,
         })
     }
 
@@ -206,11 +208,8 @@ impl Builder for EngineBuilder {
         names.iter().try_for_each(|name| Ok(self.engine.store().tag(name, &image.target)?))
     }
 
-    fn publish(&self, image: &Image, to: &[Target], job: &Job) -> Result<(), Error> {
-        let mut ordered: Vec<&Target> = to.iter().collect();
-        ordered.sort_by_key(|target| target.class);
-        let to: Vec<Reference> = ordered.into_iter().map(|target| target.reference.clone()).collect();
-        self.engine.push(&image.target, &to, &job.sink, &job.cancel).map_err(|e| told(e, None))
+    fn publish(&self, image: &Image, to: &[Target], job: &Job) -> Result<Breaks, Error> {
+        self.engine.push(&image.target, to, &job.sink, &job.cancel).map_err(|e| told(e, None))
     }
 
     fn export(&self, image: &Image, output: &OutputKind, names: &[Reference], job: &Job) -> Result<(), Error> {

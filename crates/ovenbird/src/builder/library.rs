@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ovenbird_engine::ContentId;
 use ovenbird_engine::input::Exportable;
 use ovenbird_oci::Reference;
+use ovenbird_oci::registry::Breaks;
 
 use super::{EngineBuilder, Image, Job, told};
 use crate::error::Error;
@@ -28,7 +29,7 @@ impl EngineBuilder {
     fn image(&self, target: ovenbird_oci::Descriptor) -> Result<Image, Error> {
         let members = self.engine().members(&target).map_err(|e| told(e, None))?;
         let platforms = members.into_iter().map(|m| (m.platform, m.manifest, m.document.config.digest)).collect();
-        Ok(Image { target, platforms, ran: 0, cached: 0, source_date_epoch: None, exportable: Exportable::default() })
+        Ok(Image { target, platforms, ran: 0, cached: 0, source_date_epoch: None, exportable: Exportable::default(), breaks: Breaks::default() })
     }
 }
 

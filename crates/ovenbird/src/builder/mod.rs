@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ovenbird_engine::input::Exportable;
 use ovenbird_engine::{Cancel, EventSink};
 use ovenbird_oci::publish::Target;
+use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
 pub use docker_engine::{DockerEngine, DockerEngineError};
@@ -50,6 +51,8 @@ pub struct Image {
     pub source_date_epoch: Option<i64>,
     /// What the caches of other machines may get of it.
     pub exportable: Exportable,
+    /// Transfers that broke and went on.
+    pub breaks: Breaks,
 }
 
 /// Turns a source into an image and takes the image to where it was asked for.
@@ -58,8 +61,8 @@ pub trait Builder {
     fn build(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Image, Error>;
     /// Names the image on this machine.
     fn name(&self, image: &Image, names: &[Reference]) -> Result<(), Error>;
-    /// Pushes it: names that many follow last.
-    fn publish(&self, image: &Image, to: &[Target], job: &Job) -> Result<(), Error>;
+    /// Pushes it under all of these names, or under none. Tells what broke on the way and went on.
+    fn publish(&self, image: &Image, to: &[Target], job: &Job) -> Result<Breaks, Error>;
     /// Writes it somewhere else.
     fn export(&self, image: &Image, output: &OutputKind, names: &[Reference], job: &Job) -> Result<(), Error>;
     /// Writes the caches that the request asks for; layers are mounted from `published` where they can be.
