@@ -134,6 +134,8 @@ fn every_source_says_where_it_is() -> Result<()> {
     room.set("PATH", &format!("{}:/usr/bin:/bin", room.path().join("bin").display()));
     room.write("home/.docker/config.json", &format!("{{\"credHelpers\": {{\"{host}\": \"test\"}}}}"));
     expect(&room, "helper", "docker-credential-test")?;
+    room.set("DOCKER_AUTH_CONFIG", &auths(&host, &pair));
+    expect(&room, "file", "DOCKER_AUTH_CONFIG")?;
     room.set(&format!("{stem}_USERNAME"), "anna");
     room.set(&format!("{stem}_PASSWORD"), SECRET);
     expect(&room, "variables", &format!("\"{stem}_PASSWORD\""))?;
@@ -194,6 +196,8 @@ fn no_secret_in_any_error() -> Result<()> {
         ),
         ("credentials={source='google',key_file='key.json'}", "{}".into(), vec![], &host, 7, "its private_key is no PKCS #8 PEM"),
         ("", "{}".into(), vec![("PASSWORD", SECRET)], &host, 7, "is set and OVENBIRD_REGISTRY_"),
+        ("mirrors=['https://anna:hunter2-never-shown@mirror.invalid']", "{}".into(), vec![], &host, 7, "***@mirror.invalid"),
+        ("endpoint='anna:hunter2-never-shown@other.invalid'", "{}".into(), vec![], &host, 7, "***@other.invalid"),
         // A registry that repeats it.
         ("", auths(&parrot_host, &format!("anna:{SECRET}")), vec![], &parrot_host, 7, "refused the credentials (UNAUTHORIZED: you said"),
     ] {
@@ -518,7 +522,32 @@ fn ecr_with_every_identity_of_the_sdk() -> Result<()> {
     room.variables.retain(|(name, _)| !matches!(name.as_str(), "AWS_WEB_IDENTITY_TOKEN_FILE" | "AWS_ROLE_ARN"));
     let (code, log) = room.run(&["auth", "check", &name])?;
     assert!(code == Some(7) && log.contains("there are no AWS credentials"), "{log}");
+    // Amazon's public registry: another service, in one region.
+    room.set("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE");
+    room.set("AWS_SECRET_ACCESS_KEY", SECRET);
+    registry.set_credentials("AWS", &token(7))?;
+    let public = Http::start(|request| {
+        let fits = request.head.contains("x-amz-target: SpencerFrontendService.GetAuthorizationToken\r\n")
+            && request.head.contains("/us-east-1/ecr-public/aws4_request");
+        let body =
+            serde_json::json!({ "authorizationData": { "authorizationToken": base64(&format!("AWS:{}", token(7))), "expiresAt": 4.0e9 } });
+        (if fits { 200 } else { 400 }, "Content-Type: application/x-amz-json-1.1\r\n".into(), body.to_string())
+    });
+    room.set("AWS_ENDPOINT_URL", &format!("http://127.0.0.1:{}", public.port));
+    room.write("settings.toml", &format!("[registry.\"public.ecr.aws\"]\nendpoint = \"{}\"\n", registry.address()));
+    let (code, report) = room.check("public.ecr.aws/library/busybox")?;
+    assert_eq!((code, &report["source"]["kind"], &report["expires"]), (Some(0), &"ecr".into(), &"2096-10-02T07:06:40Z".into()), "{report}");
     // Amazon says no.
+    room.write(
+        "settings.toml",
+        &format!(
+            "[registry.\"{ECR}\"]
+endpoint = \"{}\"
+credentials = \"ecr\"
+",
+            registry.address()
+        ),
+    );
     room.set("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE");
     room.set("AWS_SECRET_ACCESS_KEY", SECRET);
     let denied = Http::start(|_| {

@@ -122,12 +122,18 @@ pub(super) fn read(path: &Path) -> Result<Option<Map<String, Value>>, KeychainEr
     if bytes.len() as u64 > MAX_DOCUMENT {
         return Err(malformed(format!("it is longer than {MAX_DOCUMENT} bytes")));
     }
+    parse(path, &bytes)
+}
+
+/// Reads the text of such a file; `path` is for messages, and its name says which form it has.
+pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Option<Map<String, Value>>, KeychainError> {
+    let malformed = |reason: String| KeychainError::Malformed { path: path.into(), reason };
     if bytes.trim_ascii().is_empty() {
         return Ok(None);
     }
     // Only the place of the error: its text could quote a value.
     let value: Value =
-        serde_json::from_slice(&bytes).map_err(|e| malformed(format!("no JSON at line {}, column {}", e.line(), e.column())))?;
+        serde_json::from_slice(bytes).map_err(|e| malformed(format!("no JSON at line {}, column {}", e.line(), e.column())))?;
     match value {
         // The older form has the registries at the top.
         Value::Object(map) if path.file_name().is_some_and(|name| name == OLD_NAME) && !map.contains_key("auths") => {

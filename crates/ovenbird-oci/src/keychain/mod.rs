@@ -1,8 +1,8 @@
 //! Credentials: who we are to a registry, and where that is written.
 //!
 //! Only this module reads them; they leave it as [`Secret`]s, which never print. Searched in this order, the first that has something
-//! counts: the source that the settings name for the registry (and then no other); variables named after the registry; docker's
-//! `config.json`, podman's `auth.json` and further files of that form (in each: the helper that `credHelpers` names, the one of
+//! counts: the source that the settings name for the registry (and then no other); variables named after the registry; the variable
+//! `DOCKER_AUTH_CONFIG`; docker's `config.json`, podman's `auth.json` and further files of that form (in each: the helper that `credHelpers` names, the one of
 //! `credsStore`, then `auths`, the longest matching key first: `host/org/repository`, `host/org`, `host`); the cloud that the
 //! registry's name belongs to. A source that is broken is an error, not a stranger's access.
 //!
@@ -261,6 +261,11 @@ impl Keychain {
     }
 
     async fn in_files(&self, query: Query<'_>) -> Result<Option<Found>, KeychainError> {
+        if let Some((name, config)) = self.document()?
+            && let Some((credential, key)) = from_auths(&config, name, query.registry, query.repository)?
+        {
+            return Ok(Some(Found::new(credential, Origin::File { path: name.into(), key })));
+        }
         for path in self.files() {
             if let Some(found) = self.in_file(&path, query).await? {
                 return Ok(Some(found));
@@ -308,6 +313,11 @@ impl Keychain {
         }
         if let Ok(Some(found)) = self.in_variables(registry) {
             return Some(found.credential);
+        }
+        if let Ok(Some((name, config))) = self.document()
+            && let Ok(Some((credential, _))) = from_auths(&config, name, registry, repository)
+        {
+            return Some(credential);
         }
         self.files().find_map(|path| Some(from_auths(&read(&path).ok()??, &path, registry, repository).ok()??.0))
     }
@@ -362,6 +372,13 @@ impl Keychain {
             }
         }
         Ok(places)
+    }
+
+    /// The configuration that stands in a variable. Its helpers are not asked, as Docker does not.
+    fn document(&self) -> Result<Option<(&Path, Map<String, Value>)>, KeychainError> {
+        let Some((name, text)) = &self.options.document else { return Ok(None) };
+        let name = Path::new(name.as_str());
+        Ok(docker::parse(name, text.expose().as_bytes())?.map(|config| (name, config)))
     }
 
     fn files(&self) -> impl Iterator<Item = PathBuf> + use<> {

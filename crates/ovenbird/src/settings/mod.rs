@@ -131,12 +131,13 @@ impl Settings {
             }
         }
         let trusted = merged.trusted_projects.clone().unwrap_or_default();
-        if let Some((path, layer, is_trusted)) = project::read(environment.working_directory(), &trusted)? {
-            if is_trusted {
-                merged.merge(layer);
-            } else {
-                merged.merge_project(layer);
+        let mut limits = BTreeMap::new();
+        if let Some((path, mut layer, is_trusted)) = project::read(environment.working_directory(), &trusted)? {
+            if !is_trusted {
+                // Applied at the end: they only lower what all others say, and a registry that a project names is not the user's.
+                limits = std::mem::take(&mut layer.registry);
             }
+            merged.merge(layer);
             files.push(path);
         }
         let explicit = flags.file.clone().or_else(|| environment.get("OVENBIRD_SETTINGS").map(PathBuf::from));
@@ -147,7 +148,7 @@ impl Settings {
         merged.merge(from_variables(environment)?);
         for RegistryOption { registry, mut values } in flags.registries.clone() {
             values.rebase(environment.working_directory());
-            merged.registry.entry(registry).or_default().merge(values);
+            merged.registry.entry(registry_name(&registry)).or_default().merge(values);
         }
         let parsed =
             |what: &str, error: String| Error::new(Kind::Configuration, format!("the setting {what} cannot be used")).because(error);
@@ -171,14 +172,16 @@ impl Settings {
         let mut keychain = credentials::from_environment(environment);
         keychain.auth_files.extend(merged.auth_files.unwrap_or_default());
         let mut registries: BTreeMap<String, RegistryOptions> = BTreeMap::new();
+        keychain.named = merged.registry.keys().cloned().collect();
+        for (name, limit) in limits {
+            merged.registry.entry(registry_name(&name)).or_default().narrow(&limit);
+        }
         for (name, mut registry) in merged.registry {
-            let key = registry_name(&name);
             if let Some(source) = registry.credentials.take() {
                 let source = source.resolve(&keychain, environment);
-                keychain.sources.insert(key.clone(), source.map_err(|e| parsed(&format!("credentials of registry {name}"), e))?);
+                keychain.sources.insert(name.clone(), source.map_err(|e| parsed(&format!("credentials of registry {name}"), e))?);
             }
-            keychain.named.insert(key.clone());
-            registries.insert(key, registry.into());
+            registries.insert(name, registry.into());
         }
         // In a pod of OpenShift the registry's certificate is signed by an authority that every pod is given.
         if Path::new(OPENSHIFT_CA).exists() {
@@ -482,6 +485,9 @@ mod tests {
         let settings = load(false, "parallel=7\nregistry_path='team'\n[registry.'h.test']\ntransfers=2\nrequests_per_second=5\n").unwrap();
         assert_eq!((settings.parallel, settings.registry_path.as_deref()), (7, Some("team")));
         assert_eq!((settings.registries["h.test"].transfers, settings.registries["h.test"].requests_per_second), (Some(2), Some(5.0)));
+        // Nor does a name here make a registry one of the user's, for variables without a prefix.
+        let settings = load(false, "[registry.'db.app']\ntransfers=1").unwrap();
+        assert!(settings.keychain.named.iter().eq(["h.test"]) && settings.registries["db.app"].transfers == Some(1));
         assert_eq!(load(false, "[registry.'h.test']\ntransfers=99").unwrap().registries["h.test"].transfers, Some(4));
         for (text, refused) in [
             ("root='/x'", "root"),
@@ -519,6 +525,8 @@ mod tests {
         let load = |path: &Path| Settings::load(&environment, &Overrides { file: Some(path.into()), ..Overrides::default() }).unwrap_err();
         std::fs::write(&path, "paralel = 3").unwrap();
         assert_eq!(load(&path).hints, ["did you mean `parallel`?"]);
+        std::fs::write(&path, "[registry.'x/org']\nplain_http = true").unwrap();
+        assert!(load(&path).message.contains("settings of \"x/org\", which is no registry"));
         std::fs::write(&path, "[registry.x]\nmirror = ['a']").unwrap();
         assert_eq!(load(&path).hints, ["did you mean `mirrors`?"]);
         let missing = load(&dir.path().join("none.toml"));

@@ -5,7 +5,6 @@ use std::time::{Duration, SystemTime};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::error::CredentialsError;
-use aws_sdk_ecr::error::DisplayErrorContext;
 use aws_sdk_ecr::operation::create_repository::CreateRepositoryError;
 use base64::Engine;
 
@@ -15,6 +14,20 @@ use crate::registry::printable;
 
 const HINT: &str =
     "check AWS_PROFILE or the AWS_* variables, or the role of this machine (`aws sts get-caller-identity` shows who you are)";
+
+/// An error and its causes, each once. Never in the form for developers: that one has the whole answer in it, with its token.
+fn reason(error: &dyn std::error::Error) -> String {
+    let mut parts: Vec<String> = vec![];
+    let mut next = Some(error);
+    while let Some(current) = next {
+        let text = current.to_string();
+        if !parts.iter().any(|part| part.contains(&text)) {
+            parts.push(text);
+        }
+        next = current.source();
+    }
+    parts.join(": ")
+}
 
 fn cloud(action: String, reason: &str) -> KeychainError {
     KeychainError::Cloud { service: "Amazon ECR", action, reason: printable(reason), hint: HINT }
@@ -46,7 +59,7 @@ async fn sdk(options: &EcrOptions, region: &str) -> Result<Option<SdkConfig>, Ke
     match provider.provide_credentials().await {
         Ok(_) => Ok(Some(sdk)),
         Err(CredentialsError::CredentialsNotLoaded(_)) => Ok(None),
-        Err(error) => Err(cloud("find AWS credentials".into(), &DisplayErrorContext(&error).to_string())),
+        Err(error) => Err(cloud("find AWS credentials".into(), &reason(&error))),
     }
 }
 
@@ -71,11 +84,11 @@ async fn token(options: &EcrOptions, registry: &str) -> Result<Option<Found>, Ke
         let mut config = aws_sdk_ecrpublic::config::Builder::from(&sdk);
         config.set_endpoint_url(options.endpoint.clone().or_else(|| sdk.endpoint_url().map(Into::into)));
         let answer = aws_sdk_ecrpublic::Client::from_conf(config.build()).get_authorization_token().send().await;
-        let data = answer.map_err(|e| cloud(action(), &DisplayErrorContext(&e).to_string()))?.authorization_data;
+        let data = answer.map_err(|e| cloud(action(), &reason(&e)))?.authorization_data;
         data.map(|d| (d.authorization_token, d.expires_at)).unwrap_or_default()
     } else {
         let answer = client(options, &sdk).get_authorization_token().send().await;
-        let data = answer.map_err(|e| cloud(action(), &DisplayErrorContext(&e).to_string()))?.authorization_data;
+        let data = answer.map_err(|e| cloud(action(), &reason(&e)))?.authorization_data;
         data.and_then(|list| list.into_iter().next()).map(|d| (d.authorization_token, d.expires_at)).unwrap_or_default()
     };
     let decoded = token.and_then(|token| String::from_utf8(BASE64.decode(token).ok()?).ok());
@@ -103,7 +116,7 @@ async fn create(options: &EcrOptions, registry: &str, repository: &str) -> Resul
     match client(options, &sdk).create_repository().repository_name(repository).set_registry_id(account).send().await {
         Ok(_) => Ok(true),
         Err(error) if error.as_service_error().is_some_and(CreateRepositoryError::is_repository_already_exists_exception) => Ok(false),
-        Err(error) => Err(cloud(action(), &DisplayErrorContext(&error).to_string())),
+        Err(error) => Err(cloud(action(), &reason(&error))),
     }
 }
 
