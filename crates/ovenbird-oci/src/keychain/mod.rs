@@ -325,7 +325,7 @@ impl Keychain {
     /// Keeps name and password: with the helper that is configured for the registry, else in the first file, which is replaced
     /// atomically and keeps everything else in it.
     pub async fn store(&self, registry: &str, username: &str, password: &Secret) -> Result<Kept, KeychainError> {
-        let path = self.files().next().ok_or(KeychainError::NoPlace)?;
+        let path = self.own_files().next().ok_or(KeychainError::NoPlace)?;
         let config = read(&path)?.unwrap_or_default();
         let key = key_of(registry);
         if let Some(name) = helper_names(&config, registry).into_iter().next() {
@@ -350,7 +350,7 @@ impl Keychain {
     /// Forgets the credentials of a registry everywhere; the places that had any.
     pub async fn erase(&self, registry: &str) -> Result<Vec<Kept>, KeychainError> {
         let mut places = vec![];
-        for path in self.files() {
+        for path in self.own_files() {
             let Some(config) = read(&path)? else { continue };
             for name in helper_names(&config, registry) {
                 if self.helpers().ask(&path, &name, registry).await?.is_some() {
@@ -382,10 +382,15 @@ impl Keychain {
     }
 
     fn files(&self) -> impl Iterator<Item = PathBuf> + use<> {
-        let docker = self.options.docker_config.as_deref().map(file_in);
         let more: Vec<PathBuf> =
             self.options.auth_files.iter().map(|path| if path.is_dir() { file_in(path) } else { path.clone() }).collect();
-        docker.into_iter().chain(self.options.auth_file.clone()).chain(more)
+        self.own_files().chain(more)
+    }
+
+    /// Those that `login` and `logout` write. Mounted secrets are others'.
+    fn own_files(&self) -> impl Iterator<Item = PathBuf> + use<> {
+        let docker = self.options.docker_config.as_deref().map(file_in);
+        docker.into_iter().chain(self.options.auth_file.clone())
     }
 
     fn helpers(&self) -> Helpers<'_> {
