@@ -1,6 +1,7 @@
 //! Amazon ECR through the AWS SDK: its chain of credentials, one authorization token for a registry, repositories on request.
 //! Source: Amazon ECR API reference (GetAuthorizationToken, CreateRepository), API version 2015-09-21.
 
+use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use aws_config::imds::client::error::ImdsError;
@@ -17,7 +18,7 @@ const HINT: &str =
     "check AWS_PROFILE or the AWS_* variables, or the role of this machine (`aws sts get-caller-identity` shows who you are)";
 
 /// An error and its causes, each once. Never in the form for developers: that one has the whole answer in it, with its token.
-fn reason(error: &dyn std::error::Error) -> String {
+fn reason(error: &dyn Error) -> String {
     let mut parts: Vec<String> = vec![];
     let mut next = Some(error);
     while let Some(current) = next {
@@ -81,8 +82,8 @@ async fn sdk(options: &EcrOptions, region: &str) -> Result<SdkConfig, Absent> {
         Err(CredentialsError::CredentialsNotLoaded(_)) => Err(Absent::Nobody),
         Err(error) => {
             let told = cloud("find AWS credentials".into(), &reason(&error));
-            let sources = std::iter::successors(std::error::Error::source(&error), |e| e.source());
-            let machine = sources.into_iter().any(|e| e.is::<ImdsError>());
+            let machine =
+                std::iter::successors(error.source(), |e: &&(dyn Error + 'static)| (*e).source()).any(<dyn Error>::is::<ImdsError>);
             Err(if machine { Absent::Machine(told) } else { Absent::Broken(told) })
         }
     }
