@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use ovenbird_oci::registry::{Client, ClientOptions, RegistryError};
+use ovenbird_oci::registry::{Client, ClientOptions, RegistryError, Verdict};
 
 mod registry_servers;
 use registry_servers::*;
@@ -89,4 +89,38 @@ async fn an_identity_token_that_ran_out_is_looked_up_again() {
     let ended = ask(&fresh, &registry.reference("team/app:1"), 8).await;
     assert!(ended.iter().all(|r| matches!(r, Ok(false))), "{ended:?}");
     assert_eq!(calls(temp.path()), before + 1);
+}
+
+#[tokio::test]
+async fn what_may_be_done_with_tokens() {
+    let Some((registry, tokens)) = with_tokens() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let client = |user: &str, password: &str| {
+        let auths = if user.is_empty() { serde_json::json!({}) } else { serde_json::json!({ registry.host(): basic(user, password) }) };
+        client_with(temp.path(), &auths)
+    };
+    let say = |verdict: &Verdict| match verdict {
+        Verdict::Allowed => "allowed",
+        Verdict::Missing => "missing",
+        Verdict::Refused(_) => "refused",
+    };
+    for (user, password, repository, pull, push) in [
+        ("anna", "pass:word", "private/app", "missing", "allowed"),
+        // The token server gives a token without the right to push.
+        ("bert", "x", "public/app", "missing", "refused"),
+        ("bert", "x", "private/app", "refused", "refused"),
+        ("", "", "public/app", "missing", "refused"),
+        ("", "", "private/app", "refused", "refused"),
+        ("bert", "wrong", "public/app", "refused", "refused"),
+    ] {
+        let access = client(user, password).check_access(&registry.reference(repository), true).await.unwrap();
+        let got = (say(&access.pull), access.push.as_ref().map(say));
+        assert_eq!(got, (pull, Some(push)), "{user} {repository}: {access:?}");
+        assert_eq!(access.username.as_deref(), Some(user).filter(|u| !u.is_empty()));
+        assert!(!format!("{access:?}").contains("pass:word"));
+    }
+    // Without the question no right to push is asked for.
+    let before = tokens.requests().len();
+    let access = client("anna", "pass:word").check_access(&registry.reference("private/app"), false).await.unwrap();
+    assert!(access.push.is_none() && tokens.requests()[before..].iter().all(|line| !line.contains("push")), "{:?}", tokens.requests());
 }

@@ -225,7 +225,10 @@ impl Settings {
     /// names do not: what it means must not depend on where it is built.
     pub fn full_name(&self, name: &str) -> String {
         let first = name.split_once('/').map(|(first, _)| first);
-        let has_registry = first.is_some_and(|first| first.contains(['.', ':']) || first == "localhost");
+        let has_registry = first.is_some_and(|first| {
+            // As references are read: repositories have no capitals.
+            first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase())
+        });
         if has_registry || name.is_empty() || (self.default_registry.is_none() && self.registry_path.is_none()) {
             return name.to_owned();
         }
@@ -373,6 +376,7 @@ mod tests {
             ("r.test", "team", "localhost/app", "localhost/app"),
             ("r.test", "team", "localhost:5000/app", "localhost:5000/app"),
             ("r.test", "team", "docker.io/library/app", "docker.io/library/app"),
+            ("r.test", "team", "HOST/app", "HOST/app"),
             ("", "me", "app", "docker.io/me/app"),
             ("https://r.test/", "/team/", "app", "r.test/team/app"),
         ] {
