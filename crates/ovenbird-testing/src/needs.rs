@@ -71,6 +71,7 @@ impl Need {
                 .or_else(|| if base::Base::Debian.is_cached() { None } else { no_mirror() }),
             Self::Registry => program("docker-registry", "docker-registry")
                 .or_else(|| program("skopeo", "skopeo"))
+                .or_else(|| program("openssl", "openssl"))
                 .or_else(|| program("busybox", "busybox-static")),
             Self::Root => root(),
             Self::Docker => root().or_else(|| program("dockerd", "docker.io")).or_else(|| program("docker", "docker.io")),

@@ -29,21 +29,39 @@ pub struct Options<'a> {
     pub credentials: Option<(&'a str, &'a str)>,
 }
 
+/// Who proves to be who.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tls {
+    /// The registry.
+    Server,
+    /// The registry and who asks.
+    Both,
+}
+
 impl Registry {
     /// One with `library/busybox`, open to all.
     pub fn start() -> Result<Self> {
-        Self::start_with(Options { bases: &[Base::Busybox], credentials: None })
+        Self::start_with(Options { bases: &[Base::Busybox], ..Options::default() })
     }
 
     /// One as described.
     pub fn start_with(options: Options<'_>) -> Result<Self> {
+        Self::start_over(options, None)
+    }
+
+    /// One as described, with a certificate of its own for 127.0.0.1, which nobody trusts.
+    pub fn start_with_tls(options: Options<'_>, tls: Tls) -> Result<Self> {
+        Self::start_over(options, Some(tls))
+    }
+
+    fn start_over(options: Options<'_>, tls: Option<Tls>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("ovenbird-registry-").tempdir().at("cannot make a folder in", &std::env::temp_dir())?;
         let storage = dir.path().join("storage");
         fs::create_dir(&storage).at("cannot make", &storage)?;
         for base in options.bases {
             lay_out(&base.registry_storage()?, &storage)?;
         }
-        Self::serve(dir, options.credentials)
+        Self::serve(dir, options.credentials, tls)
     }
 
     /// One on an existing storage folder, for filling it.
@@ -51,10 +69,10 @@ impl Registry {
         let dir = tempfile::Builder::new().prefix("ovenbird-registry-").tempdir().at("cannot make a folder in", &std::env::temp_dir())?;
         let link = dir.path().join("storage");
         std::os::unix::fs::symlink(storage, &link).at("cannot make", &link)?;
-        Self::serve(dir, None)
+        Self::serve(dir, None, None)
     }
 
-    fn serve(dir: TempDir, credentials: Option<(&str, &str)>) -> Result<Self> {
+    fn serve(dir: TempDir, credentials: Option<(&str, &str)>, tls: Option<Tls>) -> Result<Self> {
         let auth = match credentials {
             None => String::new(),
             Some((user, password)) => {
@@ -63,13 +81,25 @@ impl Registry {
                 format!("auth: {{htpasswd: {{realm: ovenbird, path: {}}}}}\n", file.display())
             }
         };
+        if tls.is_some() {
+            certify(dir.path(), "server", "subjectAltName=IP:127.0.0.1")?;
+            certify(dir.path(), "client", "subjectAltName=email:me@example.test")?;
+        }
+        let place = dir.path().display();
+        let tls = match tls {
+            None => String::new(),
+            Some(Tls::Server) => format!(", tls: {{certificate: {place}/server.pem, key: {place}/server.key}}"),
+            Some(Tls::Both) => {
+                format!(", tls: {{certificate: {place}/server.pem, key: {place}/server.key, clientcas: [{place}/client.pem]}}")
+            }
+        };
         let config = dir.path().join("config.yml");
         // A port found free may be taken before the registry binds it: try a few.
         let mut last = None;
         for _ in 0..5 {
             let port = process::free_port()?;
             let text = format!(
-                "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp: {{addr: \"127.0.0.1:{port}\", secret: ovenbird}}\n{auth}",
+                "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp: {{addr: \"127.0.0.1:{port}\", secret: ovenbird{tls}}}\n{auth}",
                 dir.path().join("storage").display()
             );
             fs::write(&config, text).at("cannot write", &config)?;
@@ -100,6 +130,16 @@ impl Registry {
         write_password(&self.dir.path().join("htpasswd"), user, password)
     }
 
+    /// The registry's certificate, where it has one.
+    pub fn certificate(&self) -> std::path::PathBuf {
+        self.dir.path().join("server.pem")
+    }
+
+    /// Certificate and key that a registry with [`Tls::Both`] takes.
+    pub fn client_identity(&self) -> std::path::PathBuf {
+        self.dir.path().join("client.both")
+    }
+
     /// Folder that holds every blob and manifest, for looking at them or damaging them.
     pub fn storage(&self) -> std::path::PathBuf {
         self.dir.path().join("storage/docker/registry/v2")
@@ -115,6 +155,18 @@ impl Registry {
         let target = format!("docker://{}/{name}", self.address());
         process::output(Command::new("skopeo").args(["copy", "--quiet", "--dest-tls-verify=false", source, &target])).map(drop)
     }
+}
+
+/// A certificate that signs itself: `NAME.pem`, `NAME.key`, and both in `NAME.both`.
+fn certify(dir: &Path, name: &str, extension: &str) -> Result<()> {
+    let (pem, key, both) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")), dir.join(format!("{name}.both")));
+    let mut command = Command::new("openssl");
+    command.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]);
+    // An authority's certificate would not be taken as a server's.
+    command.args(["-addext", extension, "-addext", "basicConstraints=critical,CA:FALSE"]);
+    process::output(command.arg("-keyout").arg(&key).arg("-out").arg(&pem))?;
+    let text = fs::read_to_string(&pem).at("cannot read", &pem)? + &fs::read_to_string(&key).at("cannot read", &key)?;
+    fs::write(&both, text).at("cannot write", &both)
 }
 
 fn write_password(file: &Path, user: &str, password: &str) -> Result<()> {

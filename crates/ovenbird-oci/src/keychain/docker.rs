@@ -21,6 +21,11 @@ const NAMES: [&str; 3] = ["config.json", ".dockerconfigjson", OLD_NAME];
 /// The form before `config.json`.
 const OLD_NAME: &str = ".dockercfg";
 
+/// Whether a file has the older form, with the registries at the top.
+fn is_old(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == OLD_NAME)
+}
+
 /// The file in a folder that is read, and written.
 pub(super) fn file_in(folder: &Path) -> PathBuf {
     NAMES.iter().map(|name| folder.join(name)).find(|path| path.exists()).unwrap_or_else(|| folder.join(NAMES[0]))
@@ -122,15 +127,20 @@ pub(super) fn read(path: &Path) -> Result<Option<Map<String, Value>>, KeychainEr
     if bytes.len() as u64 > MAX_DOCUMENT {
         return Err(malformed(format!("it is longer than {MAX_DOCUMENT} bytes")));
     }
+    parse(path, &bytes)
+}
+
+/// Reads the text of such a file; `path` is for messages, and its name says which form it has.
+pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Option<Map<String, Value>>, KeychainError> {
+    let malformed = |reason: String| KeychainError::Malformed { path: path.into(), reason };
     if bytes.trim_ascii().is_empty() {
         return Ok(None);
     }
     // Only the place of the error: its text could quote a value.
     let value: Value =
-        serde_json::from_slice(&bytes).map_err(|e| malformed(format!("no JSON at line {}, column {}", e.line(), e.column())))?;
+        serde_json::from_slice(bytes).map_err(|e| malformed(format!("no JSON at line {}, column {}", e.line(), e.column())))?;
     match value {
-        // The older form has the registries at the top.
-        Value::Object(map) if path.file_name().is_some_and(|name| name == OLD_NAME) && !map.contains_key("auths") => {
+        Value::Object(map) if is_old(path) && !map.contains_key("auths") => {
             Ok(Some([("auths".to_owned(), Value::Object(map))].into_iter().collect()))
         }
         Value::Object(map) => Ok(Some(map)),
@@ -150,6 +160,11 @@ pub(super) fn edit(path: &Path, change: impl FnOnce(&mut Map<String, Value>) -> 
     let mut config = read(&target)?.unwrap_or_default();
     if !change(&mut config) {
         return Err(KeychainError::Malformed { path: path.into(), reason: "`auths` is no JSON object".into() });
+    }
+    if is_old(&target)
+        && let Some(Value::Object(auths)) = config.remove("auths")
+    {
+        config = auths;
     }
     let mut bytes = vec![];
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, serde_json::ser::PrettyFormatter::with_indent(b"\t"));

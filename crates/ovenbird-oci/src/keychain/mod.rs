@@ -1,8 +1,8 @@
 //! Credentials: who we are to a registry, and where that is written.
 //!
 //! Only this module reads them; they leave it as [`Secret`]s, which never print. Searched in this order, the first that has something
-//! counts: the source that the settings name for the registry (and then no other); variables named after the registry; docker's
-//! `config.json`, podman's `auth.json` and further files of that form (in each: the helper that `credHelpers` names, the one of
+//! counts: the source that the settings name for the registry (and then no other); variables named after the registry; the variable
+//! `DOCKER_AUTH_CONFIG`; docker's `config.json`, podman's `auth.json` and further files of that form (in each: the helper that `credHelpers` names, the one of
 //! `credsStore`, then `auths`, the longest matching key first: `host/org/repository`, `host/org`, `host`); the cloud that the
 //! registry's name belongs to. A source that is broken is an error, not a stranger's access.
 //!
@@ -261,6 +261,11 @@ impl Keychain {
     }
 
     async fn in_files(&self, query: Query<'_>) -> Result<Option<Found>, KeychainError> {
+        if let Some((name, config)) = self.document()?
+            && let Some((credential, key)) = from_auths(&config, name, query.registry, query.repository)?
+        {
+            return Ok(Some(Found::new(credential, Origin::File { path: name.into(), key })));
+        }
         for path in self.files() {
             if let Some(found) = self.in_file(&path, query).await? {
                 return Ok(Some(found));
@@ -309,13 +314,18 @@ impl Keychain {
         if let Ok(Some(found)) = self.in_variables(registry) {
             return Some(found.credential);
         }
+        if let Ok(Some((name, config))) = self.document()
+            && let Ok(Some((credential, _))) = from_auths(&config, name, registry, repository)
+        {
+            return Some(credential);
+        }
         self.files().find_map(|path| Some(from_auths(&read(&path).ok()??, &path, registry, repository).ok()??.0))
     }
 
     /// Keeps name and password: with the helper that is configured for the registry, else in the first file, which is replaced
     /// atomically and keeps everything else in it.
     pub async fn store(&self, registry: &str, username: &str, password: &Secret) -> Result<Kept, KeychainError> {
-        let path = self.files().next().ok_or(KeychainError::NoPlace)?;
+        let path = self.own_files().next().ok_or(KeychainError::NoPlace)?;
         let config = read(&path)?.unwrap_or_default();
         let key = key_of(registry);
         if let Some(name) = helper_names(&config, registry).into_iter().next() {
@@ -340,7 +350,7 @@ impl Keychain {
     /// Forgets the credentials of a registry everywhere; the places that had any.
     pub async fn erase(&self, registry: &str) -> Result<Vec<Kept>, KeychainError> {
         let mut places = vec![];
-        for path in self.files() {
+        for path in self.own_files() {
             let Some(config) = read(&path)? else { continue };
             for name in helper_names(&config, registry) {
                 if self.helpers().ask(&path, &name, registry).await?.is_some() {
@@ -364,11 +374,23 @@ impl Keychain {
         Ok(places)
     }
 
+    /// The configuration that stands in a variable. Its helpers are not asked, as Docker does not.
+    fn document(&self) -> Result<Option<(&Path, Map<String, Value>)>, KeychainError> {
+        let Some((name, text)) = &self.options.document else { return Ok(None) };
+        let name = Path::new(name.as_str());
+        Ok(docker::parse(name, text.expose().as_bytes())?.map(|config| (name, config)))
+    }
+
     fn files(&self) -> impl Iterator<Item = PathBuf> + use<> {
-        let docker = self.options.docker_config.as_deref().map(file_in);
         let more: Vec<PathBuf> =
             self.options.auth_files.iter().map(|path| if path.is_dir() { file_in(path) } else { path.clone() }).collect();
-        docker.into_iter().chain(self.options.auth_file.clone()).chain(more)
+        self.own_files().chain(more)
+    }
+
+    /// Those that `login` and `logout` write. Mounted secrets are others'.
+    fn own_files(&self) -> impl Iterator<Item = PathBuf> + use<> {
+        let docker = self.options.docker_config.as_deref().map(file_in);
+        docker.into_iter().chain(self.options.auth_file.clone())
     }
 
     fn helpers(&self) -> Helpers<'_> {

@@ -69,6 +69,8 @@ impl fmt::Display for Source {
 /// Everything that a [`super::Keychain`] searches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeychainOptions {
+    /// A docker configuration that stands in a variable, and the name of that.
+    pub document: Option<(String, Secret)>,
     /// Folder of docker's `config.json` (`DOCKER_CONFIG` or `~/.docker`), or of a mounted `.dockerconfigjson` or `.dockercfg`.
     pub docker_config: Option<PathBuf>,
     /// Podman's `auth.json`.

@@ -350,7 +350,19 @@ async fn mounted_pull_secrets_come_after_the_files_of_the_user() {
         let place = found.map_or_else(String::new, |found| found.origin.to_string());
         assert!(place.contains(key), "{place}");
     }
+    // They are others' files: only read.
+    let keychain = Keychain::new(options("docker"));
+    assert_eq!(keychain.erase("g.test").await.unwrap(), []);
+    assert_eq!(keychain.store("g.test", "me", &Secret::new("5")).await.unwrap(), Kept::File(dir.join("docker/config.json")));
+    // A login where DOCKER_CONFIG has the older form keeps that.
+    assert_eq!(
+        Keychain::new(options("old")).store("h.test", "me", &Secret::new("6")).await.unwrap(),
+        Kept::File(dir.join("old/.dockercfg"))
+    );
+    let old = std::fs::read_to_string(dir.join("old/.dockercfg")).unwrap();
+    assert!(!old.contains("auths") && old.contains("f.test") && old.contains("h.test"), "{old}");
     write(&dir.join("secret/.dockerconfigjson"), "broken");
+    std::fs::remove_file(dir.join("docker/config.json")).unwrap();
     let error = Keychain::new(options("docker")).get("g.test", "a").await.unwrap_err().to_string();
     assert!(error.contains("secret/.dockerconfigjson is not a Docker configuration file"), "{error}");
 }

@@ -68,9 +68,9 @@ impl Endpoint {
             None => options.plain_http || (loopback && !trusted_tls),
         };
         let wrong = || RegistryError::Settings {
-            registry: said.into(),
-            path: said.into(),
-            reason: match &elsewhere {
+            registry: without_password(said),
+            path: without_password(said).into(),
+            reason: match elsewhere.as_deref().map(without_password) {
                 Some(endpoint) => format!("is to be reached at {endpoint:?}, which is not [http[s]://]host[:port]"),
                 None => "is not host[:port], or host[:port]/prefix for a mirror".into(),
             },
@@ -131,6 +131,11 @@ impl Endpoint {
         let allowed = url.scheme() == "https" || (url.scheme() == "http" && self.is_plain());
         (allowed && url.has_host()).then_some(url)
     }
+}
+
+/// Somebody may have written one before the host.
+fn without_password(address: &str) -> String {
+    address.rsplit_once('@').map_or_else(|| address.to_owned(), |(_, host)| format!("***@{host}"))
 }
 
 /// On this machine?

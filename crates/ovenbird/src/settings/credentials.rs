@@ -14,6 +14,7 @@ pub(super) fn from_environment(environment: &Environment) -> KeychainOptions {
     let gcloud = path("CLOUDSDK_CONFIG").or_else(|| environment.config_home().map(|dir| dir.join("gcloud")));
     let podman = environment.config_home().map(|dir| dir.join("containers/auth.json"));
     KeychainOptions {
+        document: get("DOCKER_AUTH_CONFIG").map(|text| ("DOCKER_AUTH_CONFIG".to_owned(), Secret::new(text))),
         // Podman's second place, where it keeps what outlives a session.
         auth_files: podman.into_iter().filter(|_| get("REGISTRY_AUTH_FILE").is_none()).collect(),
         variables: environment.iter().collect(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ovenbird_oci::keychain::registry_name;
 use serde::Deserialize;
 
 use super::registry::FileRegistry;
@@ -47,16 +48,8 @@ impl FileSettings {
         over(&mut self.trusted_projects, other.trusted_projects);
         over(&mut self.tags, other.tags);
         for (name, registry) in other.registry {
-            self.registry.entry(name).or_default().merge(registry);
+            self.registry.entry(registry_name(&name)).or_default().merge(registry);
         }
-    }
-
-    /// Lays a project's file over this that nobody vouches for: its limits only lower those of the user.
-    pub(super) fn merge_project(&mut self, mut other: Self) {
-        for (name, registry) in std::mem::take(&mut other.registry) {
-            self.registry.entry(name).or_default().narrow(&registry);
-        }
-        self.merge(other);
     }
 
     /// Paths in a file are seen from the folder of the file.
@@ -97,6 +90,14 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<FileSettings, Error> {
             None => told,
         }
     })?;
+    let not_a_host = |name: &&String| {
+        let bare = name.split_once("://").map_or(name.as_str(), |(_, bare)| bare);
+        bare.is_empty() || bare.split_once('/').is_some_and(|(_, path)| !matches!(path.trim_end_matches('/'), "" | "v1" | "v2"))
+    };
+    if let Some(name) = settings.registry.keys().find(not_a_host) {
+        return Err(Error::new(Kind::Configuration, format!("{} has settings of {name:?}, which is no registry", path.display()))
+            .hint("settings are for a whole host[:port]; credentials for a part of one stand in Docker's config.json"));
+    }
     settings.rebase(path.parent().unwrap_or(Path::new("/")));
     Ok(settings)
 }

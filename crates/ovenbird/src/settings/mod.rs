@@ -134,12 +134,13 @@ impl Settings {
             }
         }
         let trusted = merged.trusted_projects.clone().unwrap_or_default();
-        if let Some((path, layer, is_trusted)) = project::read(environment.working_directory(), &trusted)? {
-            if is_trusted {
-                merged.merge(layer);
-            } else {
-                merged.merge_project(layer);
+        let mut limits = BTreeMap::new();
+        if let Some((path, mut layer, is_trusted)) = project::read(environment.working_directory(), &trusted)? {
+            if !is_trusted {
+                // Applied at the end: they only lower what all others say, and a registry that a project names is not the user's.
+                limits = std::mem::take(&mut layer.registry);
             }
+            merged.merge(layer);
             files.push(path);
         }
         let explicit = flags.file.clone().or_else(|| environment.get("OVENBIRD_SETTINGS").map(PathBuf::from));
@@ -150,7 +151,7 @@ impl Settings {
         merged.merge(from_variables(environment)?);
         for RegistryOption { registry, mut values } in flags.registries.clone() {
             values.rebase(environment.working_directory());
-            merged.registry.entry(registry).or_default().merge(values);
+            merged.registry.entry(registry_name(&registry)).or_default().merge(values);
         }
         let parsed =
             |what: &str, error: String| Error::new(Kind::Configuration, format!("the setting {what} cannot be used")).because(error);
@@ -175,15 +176,17 @@ impl Settings {
         let mut keychain = credentials::from_environment(environment);
         keychain.auth_files.extend(merged.auth_files.unwrap_or_default());
         let mut registries: BTreeMap<String, RegistryOptions> = BTreeMap::new();
+        keychain.named = merged.registry.keys().cloned().collect();
+        for (name, limit) in limits {
+            merged.registry.entry(registry_name(&name)).or_default().narrow(&limit);
+        }
         for (name, mut registry) in merged.registry {
-            let key = registry_name(&name);
-            tags.registries.extend(registry.tags.take().map(|policy| (key.clone(), policy)));
+            tags.registries.extend(registry.tags.take().map(|policy| (name.clone(), policy)));
             if let Some(source) = registry.credentials.take() {
                 let source = source.resolve(&keychain, environment);
-                keychain.sources.insert(key.clone(), source.map_err(|e| parsed(&format!("credentials of registry {name}"), e))?);
+                keychain.sources.insert(name.clone(), source.map_err(|e| parsed(&format!("credentials of registry {name}"), e))?);
             }
-            keychain.named.insert(key.clone());
-            registries.insert(key, registry.into());
+            registries.insert(name, registry.into());
         }
         // In a pod of OpenShift the registry's certificate is signed by an authority that every pod is given.
         if Path::new(OPENSHIFT_CA).exists() {
@@ -228,7 +231,10 @@ impl Settings {
     /// names do not: what it means must not depend on where it is built.
     pub fn full_name(&self, name: &str) -> String {
         let first = name.split_once('/').map(|(first, _)| first);
-        let has_registry = first.is_some_and(|first| first.contains(['.', ':']) || first == "localhost");
+        let has_registry = first.is_some_and(|first| {
+            // As references are read: repositories have no capitals.
+            first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase())
+        });
         if has_registry || name.is_empty() || (self.default_registry.is_none() && self.registry_path.is_none()) {
             return name.to_owned();
         }
@@ -376,6 +382,7 @@ mod tests {
             ("r.test", "team", "localhost/app", "localhost/app"),
             ("r.test", "team", "localhost:5000/app", "localhost:5000/app"),
             ("r.test", "team", "docker.io/library/app", "docker.io/library/app"),
+            ("r.test", "team", "HOST/app", "HOST/app"),
             ("", "me", "app", "docker.io/me/app"),
             ("https://r.test/", "/team/", "app", "r.test/team/app"),
         ] {
@@ -488,6 +495,9 @@ mod tests {
         let settings = load(false, "parallel=7\nregistry_path='team'\n[registry.'h.test']\ntransfers=2\nrequests_per_second=5\n").unwrap();
         assert_eq!((settings.parallel, settings.registry_path.as_deref()), (7, Some("team")));
         assert_eq!((settings.registries["h.test"].transfers, settings.registries["h.test"].requests_per_second), (Some(2), Some(5.0)));
+        // Nor does a name here make a registry one of the user's, for variables without a prefix.
+        let settings = load(false, "[registry.'db.app']\ntransfers=1").unwrap();
+        assert!(settings.keychain.named.iter().eq(["h.test"]) && settings.registries["db.app"].transfers == Some(1));
         assert_eq!(load(false, "[registry.'h.test']\ntransfers=99").unwrap().registries["h.test"].transfers, Some(4));
         for (text, refused) in [
             ("root='/x'", "root"),
@@ -539,6 +549,8 @@ mod tests {
         let load = |path: &Path| Settings::load(&environment, &Overrides { file: Some(path.into()), ..Overrides::default() }).unwrap_err();
         std::fs::write(&path, "paralel = 3").unwrap();
         assert_eq!(load(&path).hints, ["did you mean `parallel`?"]);
+        std::fs::write(&path, "[registry.'x/org']\nplain_http = true").unwrap();
+        assert!(load(&path).message.contains("settings of \"x/org\", which is no registry"));
         std::fs::write(&path, "[registry.x]\nmirror = ['a']").unwrap();
         assert_eq!(load(&path).hints, ["did you mean `mirrors`?"]);
         let missing = load(&dir.path().join("none.toml"));

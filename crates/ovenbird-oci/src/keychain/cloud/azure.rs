@@ -13,7 +13,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::Value;
 
 use super::super::{Credential, Found, KeychainError, Origin, Query, Secret, read_secret};
-use super::exchange::{Exchange, Refusal, token};
+use super::exchange::{Exchange, token};
 
 const LOGIN: &str = "https://login.microsoftonline.com";
 const RESOURCE: &str = "https://containerregistry.azure.net";
@@ -56,7 +56,7 @@ pub(super) async fn find(options: &AzureOptions, exchange: &Exchange, query: Que
     let mut form = vec![("grant_type", "access_token"), ("service", query.registry), ("access_token", directory.expose())];
     form.extend(options.tenant.as_deref().map(|tenant| ("tenant", tenant)));
     let exchanged = exchange.post(&url, &form, &[&directory]).await.and_then(|value| token(&value, "refresh_token"));
-    let refresh = exchanged.map_err(|e| cloud(&format!("exchange a token at {}", query.registry), e.reason()))?;
+    let refresh = exchanged.map_err(|e| cloud(&format!("exchange a token at {}", query.registry), e.0))?;
     let until = expiry(&refresh).and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
     Ok(Some(Found::new(Credential::IdentityToken(refresh), Origin::Azure { identity }).until(until)))
 }
@@ -84,7 +84,7 @@ async fn directory_token(options: &AzureOptions, exchange: &Exchange) -> Result<
     let authority = options.authority.as_deref().unwrap_or(LOGIN).trim_end_matches('/');
     let answer = exchange.post(&format!("{authority}/{tenant}/oauth2/v2.0/token"), &form, &[&proof]).await;
     let given = answer.and_then(|value| token(&value, "access_token"));
-    let given = given.map_err(|e| cloud(&format!("log in as client {client} {how}"), e.reason()))?;
+    let given = given.map_err(|e| cloud(&format!("log in as client {client} {how}"), e.0))?;
     Ok(Some((given, format!("client {client} {how}"))))
 }
 
@@ -99,8 +99,9 @@ async fn managed(options: &AzureOptions, exchange: &Exchange) -> Result<Option<(
     }
     match exchange.metadata(&url, ("metadata", "true")).await.and_then(|(_, value)| token(&value, "access_token")) {
         Ok(given) => Ok(Some((given, identity))),
-        Err(Refusal::Unreachable(_)) if options.metadata_endpoint.is_none() => Ok(None),
-        Err(refusal) => Err(cloud("ask for the managed identity", refusal.reason())),
+        // A machine of another cloud, or one without an identity: images for all can still be had.
+        Err(_) if options.metadata_endpoint.is_none() && options.client_id.is_none() => Ok(None),
+        Err(refusal) => Err(cloud("ask for the managed identity", refusal.0)),
     }
 }
 

@@ -1,11 +1,12 @@
 //! Amazon ECR through the AWS SDK: its chain of credentials, one authorization token for a registry, repositories on request.
 //! Source: Amazon ECR API reference (GetAuthorizationToken, CreateRepository), API version 2015-09-21.
 
+use std::error::Error;
 use std::time::{Duration, SystemTime};
 
+use aws_config::imds::client::error::ImdsError;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::error::CredentialsError;
-use aws_sdk_ecr::error::DisplayErrorContext;
 use aws_sdk_ecr::operation::create_repository::CreateRepositoryError;
 use base64::Engine;
 
@@ -16,8 +17,22 @@ use crate::registry::printable;
 const HINT: &str =
     "check AWS_PROFILE or the AWS_* variables, or the role of this machine (`aws sts get-caller-identity` shows who you are)";
 
+/// An error and its causes, each once. Never in the form for developers: that one has the whole answer in it, with its token.
+fn reason(error: &dyn Error) -> String {
+    let mut parts: Vec<String> = vec![];
+    let mut next = Some(error);
+    while let Some(current) = next {
+        let text = current.to_string();
+        if !parts.iter().any(|part| part.contains(&text)) {
+            parts.push(text);
+        }
+        next = current.source();
+    }
+    parts.join(": ")
+}
+
 fn cloud(action: String, reason: &str) -> KeychainError {
-    KeychainError::Cloud { service: "Amazon ECR", action, reason: printable(reason), hint: HINT }
+    KeychainError::Cloud { service: "Amazon ECR", action, reason: printable(reason.trim_end_matches('.')), hint: HINT }
 }
 
 /// Account and region: from the host name, or from the settings for a registry of another name.
@@ -34,19 +49,43 @@ fn place<'a>(options: &'a EcrOptions, registry: &'a str) -> Result<(EcrHost<'a>,
     Ok((host.unwrap_or(EcrHost { account: Some(""), region }), region.to_owned()))
 }
 
-/// `None`: the SDK knows nobody.
-async fn sdk(options: &EcrOptions, region: &str) -> Result<Option<SdkConfig>, KeychainError> {
+/// Why the SDK has no credentials.
+enum Absent {
+    /// There are none.
+    Nobody,
+    /// There are none but those that the machine might have, and its metadata service did not give any. Machines of other clouds have
+    /// such a service, too, which knows nothing of Amazon.
+    Machine(KeychainError),
+    /// There are some, and they cannot be used.
+    Broken(KeychainError),
+}
+
+impl Absent {
+    fn into_error(self, action: String) -> KeychainError {
+        match self {
+            Self::Nobody => cloud(action, "there are no AWS credentials"),
+            Self::Machine(error) | Self::Broken(error) => error,
+        }
+    }
+}
+
+async fn sdk(options: &EcrOptions, region: &str) -> Result<SdkConfig, Absent> {
     use aws_sdk_ecr::config::ProvideCredentials as _;
     let mut loader = aws_config::defaults(BehaviorVersion::latest()).region(Region::new(region.to_owned()));
     if let Some(profile) = &options.profile {
         loader = loader.profile_name(profile);
     }
     let sdk = loader.load().await;
-    let Some(provider) = sdk.credentials_provider() else { return Ok(None) };
+    let Some(provider) = sdk.credentials_provider() else { return Err(Absent::Nobody) };
     match provider.provide_credentials().await {
-        Ok(_) => Ok(Some(sdk)),
-        Err(CredentialsError::CredentialsNotLoaded(_)) => Ok(None),
-        Err(error) => Err(cloud("find AWS credentials".into(), &DisplayErrorContext(&error).to_string())),
+        Ok(_) => Ok(sdk),
+        Err(CredentialsError::CredentialsNotLoaded(_)) => Err(Absent::Nobody),
+        Err(error) => {
+            let told = cloud("find AWS credentials".into(), &reason(&error));
+            let machine =
+                std::iter::successors(error.source(), |e: &&(dyn Error + 'static)| (*e).source()).any(<dyn Error>::is::<ImdsError>);
+            Err(if machine { Absent::Machine(told) } else { Absent::Broken(told) })
+        }
     }
 }
 
@@ -63,19 +102,21 @@ pub(super) fn create_repository<'a>(options: &'a EcrOptions, registry: &'a str, 
 async fn token(options: &EcrOptions, registry: &str) -> Result<Option<Found>, KeychainError> {
     let (host, region) = place(options, registry)?;
     let action = || format!("get an authorization token in {region}");
-    let Some(sdk) = sdk(options, &region).await? else {
+    let sdk = match sdk(options, &region).await {
+        Ok(sdk) => sdk,
         // Amazon's public registry serves strangers, the others never do.
-        return if host.account.is_none() { Ok(None) } else { Err(cloud(action(), "there are no AWS credentials")) };
+        Err(Absent::Nobody | Absent::Machine(_)) if host.account.is_none() => return Ok(None),
+        Err(absent) => return Err(absent.into_error(action())),
     };
     let (token, expires) = if host.account.is_none() {
         let mut config = aws_sdk_ecrpublic::config::Builder::from(&sdk);
         config.set_endpoint_url(options.endpoint.clone().or_else(|| sdk.endpoint_url().map(Into::into)));
         let answer = aws_sdk_ecrpublic::Client::from_conf(config.build()).get_authorization_token().send().await;
-        let data = answer.map_err(|e| cloud(action(), &DisplayErrorContext(&e).to_string()))?.authorization_data;
+        let data = answer.map_err(|e| cloud(action(), &reason(&e)))?.authorization_data;
         data.map(|d| (d.authorization_token, d.expires_at)).unwrap_or_default()
     } else {
         let answer = client(options, &sdk).get_authorization_token().send().await;
-        let data = answer.map_err(|e| cloud(action(), &DisplayErrorContext(&e).to_string()))?.authorization_data;
+        let data = answer.map_err(|e| cloud(action(), &reason(&e)))?.authorization_data;
         data.and_then(|list| list.into_iter().next()).map(|d| (d.authorization_token, d.expires_at)).unwrap_or_default()
     };
     let decoded = token.and_then(|token| String::from_utf8(BASE64.decode(token).ok()?).ok());
@@ -98,12 +139,12 @@ async fn create(options: &EcrOptions, registry: &str, repository: &str) -> Resul
         });
     }
     let action = || format!("make the repository {repository} in {region}");
-    let Some(sdk) = sdk(options, &region).await? else { return Err(cloud(action(), "there are no AWS credentials")) };
+    let sdk = sdk(options, &region).await.map_err(|absent| absent.into_error(action()))?;
     let account = host.account.filter(|account| !account.is_empty()).map(str::to_owned);
     match client(options, &sdk).create_repository().repository_name(repository).set_registry_id(account).send().await {
         Ok(_) => Ok(true),
         Err(error) if error.as_service_error().is_some_and(CreateRepositoryError::is_repository_already_exists_exception) => Ok(false),
-        Err(error) => Err(cloud(action(), &DisplayErrorContext(&error).to_string())),
+        Err(error) => Err(cloud(action(), &reason(&error))),
     }
 }
 

@@ -23,27 +23,14 @@ pub(super) struct Exchange {
     metadata: tokio::sync::OnceCell<reqwest::Client>,
 }
 
-/// Why there is no answer.
-pub(super) enum Refusal {
-    /// Nobody is there.
-    Unreachable(String),
-    /// An answer that is no success, or no JSON.
-    Said(String),
-}
-
-impl Refusal {
-    pub(super) fn reason(self) -> String {
-        match self {
-            Self::Unreachable(reason) | Self::Said(reason) => reason,
-        }
-    }
-}
+/// Why there is no answer, or none that helps; in words, without any secret.
+pub(super) struct Refusal(pub(super) String);
 
 impl Exchange {
     /// Posts a form to a token service. `secrets` are struck out of what it says.
     pub(super) async fn post(&self, url: &str, form: &[(&str, &str)], secrets: &[&Secret]) -> Result<Value, Refusal> {
-        let url = service_url(url).map_err(Refusal::Said)?;
-        let client = self.service.get_or_try_init(|| async { client(false) }).await.map_err(Refusal::Said)?;
+        let url = service_url(url).map_err(Refusal)?;
+        let client = self.service.get_or_try_init(|| async { client(false) }).await.map_err(Refusal)?;
         let mut body = url.clone();
         body.query_pairs_mut().clear().extend_pairs(form);
         let body = body.query().unwrap_or_default().to_owned();
@@ -53,8 +40,8 @@ impl Exchange {
 
     /// Asks the metadata service of the machine: plain HTTP, past every proxy.
     pub(super) async fn metadata(&self, url: &str, header: (&'static str, &'static str)) -> Result<(HeaderMap, Value), Refusal> {
-        let client = self.metadata.get_or_try_init(|| async { client(true) }).await.map_err(Refusal::Said)?;
-        let url = Url::parse(url).map_err(|e| Refusal::Said(format!("{url:?} is no URL ({e})")))?;
+        let client = self.metadata.get_or_try_init(|| async { client(true) }).await.map_err(Refusal)?;
+        let url = Url::parse(url).map_err(|e| Refusal(format!("{url:?} is no URL ({e})")))?;
         let header = (HeaderName::from_static(header.0), HeaderValue::from_static(header.1));
         answer(client.get(url).header(header.0, header.1), &[]).await
     }
@@ -93,7 +80,7 @@ async fn answer(request: reqwest::RequestBuilder, secrets: &[&Secret]) -> Result
             reason = format!("{reason}: {cause}");
             next = cause.source();
         }
-        if e.is_connect() || e.is_timeout() { Refusal::Unreachable(clean(&reason)) } else { Refusal::Said(clean(&reason)) }
+        Refusal(clean(&reason))
     };
     let mut response = request.send().await.map_err(broken)?;
     let (status, headers) = (response.status(), response.headers().clone());
@@ -101,7 +88,7 @@ async fn answer(request: reqwest::RequestBuilder, secrets: &[&Secret]) -> Result
     while let Some(piece) = response.chunk().await.map_err(broken)? {
         bytes.extend_from_slice(&piece);
         if bytes.len() > MAX_ANSWER {
-            return Err(Refusal::Said("its answer is too long".into()));
+            return Err(Refusal("its answer is too long".into()));
         }
     }
     // The parser's own message could quote a token.
@@ -115,13 +102,13 @@ async fn answer(request: reqwest::RequestBuilder, secrets: &[&Secret]) -> Result
         .or_else(|| value.pointer("/errors/0/message").and_then(Value::as_str))
         .or_else(|| field("message"))
         .unwrap_or_default();
-    Err(Refusal::Said(if status.is_success() { "its answer is no JSON object".into() } else { clean(&format!("{status}: {said}")) }))
+    Err(Refusal(if status.is_success() { "its answer is no JSON object".into() } else { clean(&format!("{status}: {said}")) }))
 }
 
 /// A field with a token.
 pub(super) fn token(value: &Value, name: &str) -> Result<Secret, Refusal> {
     let text = value.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
-    text.map(Secret::new).ok_or_else(|| Refusal::Said(format!("its answer has no {name}")))
+    text.map(Secret::new).ok_or_else(|| Refusal(format!("its answer has no {name}")))
 }
 
 /// Seconds: a number, or one in a string, as some services write it.

@@ -16,7 +16,7 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 
 use super::super::{Credential, Found, KeychainError, Origin, Secret, read_text};
-use super::exchange::{Exchange, Refusal, seconds, token};
+use super::exchange::{Exchange, seconds, token};
 
 /// The user that says that the password is an access token.
 const USER: &str = "oauth2accesstoken";
@@ -56,7 +56,7 @@ pub(super) async fn find(options: &GoogleOptions, exchange: &Exchange) -> Result
             None => return Ok(None),
         },
     };
-    let password = token(&value, "access_token").map_err(|e| cloud("get an access token", e.reason()))?;
+    let password = token(&value, "access_token").map_err(|e| cloud("get an access token", e.0))?;
     let until = seconds(&value, "expires_in").and_then(|s| SystemTime::now().checked_add(Duration::from_secs(s)));
     let credential = Credential::Password { username: USER.into(), password };
     Ok(Some(Found::new(credential, Origin::Google { identity }).until(until)))
@@ -95,7 +95,7 @@ async fn from_key(path: &Path, options: &GoogleOptions, exchange: &Exchange) -> 
     };
     match answer {
         Ok(value) => Ok((value, identity)),
-        Err(refusal) => Err(cloud(&format!("exchange {} for a token", path.display()), refusal.reason())),
+        Err(refusal) => Err(cloud(&format!("exchange {} for a token", path.display()), refusal.0)),
     }
 }
 
@@ -123,7 +123,8 @@ async fn from_metadata(options: &GoogleOptions, exchange: &Exchange) -> Result<O
         // Whoever else answers there is no metadata server.
         Ok((headers, _)) if headers.get("metadata-flavor").is_none_or(|flavor| flavor != "Google") => Ok(None),
         Ok((_, value)) => Ok(Some((value, format!("metadata server {host}")))),
-        Err(Refusal::Unreachable(_)) if options.metadata_host.is_none() => Ok(None),
-        Err(refusal) => Err(cloud(&format!("ask the metadata server {host}"), refusal.reason())),
+        // A machine of another cloud, or one without an account: images for all can still be had.
+        Err(_) if options.metadata_host.is_none() => Ok(None),
+        Err(refusal) => Err(cloud(&format!("ask the metadata server {host}"), refusal.0)),
     }
 }

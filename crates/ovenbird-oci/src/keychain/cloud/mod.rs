@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::{Found, KeychainError, KeychainOptions, Query, Source};
 use exchange::Exchange;
@@ -77,7 +78,17 @@ pub(super) struct Clouds {
 type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, KeychainError>> + Send + 'a>>;
 
 /// Locked while the exchange goes on, so that parallel requests share it.
-type Slot = Arc<tokio::sync::Mutex<Option<Found>>>;
+type Slot = Arc<tokio::sync::Mutex<Option<Kept>>>;
+
+/// What a cloud said.
+struct Kept {
+    /// None: it knows nobody here.
+    found: Option<Found>,
+    asked: Instant,
+}
+
+/// So long a cloud that knows nobody is not asked again: machines that are none of a cloud's learn that by silence.
+const NOBODY: Duration = Duration::from_mins(1);
 
 impl fmt::Debug for Clouds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -115,8 +126,12 @@ impl Clouds {
         }
         let slot = Arc::clone(self.kept.lock().unwrap_or_else(PoisonError::into_inner).entry(query.registry.into()).or_default());
         let mut kept = slot.lock().await;
-        if let Some(found) = kept.as_ref().filter(|found| !found.is_stale() && Some(&found.credential) != query.refused) {
-            return Ok(Some(found.clone()));
+        match kept.as_ref() {
+            Some(Kept { found: Some(found), .. }) if !found.is_stale() && Some(&found.credential) != query.refused => {
+                return Ok(Some(found.clone()));
+            }
+            Some(Kept { found: None, asked }) if asked.elapsed() < NOBODY => return Ok(None),
+            _ => {}
         }
         // In a box: the SDK's futures are large, and every request to a registry would carry them.
         let asked: Asked<'_, Option<Found>> = match source {
@@ -126,7 +141,7 @@ impl Clouds {
             _ => return Ok(None),
         };
         let found = asked.await?;
-        kept.clone_from(&found);
+        *kept = Some(Kept { found: found.clone(), asked: Instant::now() });
         Ok(found)
     }
 }

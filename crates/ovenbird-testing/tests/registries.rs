@@ -1,4 +1,5 @@
-//! Who the command is to a registry: every source against real registries, Amazon ECR against moto, and that no secret is ever shown.
+//! Registries as users set them up: every source of credentials and every setting against real registries, Amazon ECR against moto, and
+//! that no secret is ever shown.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,7 +16,7 @@ use ovenbird_testing::base::Base;
 use ovenbird_testing::command::{Level, Workspace, finish};
 use ovenbird_testing::moto::Moto;
 use ovenbird_testing::needs::{self, Need};
-use ovenbird_testing::registry::{Options, Registry};
+use ovenbird_testing::registry::{Options, Registry, Tls};
 
 const LIMIT: Duration = Duration::from_mins(3);
 /// A password that no output may have.
@@ -99,7 +100,7 @@ fn auths(host: &str, pair: &str) -> String {
 
 #[test]
 fn every_source_says_where_it_is() -> Result<()> {
-    if !needs::available("credentials::every_source_says_where_it_is", &[Need::Registry]) {
+    if !needs::available("registries::every_source_says_where_it_is", &[Need::Registry]) {
         return Ok(());
     }
     let registry = Registry::start_with(Options { bases: &[Base::Busybox], credentials: Some(("anna", SECRET)) })?;
@@ -133,6 +134,8 @@ fn every_source_says_where_it_is() -> Result<()> {
     room.set("PATH", &format!("{}:/usr/bin:/bin", room.path().join("bin").display()));
     room.write("home/.docker/config.json", &format!("{{\"credHelpers\": {{\"{host}\": \"test\"}}}}"));
     expect(&room, "helper", "docker-credential-test")?;
+    room.set("DOCKER_AUTH_CONFIG", &auths(&host, &pair));
+    expect(&room, "file", "DOCKER_AUTH_CONFIG")?;
     room.set(&format!("{stem}_USERNAME"), "anna");
     room.set(&format!("{stem}_PASSWORD"), SECRET);
     expect(&room, "variables", &format!("\"{stem}_PASSWORD\""))?;
@@ -161,7 +164,7 @@ fn every_source_says_where_it_is() -> Result<()> {
 
 #[test]
 fn no_secret_in_any_error() -> Result<()> {
-    if !needs::available("credentials::no_secret_in_any_error", &[Need::Registry]) {
+    if !needs::available("registries::no_secret_in_any_error", &[Need::Registry]) {
         return Ok(());
     }
     let registry = Registry::start_with(Options { bases: &[Base::Busybox], credentials: Some(("anna", "another")) })?;
@@ -193,6 +196,8 @@ fn no_secret_in_any_error() -> Result<()> {
         ),
         ("credentials={source='google',key_file='key.json'}", "{}".into(), vec![], &host, 7, "its private_key is no PKCS #8 PEM"),
         ("", "{}".into(), vec![("PASSWORD", SECRET)], &host, 7, "is set and OVENBIRD_REGISTRY_"),
+        ("mirrors=['https://anna:hunter2-never-shown@mirror.invalid']", "{}".into(), vec![], &host, 7, "***@mirror.invalid"),
+        ("endpoint='anna:hunter2-never-shown@other.invalid'", "{}".into(), vec![], &host, 7, "***@other.invalid"),
         // A registry that repeats it.
         ("", auths(&parrot_host, &format!("anna:{SECRET}")), vec![], &parrot_host, 7, "refused the credentials (UNAUTHORIZED: you said"),
     ] {
@@ -228,6 +233,90 @@ fn no_secret_in_any_error() -> Result<()> {
         }
         assert!(all.contains(words), "{settings} {config}: {all}");
     }
+    Ok(())
+}
+
+#[test]
+fn every_setting_of_a_registry() -> Result<()> {
+    if !needs::available("registries::every_setting_of_a_registry", &[Need::Registry]) {
+        return Ok(());
+    }
+    let start = |tls| Registry::start_with_tls(Options { bases: &[Base::Busybox], credentials: None }, tls);
+    let (plain, secure, mutual) = (Registry::start()?, start(Tls::Server)?, start(Tls::Both)?);
+    let (closed, nobody) = ("127.0.0.1:1", "nobody.invalid");
+    let ca = |registry: &Registry| format!("ca={}", registry.certificate().display());
+    let me = format!("client-identity={}", mutual.client_identity().display());
+    let name = |host: &str| format!("{host}/library/busybox");
+    let (p, s, m) = (plain.address(), secure.address(), mutual.address());
+    for (options, image, code, words) in [
+        // Certificates.
+        (vec![], name(&s), 7, "HTTP"),
+        (vec![format!("{s},plain-http=false,{}", ca(&mutual))], name(&s), 7, "no trusted TLS connection"),
+        (vec![format!("{s},{}", ca(&secure))], name(&s), 0, ""),
+        (vec![format!("{m},{}", ca(&mutual))], name(&m), 7, "cannot"),
+        (vec![format!("{m},{},{me}", ca(&mutual))], name(&m), 0, ""),
+        (vec![format!("{s},ca=/nowhere/ca.pem")], name(&s), 7, "/nowhere/ca.pem has no usable certificate"),
+        // Plain HTTP is not slipped into where HTTPS was asked for, unless it is allowed.
+        (vec![format!("{p},{}", ca(&secure))], name(&p), 7, "speaks plain HTTP, and HTTPS is required"),
+        (vec![format!("{p},{},plain-http", ca(&secure))], name(&p), 0, ""),
+        // Mirrors: the first is down, the second answers; none does, and the registry itself is asked.
+        (vec![format!("docker.io,mirror={closed},mirror={p},endpoint={closed}")], "busybox".into(), 0, ""),
+        (vec![format!("docker.io,mirror={closed},endpoint={p}")], "busybox".into(), 0, ""),
+        (vec![format!("docker.io,mirror={closed},endpoint={closed}")], "busybox".into(), 7, "no connection to docker.io"),
+        (vec![format!("{nobody},mirror={s}"), format!("{s},{}", ca(&secure))], name(nobody), 0, ""),
+        // Another address, also with its scheme.
+        (vec![format!("{nobody},endpoint={p}")], name(nobody), 0, ""),
+        (vec![format!("{nobody},endpoint=http://{p}/")], name(nobody), 0, ""),
+        (vec![format!("{nobody},endpoint=https://{s},{}", ca(&secure))], name(nobody), 0, ""),
+        (vec![format!("{nobody},endpoint=ftp://{p}")], name(nobody), 7, "which is not [http[s]://]host[:port]"),
+        (vec![format!("{nobody},endpoint={p}/path")], name(nobody), 7, "which is not [http[s]://]host[:port]"),
+        // Later flags are stronger.
+        (vec![format!("{nobody},endpoint={closed}"), format!("{nobody},endpoint={p},transfers=1")], name(nobody), 0, ""),
+        (vec![format!("{nobody},colour=red")], name(nobody), 2, "unknown field `colour`"),
+    ] {
+        let room = Room::new()?;
+        let mut arguments = vec!["pull", image.as_str()];
+        arguments.extend(options.iter().flat_map(|option| ["--registry-option", option.as_str()]));
+        let (got, log) = room.run(&arguments)?;
+        assert!(got == Some(code) && log.contains(words), "{arguments:?}: {got:?} {log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn names_without_a_registry_and_projects() -> Result<()> {
+    if !needs::available("registries::names_without_a_registry_and_projects", &[Need::Registry]) {
+        return Ok(());
+    }
+    let registry = Registry::start()?;
+    let host = registry.address();
+    let mut room = Room::new()?;
+    room.write("settings.toml", &format!("default_registry = \"{host}\"\nregistry_path = \"library\"\n"));
+    let (code, log) = room.run(&["pull", "busybox"])?;
+    assert_eq!(code, Some(0), "{log}");
+    // What a Dockerfile names is not moved: the mirror is asked for Docker Hub's image.
+    room.write("home/.config/ovenbird/config.toml", &registry.settings_toml());
+    room.write("ctx/Dockerfile", "FROM busybox\nCOPY Dockerfile /\n");
+    let context = room.path().join("ctx");
+    let (code, log) = room.run(&["build", "-t", "team/app:1", "--push", context.to_str().unwrap()])?;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("docker.io/library/busybox"), "{log}");
+    assert!(registry.storage().join("repositories/library/team/app/_manifests/tags/1").is_dir());
+    for arguments in [&["tag", "team/app:1", "other"][..], &["push", "other"], &["inspect", "other"], &["rmi", "other"]] {
+        let (code, log) = room.run(arguments)?;
+        assert_eq!(code, Some(0), "{arguments:?}: {log}");
+    }
+    assert!(registry.storage().join("repositories/library/other").is_dir());
+    // A project may say where below the registry, and nothing about the registry.
+    fs::remove_file(room.path().join("settings.toml")).unwrap();
+    room.set("OVENBIRD_DEFAULT_REGISTRY", &host);
+    room.write(".ovenbird.toml", "registry_path = \"project\"\n");
+    let (code, log) = room.run(&["build", "-t", "app:1", "--push", context.to_str().unwrap()])?;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(registry.storage().join("repositories/project/app/_manifests/tags/1").is_dir());
+    room.write(".ovenbird.toml", &format!("[registry.\"{host}\"]\nendpoint = \"evil.invalid\"\n"));
+    let (code, log) = room.run(&["pull", "busybox"])?;
+    assert!(code == Some(3) && log.contains("may not set: endpoint of registry") && log.contains("trusted_projects"), "{log}");
     Ok(())
 }
 
@@ -353,7 +442,7 @@ fn amazon_room(registry: &Registry, amazon: &Amazon, more: &str) -> Result<Room>
 
 #[test]
 fn an_ecr_token_that_runs_out_in_the_middle_of_a_build() -> Result<()> {
-    if !needs::available("credentials::an_ecr_token_that_runs_out_in_the_middle_of_a_build", &[Need::Registry, Need::Run, Need::Python]) {
+    if !needs::available("registries::an_ecr_token_that_runs_out_in_the_middle_of_a_build", &[Need::Registry, Need::Run, Need::Python]) {
         return Ok(());
     }
     let registry = Arc::new(Registry::start_with(Options { bases: &[Base::Busybox], credentials: Some(("AWS", "none yet")) })?);
@@ -388,7 +477,7 @@ fn an_ecr_token_that_runs_out_in_the_middle_of_a_build() -> Result<()> {
 
 #[test]
 fn ecr_with_every_identity_of_the_sdk() -> Result<()> {
-    if !needs::available("credentials::ecr_with_every_identity_of_the_sdk", &[Need::Registry, Need::Python]) {
+    if !needs::available("registries::ecr_with_every_identity_of_the_sdk", &[Need::Registry, Need::Python]) {
         return Ok(());
     }
     let registry = Arc::new(Registry::start_with(Options { bases: &[Base::Busybox], credentials: Some(("AWS", "none yet")) })?);
@@ -433,7 +522,32 @@ fn ecr_with_every_identity_of_the_sdk() -> Result<()> {
     room.variables.retain(|(name, _)| !matches!(name.as_str(), "AWS_WEB_IDENTITY_TOKEN_FILE" | "AWS_ROLE_ARN"));
     let (code, log) = room.run(&["auth", "check", &name])?;
     assert!(code == Some(7) && log.contains("there are no AWS credentials"), "{log}");
+    // Amazon's public registry: another service, in one region.
+    room.set("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE");
+    room.set("AWS_SECRET_ACCESS_KEY", SECRET);
+    registry.set_credentials("AWS", &token(7))?;
+    let public = Http::start(|request| {
+        let fits = request.head.contains("x-amz-target: SpencerFrontendService.GetAuthorizationToken\r\n")
+            && request.head.contains("/us-east-1/ecr-public/aws4_request");
+        let body =
+            serde_json::json!({ "authorizationData": { "authorizationToken": base64(&format!("AWS:{}", token(7))), "expiresAt": 4.0e9 } });
+        (if fits { 200 } else { 400 }, "Content-Type: application/x-amz-json-1.1\r\n".into(), body.to_string())
+    });
+    room.set("AWS_ENDPOINT_URL", &format!("http://127.0.0.1:{}", public.port));
+    room.write("settings.toml", &format!("[registry.\"public.ecr.aws\"]\nendpoint = \"{}\"\n", registry.address()));
+    let (code, report) = room.check("public.ecr.aws/library/busybox")?;
+    assert_eq!((code, &report["source"]["kind"], &report["expires"]), (Some(0), &"ecr".into(), &"2096-10-02T07:06:40Z".into()), "{report}");
     // Amazon says no.
+    room.write(
+        "settings.toml",
+        &format!(
+            "[registry.\"{ECR}\"]
+endpoint = \"{}\"
+credentials = \"ecr\"
+",
+            registry.address()
+        ),
+    );
     room.set("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE");
     room.set("AWS_SECRET_ACCESS_KEY", SECRET);
     let denied = Http::start(|_| {
