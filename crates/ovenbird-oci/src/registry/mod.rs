@@ -11,6 +11,7 @@ mod endpoint;
 mod error;
 mod pull;
 mod push;
+mod repository;
 mod transport;
 pub mod web;
 
@@ -29,6 +30,7 @@ use crate::{Descriptor, Digest, Platform, Reference};
 
 pub use error::RegistryError;
 pub(crate) use error::printable;
+pub use repository::Deletion;
 
 /// Largest manifest or index, in bytes (the distribution specification's advice).
 pub const MAX_MANIFEST: u64 = 4 << 20;
