@@ -28,6 +28,6 @@ pub(super) fn run(args: &TagsArgs, session: &Session) -> Result<(), Error> {
     let name = format!("{}/{}", args.repository.registry(), args.repository.repository());
     match args.format {
         Format::Json => crate::print(&crate::commands::json(&json!({"name": name, "tags": tags}))?),
-        Format::Text => crate::print(&tags.iter().map(|tag| format!("{tag}\n")).collect::<String>()),
+        Format::Text => tags.iter().try_for_each(|tag| crate::print(&format!("{tag}\n"))),
     }
 }
