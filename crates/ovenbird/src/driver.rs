@@ -100,7 +100,7 @@ impl<B: Builder + Library> LocalDriver<B> {
         if !naming.has_id() {
             return Ok(None);
         }
-        let id = self.builder.identify(tree, &naming.probe(request)?.request, job)?.id;
+        let id = self.builder.identify(tree, request, job)?.id;
         naming.set_id(&id.hex());
         Ok(Some(id))
     }

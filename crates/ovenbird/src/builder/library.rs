@@ -42,7 +42,7 @@ impl EngineBuilder {
 
 impl Library for EngineBuilder {
     fn identify(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<ContentId, Error> {
-        let input = self.input(source, request)?;
+        let input = self.input(source, &request.nameless())?;
         self.engine().identify(&input, &job.sink, &job.cancel).map_err(|e| told(e, Some(source)))
     }
 
