@@ -169,8 +169,42 @@ fn names_without_a_transfer() -> Result<()> {
     // The layer was never here: one that is built by nobody has no blobs but manifest and config.
     let blobs = fs::read_dir(machine.room.path().join("state/store/blobs/sha256")).unwrap().count();
     assert_eq!(blobs, 2, "{log}");
+    // To another registry it goes without a build, too.
+    let second = Registry::start_with(Options { bases: &[], credentials: None })?;
+    let elsewhere = format!("{}/app:1", second.address());
+    let third = Machine::new("x")?;
+    let (decision, got, log) = third.build(&["-t", &content, "-t", &elsewhere, "--push", "--if-needed"])?;
+    assert_eq!((decision.as_str(), got.as_str()), ("registry", digest.as_str()), "{log}");
+    assert_eq!(skopeo(&elsewhere)?, digest, "{log}");
+    let whole = format!("oci:{}", third.room.path().join("copied").display());
+    output(Command::new("skopeo").args(["copy", "-q", "--src-tls-verify=false", &format!("docker://{elsewhere}"), &whole]))?;
     // What stays away is fetched when it is asked for.
     machine.ok(&["export", &others[0], "-o", "type=oci,dest=image.tar"])?;
+    Ok(())
+}
+
+/// An index is one image: one id, one name, all platforms or none.
+#[test]
+fn several_platforms() -> Result<()> {
+    if !needs::available("several_platforms", &[Need::Registry]) {
+        return Ok(());
+    }
+    let registry = Registry::start()?;
+    let name = format!("{}/app:{{id}}", registry.address());
+    let both = ["-t", &name, "--platform", "linux/amd64,linux/arm64", "--if-needed"];
+    let built = Machine::new("x")?.build(&[&both[..], &["--push"]].concat())?;
+    assert_eq!(built.0, "built");
+    let machine = Machine::new("x")?;
+    let one = machine.build(&["-t", &name, "--platform", "linux/arm64", "--if-needed"])?;
+    assert_eq!(one.0, "built", "one of the platforms is another image");
+    let pulled = machine.build(&both)?;
+    assert_eq!((pulled.0.as_str(), &pulled.1), ("registry", &built.1), "{}", pulled.2);
+    let again = machine.build(&both)?;
+    assert_eq!((again.0.as_str(), &again.1), ("local", &built.1));
+    machine.ok(&["build", "ctx", "-t", &name, "--platform", "linux/amd64,linux/arm64", "--if-needed", "-o", "type=oci,dest=both.tar"])?;
+    let inspected =
+        output(Command::new("skopeo").args(["inspect", "--raw"]).arg(format!("oci-archive:{}/both.tar", machine.room.path().display())))?;
+    assert!(inspected.contains("amd64") && inspected.contains("arm64"), "{inspected}");
     Ok(())
 }
 
