@@ -23,11 +23,17 @@ struct Machine {
 impl Machine {
     /// With a context of this content. Two of the same content have the same id.
     fn new(content: &str) -> Result<Self> {
-        let room = Workspace::new(Level::Own)?;
+        Self::of(Level::Own, content)
+    }
+
+    /// The same for another user.
+    fn of(level: Level, content: &str) -> Result<Self> {
+        let room = Workspace::new(level)?;
         let context = room.path().join("ctx");
         fs::create_dir(&context).unwrap();
         fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY a /a\nLABEL version=1.2/3\n").unwrap();
         fs::write(context.join("a"), content).unwrap();
+        room.give_tree(&context)?;
         Ok(Self { room })
     }
 
@@ -263,6 +269,59 @@ fn rewrite(path: &PathBuf, change: impl Fn(&mut Vec<u8>)) {
     change(&mut bytes);
     fs::remove_file(path).unwrap();
     fs::write(path, bytes).unwrap();
+}
+
+/// The id is that of the base image's content: not of its name, and not of what the name once was.
+#[test]
+fn base_images() -> Result<()> {
+    if !needs::available("base_images", &[Need::Registry]) {
+        return Ok(());
+    }
+    let registry = Registry::start()?;
+    let base = |rest: &str| format!("{}/{rest}", registry.address());
+    let push = |name: &str, content: &str| Machine::new(content)?.build(&["-t", name, "--push"]);
+    let on = |machine: &Machine, from: &str| {
+        fs::write(machine.room.path().join("ctx/Dockerfile"), format!("FROM {from}\nCOPY a /b\nENV X=1\n")).unwrap();
+    };
+    let (_, digest, _) = push(&base("base:1"), "one")?;
+    push(&base("other/name:2"), "one")?;
+    let machine = Machine::new("x")?;
+    on(&machine, &base("base:1"));
+    let first = machine.id()?;
+    for same in [base("other/name:2"), format!("{}@{digest}", base("base")), base("base:1")] {
+        let other = Machine::new("x")?;
+        on(&other, &same);
+        assert_eq!(other.id()?, first, "{same}");
+    }
+    push(&base("base:1"), "two")?;
+    let other = Machine::new("x")?;
+    on(&other, &base("base:1"));
+    let second = other.id()?;
+    assert_ne!(second, first, "the name is at another image now");
+    assert_eq!(machine.ok(&["id", "--pull", "ctx"])?.trim(), second, "a machine that knew the old one, with --pull");
+    on(&machine, &format!("{}@{digest}", base("base")));
+    assert_eq!(machine.id()?, first);
+    Ok(())
+}
+
+/// Who asks, and who owns the files, plays no part.
+#[test]
+fn the_same_for_every_user() -> Result<()> {
+    if !needs::available("the_same_for_every_user", &[Need::Users]) {
+        return Ok(());
+    }
+    let mut ids = vec![];
+    for level in [Level::Own, Level::Rootless, Level::SingleId] {
+        let machine = Machine::of(level, "x")?;
+        fs::write(
+            machine.room.path().join("ctx/Dockerfile"),
+            "FROM scratch\nCOPY a /a\nCOPY --chown=7:8 a /b\nRUN --mount=type=bind,target=/m true\n",
+        )
+        .unwrap();
+        ids.push(machine.id()?);
+    }
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    Ok(())
 }
 
 /// What is refused, before anything is done.

@@ -231,6 +231,13 @@ fn hostile_lists_of_tags() -> Result<()> {
         page(&link.replace("<tags", "</v2/app/tags"), &format!("{{\"tags\":{tags}}}"))
     });
     assert_eq!(machine.ok(&format!("registry tags {paged}/app"))?, "a\nb\nc");
+    let count = std::sync::atomic::AtomicUsize::new(0);
+    let idle = serving(move |_| {
+        let n = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        page(&format!("</v2/app/tags/list?last={n}>; rel=\"next\""), "{\"tags\":[\"a\"]}")
+    });
+    let (code, said) = machine.run(&format!("registry tags {idle}/app"))?;
+    assert!(code == Some(7) && said.contains("has no end"), "{said}");
     // Ever new pages: each one leads to the next, and nothing stops them but the bound.
     let count = std::sync::atomic::AtomicUsize::new(0);
     let endless = serving(move |_| {

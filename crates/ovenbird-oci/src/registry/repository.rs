@@ -18,8 +18,10 @@ const PAGE: usize = 1000;
 /// Most bytes of a page: some registries give all tags on one.
 const MAX_PAGE: u64 = 32 << 20;
 /// Most pages, and most tags of a repository.
-const MAX_PAGES: usize = 5_000;
-const MAX_TAGS: usize = 1_000_000;
+const MAX_PAGES: usize = 2_000;
+const MAX_TAGS: usize = 200_000;
+/// Most pages in a row that bring nothing new.
+const MAX_IDLE: usize = 10;
 
 /// What became of a deletion.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,9 +54,10 @@ impl Client {
         let mut url = endpoint.url(repository.repository(), "tags/list");
         url.query_pairs_mut().append_pair("n", &PAGE.to_string());
         let (mut tags, mut known, mut visited) = (vec![], HashSet::new(), HashSet::new());
+        let mut idle = 0;
         loop {
             let call = call(&endpoint, repository, Method::GET, url, "pull", &action);
-            if visited.len() == MAX_PAGES || !visited.insert(call.url.clone()) {
+            if visited.len() == MAX_PAGES || idle > MAX_IDLE || !visited.insert(call.url.clone()) {
                 return Err(call.protocol("its list of tags has no end"));
             }
             let response = self.inner.send(&call).await?;
@@ -64,6 +67,7 @@ impl Client {
             let links: Vec<String> = response.headers().get_all(LINK).iter().filter_map(|l| l.to_str().ok()).map(str::to_owned).collect();
             let bytes = read_limited(response, MAX_PAGE, &call, "a list of tags").await?;
             let page: TagList = serde_json::from_slice(&bytes).map_err(|_| call.protocol("its list of tags cannot be read"))?;
+            let before = tags.len();
             for tag in page.tags.unwrap_or_default() {
                 if !Reference::is_tag(&tag) {
                     return Err(call.protocol(format!("it lists the tag {}, which is none", super::printable(&format!("{tag:?}")))));
@@ -72,6 +76,7 @@ impl Client {
                     tags.push(tag);
                 }
             }
+            idle = if tags.len() > before { 0 } else { idle + 1 };
             if tags.len() > MAX_TAGS {
                 return Err(call.protocol(format!("the repository has more than {MAX_TAGS} tags")));
             }

@@ -436,6 +436,12 @@ mod tests {
             assert_eq!(as_tag(value, true), expect, "{value}");
             assert!(expect.is_empty() || Reference::is_tag(expect), "{expect}");
         }
+        for c in (0..0x3000).filter_map(char::from_u32) {
+            for value in [format!("{c}"), format!("{c}a"), format!("a{c}"), format!("a{c}{c}b"), format!("{c}{c}{c}")] {
+                let tag = as_tag(&value, true);
+                assert!(tag.is_empty() || Reference::is_tag(&tag), "{value:?}: {tag:?}");
+            }
+        }
     }
 
     #[test]
