@@ -31,7 +31,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>) -> u8 {
     let environment = Environment::current();
     let colour = std::io::stderr().is_terminal() && environment.get("NO_COLOR").is_none_or(str::is_empty);
     match commands::run(cli, &environment) {
-        Ok(()) => 0,
+        Ok(code) => code,
         Err(error) => {
             let _ = std::io::stderr().write_all(render::error(&error, colour).as_bytes());
             error.kind.exit_code()

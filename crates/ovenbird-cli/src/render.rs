@@ -74,7 +74,7 @@ pub(crate) fn note(text: &str) -> String {
 }
 
 /// Foreign text on one line.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     clean(&text.trim_end().replace('\n', " "), Escapes::Strip)
 }
 

@@ -427,6 +427,7 @@ fn content_id() {
     }
     for (flags, same) in [
         ("-t a -t b:1 --push", true),
+        ("-t a:{id} -t b:{label:x} --push --if-needed", true),
         ("--no-cache --parallel 1 --memory 1g", true),
         ("--build-arg UNUSED=2 --build-arg NONE=3", true),
         ("--build-arg USED=1", true),
@@ -448,6 +449,7 @@ fn content_id() {
     let parts: serde_json::Value = serde_json::from_str(&first.run("id --format json deep/er/c").ok()).unwrap();
     assert_eq!(parts["id"], format!("sha256:{reference}"));
     assert_eq!(parts["platforms"][0]["steps"].as_array().unwrap().len(), 2, "{parts}");
+    first.run("plan -t a:{id} --push deep/er/c").ok();
     // Nothing was built.
     assert_eq!(first.run("images --quiet").ok(), "");
 }

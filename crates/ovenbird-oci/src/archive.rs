@@ -58,6 +58,22 @@ pub enum ArchiveError {
         /// How many are in the store.
         count: usize,
     },
+    /// Nothing has this name.
+    #[error("it has no image {wanted:?}; it has {}", if names.is_empty() { "none with a name" } else { names })]
+    NoImage {
+        /// What was asked for.
+        wanted: String,
+        /// What there is.
+        names: String,
+    },
+    /// Nothing says which one.
+    #[error("it has {count} images; name one of them as it is there ({names})")]
+    SeveralImages {
+        /// How many.
+        count: usize,
+        /// What there is.
+        names: String,
+    },
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -65,6 +81,33 @@ pub enum ArchiveError {
 
 /// Images that were read, each with its names.
 pub type Images = Vec<(Descriptor, Vec<Reference>)>;
+
+/// An image of an `index.json`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    target: Descriptor,
+    names: Vec<Reference>,
+    /// What stands as its name, whether it is a whole one or only a tag.
+    tags: Vec<String>,
+}
+
+fn images(entries: Vec<Entry>) -> Images {
+    entries.into_iter().map(|entry| (entry.target, entry.names)).collect()
+}
+
+/// The one that is meant: that with this tag or name, or the only one.
+fn chosen(entries: Vec<Entry>, wanted: Option<&str>) -> Result<Entry, ArchiveError> {
+    let is = |entry: &Entry, wanted: &str| {
+        entry.tags.iter().any(|tag| tag == wanted) || entry.names.iter().any(|n| n.to_string() == wanted || n.familiar() == wanted)
+    };
+    let said: Vec<String> = entries.iter().flat_map(|entry| entry.tags.clone()).take(20).collect();
+    let mut found: Vec<Entry> = entries.into_iter().filter(|entry| wanted.is_none_or(|wanted| is(entry, wanted))).collect();
+    match (found.len(), found.pop(), wanted) {
+        (1, Some(only), _) => Ok(only),
+        (0, _, Some(wanted)) => Err(ArchiveError::NoImage { wanted: wanted.into(), names: said.join(", ") }),
+        (count, ..) => Err(ArchiveError::SeveralImages { count, names: said.join(", ") }),
+    }
+}
 
 fn malformed(reason: impl Into<String>) -> ArchiveError {
     ArchiveError::Malformed { reason: reason.into() }
@@ -115,6 +158,25 @@ pub fn write_oci(store: &Store, target: &Descriptor, names: &[Reference], out: &
     write_tar(store, &blobs, &entries(target, names), None, out)
 }
 
+/// As [`write_oci`], with a tag instead of names, or with nothing.
+pub fn write_oci_tagged(store: &Store, target: &Descriptor, tag: Option<&str>, out: &mut dyn Write) -> Result<(), ArchiveError> {
+    write_tar(store, &closure(store, target)?, &[tagged(target, tag)], None, out)
+}
+
+/// As [`write_oci_dir`], with a tag instead of names, or with nothing.
+pub fn write_oci_dir_tagged(store: &Store, target: &Descriptor, tag: Option<&str>, dir: &Path) -> Result<(), ArchiveError> {
+    write_dir(store, target, &[tagged(target, tag)], dir)
+}
+
+/// A line of `index.json` with a tag.
+fn tagged(target: &Descriptor, tag: Option<&str>) -> Value {
+    let mut entry = target.clone();
+    entry.annotations.remove(IMAGE_NAME);
+    entry.annotations.remove(REF_NAME);
+    entry.annotations.extend(tag.map(|tag| (REF_NAME.to_owned(), tag.to_owned())));
+    json!(entry)
+}
+
 /// Writes a docker archive that is also an OCI layout (`manifest.json` beside `index.json`), as `docker save` 25+ does. One platform only.
 pub fn write_docker(store: &Store, target: &Descriptor, names: &[Reference], out: &mut dyn Write) -> Result<(), ArchiveError> {
     let target = one_platform(store, target)?;
@@ -132,6 +194,10 @@ pub fn write_docker(store: &Store, target: &Descriptor, names: &[Reference], out
 
 /// Writes an OCI layout into a folder (made when missing, other images in its `index.json` are kept; one of the same name is replaced).
 pub fn write_oci_dir(store: &Store, target: &Descriptor, names: &[Reference], dir: &Path) -> Result<(), ArchiveError> {
+    write_dir(store, target, &entries(target, names), dir)
+}
+
+fn write_dir(store: &Store, target: &Descriptor, new: &[Value], dir: &Path) -> Result<(), ArchiveError> {
     let folder = dir.join("blobs/sha256");
     fs::create_dir_all(&folder).map_err(written)?;
     for folder in [dir, &folder] {
@@ -154,7 +220,6 @@ pub fn write_oci_dir(store: &Store, target: &Descriptor, names: &[Reference], di
             put_file(&path, &mut Verified::new(store, &blob)?)?;
         }
     }
-    let new = entries(target, names);
     let kept = all.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
     let name = |e: &Value| e.get("annotations").map(|a| (a.get(IMAGE_NAME).cloned(), a.get(REF_NAME).cloned()));
     let replaced = |old: &Value| new.iter().any(|e| name(e) == name(old) && (name(e).is_some() || e.get("digest") == old.get("digest")));
@@ -167,6 +232,15 @@ pub fn write_oci_dir(store: &Store, target: &Descriptor, names: &[Reference], di
 /// Reads an OCI layout tar or a docker archive (found by content; gzip and zstd allowed) into the store; every blob is verified.
 /// Returns each image with its names. On an error, blobs that came before it may stay in the store.
 pub fn read(store: &Store, archive: &mut dyn Read) -> Result<Images, ArchiveError> {
+    read_entries(store, archive).map(images)
+}
+
+/// As [`read`], and gives the one image that has this tag or name, or the only one.
+pub fn read_one(store: &Store, archive: &mut dyn Read, wanted: Option<&str>) -> Result<Descriptor, ArchiveError> {
+    Ok(chosen(read_entries(store, archive)?, wanted)?.target)
+}
+
+fn read_entries(store: &Store, archive: &mut dyn Read) -> Result<Vec<Entry>, ArchiveError> {
     let mut reader = Reader::new(decompress(archive).map_err(unread)?);
     // Documents of the layout, files by path, links by path.
     let mut documents: BTreeMap<String, Vec<u8>> = BTreeMap::new();
@@ -210,11 +284,11 @@ pub fn read(store: &Store, archive: &mut dyn Read) -> Result<Images, ArchiveErro
         if let Some(layout) = documents.get("oci-layout") {
             check_layout(layout)?;
         }
-        let images = images_of(index)?;
-        for (target, _) in &images {
-            closure(store, target).map_err(of_archive)?;
+        let entries = images_of(index)?;
+        for entry in &entries {
+            closure(store, &entry.target).map_err(of_archive)?;
         }
-        return Ok(images);
+        return Ok(entries);
     }
     let Some(manifest) = documents.get("manifest.json") else {
         return Err(malformed("it has neither index.json (OCI layout) nor manifest.json (docker archive)"));
@@ -231,33 +305,51 @@ pub fn read(store: &Store, archive: &mut dyn Read) -> Result<Images, ArchiveErro
         }
         Err(malformed(format!("manifest.json names {path:?}, which is not there")))
     };
-    list.iter().map(|image| docker_image(store, image, &find)).collect()
+    let read = |image| {
+        let (target, names) = docker_image(store, image, &find)?;
+        let tags = names.iter().map(|name: &Reference| name.familiar()).collect();
+        Ok(Entry { target, names, tags })
+    };
+    list.iter().map(read).collect()
 }
 
 /// Reads an OCI layout folder.
 pub fn read_dir(store: &Store, dir: &Path) -> Result<Images, ArchiveError> {
+    let entries = entries_of_dir(dir)?;
+    entries.iter().try_for_each(|entry| read_image_of_dir(store, dir, &entry.target))?;
+    Ok(images(entries))
+}
+
+/// Reads the one image of an OCI layout folder that has this tag or name, or the only one.
+pub fn read_dir_one(store: &Store, dir: &Path, wanted: Option<&str>) -> Result<Descriptor, ArchiveError> {
+    let entry = chosen(entries_of_dir(dir)?, wanted)?;
+    read_image_of_dir(store, dir, &entry.target)?;
+    Ok(entry.target)
+}
+
+fn entries_of_dir(dir: &Path) -> Result<Vec<Entry>, ArchiveError> {
     let index = dir.join("index.json");
     if !index.exists() {
         return Err(malformed(format!("{} has no index.json, so it is no OCI layout", dir.display())));
     }
     check_layout(&read_file(&dir.join("oci-layout"))?)?;
-    let images = images_of(&read_file(&index)?)?;
-    for (target, _) in &images {
-        walk(target, |blob, optional| {
-            if !(store.holds(blob) && (blob.size > QUICK || store.verify(&blob.digest).is_ok())) {
-                let file = match File::open(dir.join("blobs/sha256").join(blob.digest.hex())) {
-                    Err(e) if e.kind() == io::ErrorKind::NotFound && optional => return Ok(None),
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(malformed(format!("the blob {} is missing", blob.digest))),
-                    other => other.map_err(unread)?,
-                };
-                // Never more than the descriptor says, whatever the file is.
-                store.write_stream(file.take(blob.size.saturating_add(1)), Some(&blob.digest)).map_err(brought)?;
-            }
-            document(store, blob)
-        })
-        .map_err(of_archive)?;
-    }
-    Ok(images)
+    images_of(&read_file(&index)?)
+}
+
+fn read_image_of_dir(store: &Store, dir: &Path, target: &Descriptor) -> Result<(), ArchiveError> {
+    let read = walk(target, |blob, optional| {
+        if !(store.holds(blob) && (blob.size > QUICK || store.verify(&blob.digest).is_ok())) {
+            let file = match File::open(dir.join("blobs/sha256").join(blob.digest.hex())) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound && optional => return Ok(None),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(malformed(format!("the blob {} is missing", blob.digest))),
+                other => other.map_err(unread)?,
+            };
+            // Never more than the descriptor says, whatever the file is.
+            store.write_stream(file.take(blob.size.saturating_add(1)), Some(&blob.digest)).map_err(brought)?;
+        }
+        document(store, blob)
+    });
+    read.map(drop).map_err(of_archive)
 }
 
 /// A manifest for an image of a docker archive, whose layers have none.
@@ -372,17 +464,21 @@ fn entries(target: &Descriptor, names: &[Reference]) -> Vec<Value> {
 }
 
 /// The images of an `index.json`, those of equal digest together.
-fn images_of(index: &[u8]) -> Result<Images, ArchiveError> {
+fn images_of(index: &[u8]) -> Result<Vec<Entry>, ArchiveError> {
     let index: Index = parse(index, "index.json")?;
-    let mut images: Images = Vec::new();
+    let mut images: Vec<Entry> = Vec::new();
     for mut target in index.manifests {
         let full = target.annotations.remove(IMAGE_NAME);
         // Some tools put the whole name where others put the tag.
-        let short = target.annotations.remove(REF_NAME).filter(|n| n.contains(['/', ':']));
+        let tag = target.annotations.remove(REF_NAME);
+        let short = tag.clone().filter(|n| n.contains(['/', ':']));
         let name: Option<Reference> = full.or(short).and_then(|n| n.parse().ok());
-        match images.iter_mut().find(|(t, _)| t.digest == target.digest) {
-            Some((_, names)) => names.extend(name),
-            None => images.push((target, name.into_iter().collect())),
+        match images.iter_mut().find(|entry| entry.target.digest == target.digest) {
+            Some(entry) => {
+                entry.names.extend(name);
+                entry.tags.extend(tag);
+            }
+            None => images.push(Entry { target, names: name.into_iter().collect(), tags: tag.into_iter().collect() }),
         }
     }
     if images.is_empty() { Err(malformed("index.json names no image")) } else { Ok(images) }

@@ -23,11 +23,17 @@ struct Machine {
 impl Machine {
     /// With a context of this content. Two of the same content have the same id.
     fn new(content: &str) -> Result<Self> {
-        let room = Workspace::new(Level::Own)?;
+        Self::of(Level::Own, content)
+    }
+
+    /// The same for another user.
+    fn of(level: Level, content: &str) -> Result<Self> {
+        let room = Workspace::new(level)?;
         let context = room.path().join("ctx");
         fs::create_dir(&context).unwrap();
         fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY a /a\nLABEL version=1.2/3\n").unwrap();
         fs::write(context.join("a"), content).unwrap();
+        room.give_tree(&context)?;
         Ok(Self { room })
     }
 
@@ -169,8 +175,42 @@ fn names_without_a_transfer() -> Result<()> {
     // The layer was never here: one that is built by nobody has no blobs but manifest and config.
     let blobs = fs::read_dir(machine.room.path().join("state/store/blobs/sha256")).unwrap().count();
     assert_eq!(blobs, 2, "{log}");
+    // To another registry it goes without a build, too.
+    let second = Registry::start_with(Options { bases: &[], credentials: None })?;
+    let elsewhere = format!("{}/app:1", second.address());
+    let third = Machine::new("x")?;
+    let (decision, got, log) = third.build(&["-t", &content, "-t", &elsewhere, "--push", "--if-needed"])?;
+    assert_eq!((decision.as_str(), got.as_str()), ("registry", digest.as_str()), "{log}");
+    assert_eq!(skopeo(&elsewhere)?, digest, "{log}");
+    let whole = format!("oci:{}", third.room.path().join("copied").display());
+    output(Command::new("skopeo").args(["copy", "-q", "--src-tls-verify=false", &format!("docker://{elsewhere}"), &whole]))?;
     // What stays away is fetched when it is asked for.
     machine.ok(&["export", &others[0], "-o", "type=oci,dest=image.tar"])?;
+    Ok(())
+}
+
+/// An index is one image: one id, one name, all platforms or none.
+#[test]
+fn several_platforms() -> Result<()> {
+    if !needs::available("several_platforms", &[Need::Registry]) {
+        return Ok(());
+    }
+    let registry = Registry::start()?;
+    let name = format!("{}/app:{{id}}", registry.address());
+    let both = ["-t", &name, "--platform", "linux/amd64,linux/arm64", "--if-needed"];
+    let built = Machine::new("x")?.build(&[&both[..], &["--push"]].concat())?;
+    assert_eq!(built.0, "built");
+    let machine = Machine::new("x")?;
+    let one = machine.build(&["-t", &name, "--platform", "linux/arm64", "--if-needed"])?;
+    assert_eq!(one.0, "built", "one of the platforms is another image");
+    let pulled = machine.build(&both)?;
+    assert_eq!((pulled.0.as_str(), &pulled.1), ("registry", &built.1), "{}", pulled.2);
+    let again = machine.build(&both)?;
+    assert_eq!((again.0.as_str(), &again.1), ("local", &built.1));
+    machine.ok(&["build", "ctx", "-t", &name, "--platform", "linux/amd64,linux/arm64", "--if-needed", "-o", "type=oci,dest=both.tar"])?;
+    let inspected =
+        output(Command::new("skopeo").args(["inspect", "--raw"]).arg(format!("oci-archive:{}/both.tar", machine.room.path().display())))?;
+    assert!(inspected.contains("amd64") && inspected.contains("arm64"), "{inspected}");
     Ok(())
 }
 
@@ -229,6 +269,59 @@ fn rewrite(path: &PathBuf, change: impl Fn(&mut Vec<u8>)) {
     change(&mut bytes);
     fs::remove_file(path).unwrap();
     fs::write(path, bytes).unwrap();
+}
+
+/// The id is that of the base image's content: not of its name, and not of what the name once was.
+#[test]
+fn base_images() -> Result<()> {
+    if !needs::available("base_images", &[Need::Registry]) {
+        return Ok(());
+    }
+    let registry = Registry::start()?;
+    let base = |rest: &str| format!("{}/{rest}", registry.address());
+    let push = |name: &str, content: &str| Machine::new(content)?.build(&["-t", name, "--push"]);
+    let on = |machine: &Machine, from: &str| {
+        fs::write(machine.room.path().join("ctx/Dockerfile"), format!("FROM {from}\nCOPY a /b\nENV X=1\n")).unwrap();
+    };
+    let (_, digest, _) = push(&base("base:1"), "one")?;
+    push(&base("other/name:2"), "one")?;
+    let machine = Machine::new("x")?;
+    on(&machine, &base("base:1"));
+    let first = machine.id()?;
+    for same in [base("other/name:2"), format!("{}@{digest}", base("base")), base("base:1")] {
+        let other = Machine::new("x")?;
+        on(&other, &same);
+        assert_eq!(other.id()?, first, "{same}");
+    }
+    push(&base("base:1"), "two")?;
+    let other = Machine::new("x")?;
+    on(&other, &base("base:1"));
+    let second = other.id()?;
+    assert_ne!(second, first, "the name is at another image now");
+    assert_eq!(machine.ok(&["id", "--pull", "ctx"])?.trim(), second, "a machine that knew the old one, with --pull");
+    on(&machine, &format!("{}@{digest}", base("base")));
+    assert_eq!(machine.id()?, first);
+    Ok(())
+}
+
+/// Who asks, and who owns the files, plays no part.
+#[test]
+fn the_same_for_every_user() -> Result<()> {
+    if !needs::available("the_same_for_every_user", &[Need::Users]) {
+        return Ok(());
+    }
+    let mut ids = vec![];
+    for level in [Level::Own, Level::Rootless, Level::SingleId] {
+        let machine = Machine::of(level, "x")?;
+        fs::write(
+            machine.room.path().join("ctx/Dockerfile"),
+            "FROM scratch\nCOPY a /a\nCOPY --chown=7:8 a /b\nRUN --mount=type=bind,target=/m true\n",
+        )
+        .unwrap();
+        ids.push(machine.id()?);
+    }
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    Ok(())
 }
 
 /// What is refused, before anything is done.

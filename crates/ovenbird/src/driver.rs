@@ -6,12 +6,13 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use ovenbird_engine::Event;
+use ovenbird_oci::publish::{TagClass, Target};
 use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Digest, Reference};
 
-use crate::builder::{Builder, Image, Job, Library};
+use crate::builder::{Builder, Image, Job, Library, VERSION_LABEL};
 use crate::error::{Error, Kind};
-use crate::naming::{Named, Naming, TagPolicies};
+use crate::naming::{Named, Naming, TagPolicies, Version};
 use crate::report::{self, BuildReport, Decision, PlatformReport, Timings};
 use crate::request::{BuildRequest, Lookup, Output, OutputKind};
 use crate::source::{self, SourceTree};
@@ -100,7 +101,7 @@ impl<B: Builder + Library> LocalDriver<B> {
         if !naming.has_id() {
             return Ok(None);
         }
-        let id = self.builder.identify(tree, &naming.probe(request)?.request, job)?.id;
+        let id = self.builder.identify(tree, request, job)?.id;
         naming.set_id(&id.hex());
         Ok(Some(id))
     }
@@ -111,6 +112,38 @@ impl<B: Builder + Library> LocalDriver<B> {
             naming.set_labels(self.builder.labels(image)?);
         }
         naming.after_build(request)
+    }
+
+    /// Takes out the names that follow the newest version, where they are at a newer one than this image.
+    fn hold_back(&self, targets: &mut Vec<Target>, version: Option<&Version>, image: &Image, job: &Job) -> Result<(), Error> {
+        if !targets.iter().any(|target| target.class == TagClass::Floating) {
+            return Ok(());
+        }
+        let labelled = match version {
+            Some(_) => None,
+            None => self.builder.labels(image)?.get(VERSION_LABEL).and_then(|text| Version::parse(text)),
+        };
+        let Some(version) = version.or(labelled.as_ref()) else { return Ok(()) };
+        let warn = |message| job.sink.emit(Event::Warning { code: "floating-tag".into(), message, line: None });
+        let mut kept = vec![];
+        for target in std::mem::take(targets) {
+            let name = target.reference.familiar();
+            let overtaken = match target.class {
+                TagClass::Floating => self.builder.overtaken(&target.reference, version, job),
+                TagClass::Unique | TagClass::Primary => Ok(None),
+            };
+            match overtaken {
+                Ok(Some(newer)) => warn(format!("{name} stays at {newer}: it moves forward only, and this image is {version}")),
+                Ok(None) => kept.push(target),
+                Err(error) if error.kind == Kind::Cancelled => return Err(error),
+                Err(error) => {
+                    warn(format!("cannot see which version {name} is at, so it moves to {version}: {error}"));
+                    kept.push(target);
+                }
+            }
+        }
+        *targets = kept;
+        Ok(())
     }
 
     fn deliver(&self, image: &Image, named: &Named, published: Option<&Reference>, job: &Job) -> Result<Delivered, Error> {
@@ -132,7 +165,9 @@ impl<B: Builder + Library> LocalDriver<B> {
                 _ => {}
             }
             if output.kind == OutputKind::Registry {
-                publish.extend(targets.into_iter().filter(|target| Some(&target.reference) != published));
+                let mut missing: Vec<Target> = targets.into_iter().filter(|target| Some(&target.reference) != published).collect();
+                self.hold_back(&mut missing, named.version.as_ref(), image, job)?;
+                publish.extend(missing);
             } else {
                 self.builder.export(image, &output.kind, &names, job)?;
             }
@@ -257,7 +292,6 @@ mod tests {
 
     use ovenbird_engine::Cancel;
     use ovenbird_engine::event::Silent;
-    use ovenbird_oci::publish::Target;
     use ovenbird_oci::{Descriptor, Platform};
 
     use super::*;
@@ -283,6 +317,14 @@ mod tests {
         }
         fn fetch(&self, _: &Reference, _: bool, _: &Job) -> Result<Option<Image>, Error> {
             Ok(None)
+        }
+        fn overtaken(&self, name: &Reference, version: &Version, _: &Job) -> Result<Option<Version>, Error> {
+            let at = Version::parse("1.2.9");
+            match name.repository() {
+                "library/old" => Ok(at.filter(|at| at > version)),
+                "library/odd" => Err(Error::new(Kind::Registry, "no answer")),
+                _ => Ok(None),
+            }
         }
         fn labels(&self, _: &Image) -> Result<std::collections::BTreeMap<String, String>, Error> {
             Ok([("v".to_owned(), "1/2".to_owned())].into())
@@ -351,6 +393,10 @@ mod tests {
             (&["a:{label:v}", "b:{date}"], &[], "build X; name a:1-2,b:19700101"),
             (&["a:{label:none}"], &[], "! the name \"a:{label:none}\": there is no {label:none}: the image has no such label"),
             (&["a"], &["type=registry,name=c:{git.sha}"], "! the name \"c:{git.sha}\": there is no {git.sha}: "),
+            (&["old:latest", "old:1.2.3"], &["type=registry"], "build X; name old:latest,old:1.2.3; push old:1.2.3"),
+            (&["old:latest", "old:1.2.10"], &["type=registry"], "build X; name old:latest,old:1.2.10; push old:latest,old:1.2.10"),
+            (&["odd:latest", "odd:1.2.3"], &["type=registry"], "build X; name odd:latest,odd:1.2.3; push odd:latest,odd:1.2.3"),
+            (&["old:latest"], &["type=registry"], "build X; name old:latest; push old:latest"),
             (&["a:{x}"], &[], "! the name \"a:{x}\" has the unknown variable {x}"),
             (&[], &["-", "type=oci"], "! several outputs go to standard output"),
         ] {

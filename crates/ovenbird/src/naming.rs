@@ -1,5 +1,7 @@
 //! From the names of a request, with their variables and the tag policy, to the names of its image.
 
+mod version;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use ovenbird_oci::Reference;
@@ -9,6 +11,8 @@ use crate::error::{Error, Kind};
 use crate::request::tag::{TagPolicy, Template, TemplateError, Values, Variable, tag_of};
 use crate::request::{BuildRequest, Output, Source};
 use crate::source::git;
+
+pub use version::Version;
 
 /// Tag policies: that of all registries, and those of some.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,6 +53,8 @@ pub(crate) struct Named {
     /// The request with them.
     pub(crate) request: BuildRequest,
     classes: BTreeMap<String, TagClass>,
+    /// What the image is: the git tag, or a name of a release.
+    pub(crate) version: Option<Version>,
 }
 
 impl Named {
@@ -125,6 +131,12 @@ impl Naming {
         let detached = "no branch is checked out (the head is detached, as in many CI systems); write the name of the branch";
         self.values.set(Variable::GitBranch, of(&|head| head.branch.clone(), detached));
         self.values.set(Variable::GitTag, of(&|head| head.tag.clone(), "the commit has no tag"));
+        let line = |count: usize| {
+            let of_release = |head: &git::Head| Some(Version::parse(head.tag.as_deref()?).filter(Version::is_release)?.line(count));
+            of(&of_release, "the commit has no tag that is the version of a release, such as v1.2.3")
+        };
+        self.values.set(Variable::GitMajor, line(1));
+        self.values.set(Variable::GitMinor, line(2));
     }
 
     /// Says the content id.
@@ -204,7 +216,10 @@ impl Naming {
         for (output, names) in request.outputs.iter_mut().zip(&self.outputs) {
             output.names = expand(names)?;
         }
-        Ok(Named { request, classes })
+        let releases =
+            classes.iter().filter(|(_, class)| **class == TagClass::Primary).filter_map(|(name, _)| Version::parse(tag_of(name)?));
+        let version = values.get(&Variable::GitTag).ok().and_then(|tag| Version::parse(&tag)).or_else(|| releases.max());
+        Ok(Named { request, classes, version })
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct BuildArgs {
     #[command(flatten)]
     subject: Subject,
     /// Name of the image, with an optional tag [default tag: latest, or those of the setting `tags`]. Variables: {id}, {git.sha}, {git.short},
-    /// {git.branch}, {git.tag}, {date}, {label:NAME}
+    /// {git.branch}, {git.tag}, {git.major}, {git.minor}, {date}, {label:NAME}
     #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
     tags: Vec<String>,
     /// Secret for RUN --mount=type=secret: `id=token,src=FILE` or `id=token,env=NAME`. Never in a layer, the cache or a log

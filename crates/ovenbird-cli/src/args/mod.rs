@@ -19,7 +19,7 @@ use crate::commands;
 #[derive(Debug, Parser)]
 #[command(name = "ovenbird", version, propagate_version = true, max_term_width = 100, args_override_self = true)]
 #[command(after_help = "Exit codes: 0 ok, 1 bug, 2 usage, 3 configuration, 4 Dockerfile, 5 source, 6 a step exited non-zero, 7 registry \
-or authentication, 8 sandbox not possible here, 9 veto (a plugin, or a secret in the image), 10 driver or remote, 130 cancelled.")]
+or authentication, 8 sandbox not possible here, 9 veto (a plugin, or a secret in the image), 10 driver or remote, 130 cancelled. `registry exists` has 1 for no.")]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -78,6 +78,8 @@ pub(crate) enum Command {
     Push(commands::push::PushArgs),
     /// Pull an image from a registry
     Pull(commands::pull::PullArgs),
+    /// Look at and change what registries have: exists, inspect, tags, copy, delete, mount
+    Registry(commands::registry::RegistryArgs),
     /// Give an image one more name
     Tag(commands::tag::TagArgs),
     /// List the images of this machine

@@ -17,6 +17,7 @@ pub(crate) mod plan;
 pub(crate) mod prune;
 pub(crate) mod pull;
 pub(crate) mod push;
+pub(crate) mod registry;
 pub(crate) mod rmi;
 pub(crate) mod tag;
 pub(crate) mod version;
@@ -27,10 +28,10 @@ use ovenbird::{Environment, Error, Job, Kind};
 use crate::args::{Cli, Command};
 use crate::session::Session;
 
-/// Runs a parsed command line.
-pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<(), Error> {
+/// Runs a parsed command line; gives the exit code.
+pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, Error> {
     let session = || Session::new(environment.clone(), &cli.global.overrides());
-    match cli.command {
+    let done = match cli.command {
         Command::Build(args) => {
             // A flag that is refused is said before a settings file that is wrong.
             let request = args.request(environment)?;
@@ -52,6 +53,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<(), Error> {
         Command::Why(args) => why::run(&args, &session()?),
         Command::Push(args) => push::run(&args, &session()?),
         Command::Pull(args) => pull::run(&args, &session()?),
+        Command::Registry(args) => return registry::run(&args, &session()?),
         Command::Tag(args) => tag::run(&args, &session()?),
         Command::Images(args) => images::run(&args, &session()?),
         Command::Inspect(args) => inspect::run(&args, &session()?),
@@ -66,7 +68,8 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<(), Error> {
         Command::Logout(args) => logout::run(&args, &session()?),
         Command::Completions(args) => completions::run(&args),
         Command::Version(args) => version::run(&args),
-    }
+    };
+    done.map(|()| 0)
 }
 
 /// What a cancelled job leaves behind is a cancellation, whatever broke first.

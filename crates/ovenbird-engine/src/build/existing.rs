@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ovenbird_oci::image::ImageConfig;
-use ovenbird_oci::registry::RegistryError;
+use ovenbird_oci::registry::{Client, RegistryError};
 use ovenbird_oci::store::StoreError;
 use ovenbird_oci::{Descriptor, Index, Manifest, Platform, Reference};
 
@@ -34,6 +34,15 @@ pub struct Member {
 }
 
 impl Engine {
+    /// Does work with the registry client, until it ends or is cancelled.
+    pub fn ask<T, F: Future<Output = Result<T, RegistryError>>>(
+        &self,
+        cancel: &Cancel,
+        work: impl FnOnce(Client) -> F,
+    ) -> Result<T, BuildError> {
+        Ok(self.cancellable(cancel, work(self.options.client.clone()))??)
+    }
+
     /// The image that has this name here, when it is whole: manifests and configs can be read and are what their digests say, and each layer is
     /// here in its size or has a known place to come from.
     pub fn find(&self, name: &Reference) -> Result<Option<Descriptor>, BuildError> {

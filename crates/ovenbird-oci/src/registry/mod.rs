@@ -14,6 +14,7 @@ mod limit;
 mod publish;
 mod pull;
 mod push;
+mod repository;
 mod transport;
 mod tree;
 mod upload;
@@ -41,6 +42,7 @@ pub use access::{Access, Verdict};
 pub(crate) use endpoint::is_loopback_url;
 pub use error::RegistryError;
 pub(crate) use error::printable;
+pub use repository::Deletion;
 pub(crate) use transport::tls_config;
 
 /// Largest manifest or index, in bytes (the distribution specification's advice).

@@ -104,7 +104,13 @@ pub(crate) async fn pull(
 }
 
 /// The manifest for a platform, through nested indexes.
-async fn choose(inner: &Inner, from: &Reference, root: Fetched, wanted: &Platform, store: &Store) -> Result<Fetched, RegistryError> {
+pub(crate) async fn choose(
+    inner: &Inner,
+    from: &Reference,
+    root: Fetched,
+    wanted: &Platform,
+    store: &Store,
+) -> Result<Fetched, RegistryError> {
     let mut best: Option<(u32, Descriptor)> = None;
     let mut available = vec![];
     let mut level = vec![root];

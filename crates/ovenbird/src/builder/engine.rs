@@ -61,13 +61,13 @@ impl EngineBuilder {
 
     /// What a build would run, and why; see [`Engine::plan`].
     pub fn plan(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Vec<Trace>, Error> {
-        let input = self.input(source, request)?;
+        let input = self.input(source, &request.nameless())?;
         self.engine.plan(&input, &job.sink, &job.cancel).map_err(|e| told(e, Some(source)))
     }
 
     /// Looks up one image for [`crate::lint`].
     pub fn resolve(&self, source: &SourceTree, request: &BuildRequest, image: &ImageRequest, job: &Job) -> Result<ResolvedImage, Error> {
-        let input = self.input(source, request)?;
+        let input = self.input(source, &request.nameless())?;
         self.engine.resolve(&input, image, &job.sink, &job.cancel).map_err(|e| told(e, Some(source)))
     }
 

@@ -16,6 +16,7 @@ pub use docker_engine::{DockerEngine, DockerEngineError};
 pub(crate) use engine::options;
 pub use engine::{EngineBuilder, told};
 pub use library::Library;
+pub(crate) use library::VERSION_LABEL;
 
 use crate::error::Error;
 use crate::request::{BuildRequest, OutputKind};

@@ -368,6 +368,13 @@ impl BuildRequest {
         Ok(seen)
     }
 
+    /// The same build without names: for what looks at it and names nothing.
+    #[must_use]
+    pub fn nameless(&self) -> Self {
+        let outputs = self.outputs.iter().map(|output| Output { names: vec![], ..output.clone() }).collect();
+        Self { names: vec![], outputs, ..self.clone() }
+    }
+
     /// Names of an output as they stand; those of the request when the output has none of its own.
     pub fn names_of<'a>(&'a self, output: Option<&'a Output>) -> &'a [String] {
         output.map(|o| &o.names).filter(|n| !n.is_empty()).unwrap_or(&self.names)

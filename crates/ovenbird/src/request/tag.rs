@@ -11,7 +11,7 @@ use ovenbird_oci::publish::TagClass;
 use serde::{Deserialize, Serialize};
 
 /// What there is, for messages.
-const KNOWN: &str = "{id}, {git.sha}, {git.short}, {git.branch}, {git.tag}, {date} and {label:NAME}";
+const KNOWN: &str = "{id}, {git.sha}, {git.short}, {git.branch}, {git.tag}, {git.major}, {git.minor}, {date} and {label:NAME}";
 
 /// What can be wrong with a template.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,6 +79,10 @@ pub enum Variable {
     GitBranch,
     /// Highest tag of the commit.
     GitTag,
+    /// `v1` of the tag `v1.2.3`.
+    GitMajor,
+    /// `v1.2` of the tag `v1.2.3`.
+    GitMinor,
     /// Day, `20261121`, in UTC.
     Date,
     /// Label of the built image.
@@ -93,6 +97,8 @@ impl Variable {
             "git.short" => Self::GitShort,
             "git.branch" => Self::GitBranch,
             "git.tag" => Self::GitTag,
+            "git.major" => Self::GitMajor,
+            "git.minor" => Self::GitMinor,
             "date" => Self::Date,
             _ => match text.strip_prefix("label:") {
                 Some(label) if !label.is_empty() => Self::Label(label.into()),
@@ -103,7 +109,7 @@ impl Variable {
 
     /// Is git to be asked for it?
     pub fn is_git(&self) -> bool {
-        matches!(self, Self::GitSha | Self::GitShort | Self::GitBranch | Self::GitTag)
+        matches!(self, Self::GitSha | Self::GitShort | Self::GitBranch | Self::GitTag | Self::GitMajor | Self::GitMinor)
     }
 }
 
@@ -115,6 +121,8 @@ impl fmt::Display for Variable {
             Self::GitShort => f.write_str("{git.short}"),
             Self::GitBranch => f.write_str("{git.branch}"),
             Self::GitTag => f.write_str("{git.tag}"),
+            Self::GitMajor => f.write_str("{git.major}"),
+            Self::GitMinor => f.write_str("{git.minor}"),
             Self::Date => f.write_str("{date}"),
             Self::Label(label) => write!(f, "{{label:{label}}}"),
         }
@@ -154,7 +162,7 @@ impl Values {
         Self { unknown_label: Some("label"), ..self.clone() }
     }
 
-    fn get(&self, variable: &Variable) -> Result<String, String> {
+    pub(crate) fn get(&self, variable: &Variable) -> Result<String, String> {
         match (variable, self.unknown_label) {
             (Variable::Label(_), Some(any)) => Ok(any.into()),
             (Variable::Label(_), None) => self.values.get(variable).cloned().unwrap_or_else(|| Err("the image has no such label".into())),
@@ -327,6 +335,7 @@ impl TagPolicy {
         }
         match tag {
             "latest" => TagClass::Floating,
+            _ if template.variables().any(|v| matches!(v, Variable::GitMajor | Variable::GitMinor)) => TagClass::Floating,
             _ if template.variables().any(|v| matches!(v, Variable::Id | Variable::GitSha)) => TagClass::Unique,
             _ => TagClass::Primary,
         }
@@ -427,6 +436,12 @@ mod tests {
             assert_eq!(as_tag(value, true), expect, "{value}");
             assert!(expect.is_empty() || Reference::is_tag(expect), "{expect}");
         }
+        for c in (0..0x3000).filter_map(char::from_u32) {
+            for value in [format!("{c}"), format!("{c}a"), format!("a{c}"), format!("a{c}{c}b"), format!("{c}{c}{c}")] {
+                let tag = as_tag(&value, true);
+                assert!(tag.is_empty() || Reference::is_tag(&tag), "{value:?}: {tag:?}");
+            }
+        }
     }
 
     #[test]
@@ -445,6 +460,7 @@ mod tests {
             ("app:{git.branch}", TagClass::Primary, TagClass::Floating),
             ("app:{git.tag}", TagClass::Primary, TagClass::Primary),
             ("app:{id}", TagClass::Unique, TagClass::Unique),
+            ("app:{git.minor}", TagClass::Floating, TagClass::Floating),
             ("app:run-{git.sha}", TagClass::Unique, TagClass::Unique),
             ("app:build-{date}", TagClass::Primary, TagClass::Unique),
             ("app:{label:a/b}", TagClass::Primary, TagClass::Primary),

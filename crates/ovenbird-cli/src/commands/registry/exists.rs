@@ -1,0 +1,23 @@
+//! `ovenbird registry exists`.
+
+use clap::Args;
+use ovenbird::{Error, registry};
+use ovenbird_oci::Reference;
+
+use crate::commands::unless_cancelled;
+use crate::session::Session;
+
+/// Ask whether an image is in its registry: code 0 when it is, 1 when it is not, 7 when the registry gives no answer.
+#[derive(Debug, Args)]
+pub(crate) struct ExistsArgs {
+    /// Name of the image: this tag or digest, no other
+    image: Reference,
+}
+
+pub(super) fn run(args: &ExistsArgs, session: &Session) -> Result<bool, Error> {
+    let builder = session.images_only()?;
+    let (progress, job) = session.start(true, false);
+    let exists = registry::exists(&builder, &args.image, &job);
+    progress.finish();
+    unless_cancelled(exists, &job)
+}
