@@ -81,7 +81,7 @@ fn exit_codes_and_what_is_said() {
     for (line, code, expect) in [
         ("", 2, "Usage: ovenbird"),
         ("bild", 2, "build"),
-        ("build --cache-from x c", 2, "--cache-from is not supported"),
+        ("build --cache-from type=gha c", 2, "caches of type=gha are not supported"),
         ("build --push c", 2, "hint: name it: -t"),
         ("build -t UPPER c", 2, "is not an image name"),
         ("build https://example.org/x.git", 2, "only folders and standard input are"),

@@ -44,6 +44,8 @@ pub(crate) struct Naming {
     names: Vec<Given>,
     /// Of each output that has names of its own.
     outputs: Vec<Vec<Given>>,
+    /// Of the caches, in the order of [`BuildRequest::cache_references`].
+    caches: Vec<Template>,
     values: Values,
 }
 
@@ -89,15 +91,28 @@ impl Naming {
             Ok(given)
         };
         let outputs = request.outputs.iter().map(|output| all(&output.names)).collect::<Result<_, _>>()?;
-        Ok(Self { names: all(&request.names)?, outputs, values: Values::default() })
+        let mut caches = vec![];
+        for name in request.clone().cache_references() {
+            let template = Template::parse(name)?;
+            if template.variables().any(|variable| matches!(variable, Variable::Label(_))) {
+                return Err(Error::new(Kind::Usage, format!("{name:?}: a cache is read before the image has labels"))
+                    .hint("name it with {git.branch}, {git.sha}, {date} or {id}"));
+            }
+            caches.push(template);
+        }
+        Ok(Self { names: all(&request.names)?, outputs, caches, values: Values::default() })
     }
 
     fn all(&self) -> impl Iterator<Item = &Given> {
         self.names.iter().chain(self.outputs.iter().flatten())
     }
 
+    fn variables(&self) -> impl Iterator<Item = &Variable> {
+        self.all().map(|given| &given.template).chain(&self.caches).flat_map(Template::variables)
+    }
+
     fn has(&self, wanted: impl Fn(&Variable) -> bool) -> bool {
-        self.all().any(|given| given.template.variables().any(&wanted))
+        self.variables().any(wanted)
     }
 
     /// Is the content id in a name?
@@ -154,7 +169,7 @@ impl Naming {
     /// The request with names that are right but for their variables: for finding mistakes before any work is done.
     pub(crate) fn probe(&self, request: &BuildRequest) -> Result<Named, Error> {
         let mut values = Values::default();
-        for variable in self.all().flat_map(|given| given.template.variables()) {
+        for variable in self.variables() {
             values.set(variable.clone(), Ok("x".into()));
         }
         self.with(request, &values)
@@ -216,6 +231,9 @@ impl Naming {
         for (output, names) in request.outputs.iter_mut().zip(&self.outputs) {
             output.names = expand(names)?;
         }
+        for (name, template) in request.cache_references().zip(&self.caches) {
+            *name = template.expand(values)?;
+        }
         let releases =
             classes.iter().filter(|(_, class)| **class == TagClass::Primary).filter_map(|(name, _)| Version::parse(tag_of(name)?));
         let version = values.get(&Variable::GitTag).ok().and_then(|tag| Version::parse(&tag)).or_else(|| releases.max());
@@ -273,6 +291,29 @@ mod tests {
         let named = naming.after_build(&request).map_err(|e| e.to_string())?;
         let targets = named.targets(&Output::new(crate::request::OutputKind::Image)).map_err(|e| e.to_string())?;
         Ok(targets.iter().map(|t| format!("{} {:?}", t.reference.familiar(), t.class)).collect())
+    }
+
+    #[test]
+    fn caches_have_variables_too() {
+        let with = |text: &str| {
+            let mut request = BuildRequest::new(Source::Stdin);
+            request.cache_to = vec![text.parse().unwrap()];
+            request.cache_from = vec!["h.io/app:cache-{git.branch}".parse().unwrap(), "h.io/app:cache".parse().unwrap()];
+            request
+        };
+        let filled = |text: &str| {
+            let request = with(text);
+            let mut naming = Naming::new(&request, &policies()).map_err(|e| e.to_string())?;
+            naming.values.set(Variable::GitBranch, Ok("feature/x".into()));
+            let mut named = naming.before_build(&request).map_err(|e| e.to_string())?;
+            Ok::<_, String>(named.request.cache_references().map(|name| name.clone()).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            filled("type=registry,ref=h.io/app:{git.branch}").unwrap(),
+            ["h.io/app:cache-feature-x", "h.io/app:cache", "h.io/app:feature-x"]
+        );
+        assert!(filled("type=registry,ref=h.io/app:{label:x}").unwrap_err().contains("before the image has labels"));
+        assert!(filled("type=registry,ref=h.io/app:{git.tag}").unwrap_err().contains("there is no {git.tag}"));
     }
 
     #[test]

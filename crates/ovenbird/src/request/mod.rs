@@ -330,6 +330,13 @@ impl BuildRequest {
         }
     }
 
+    /// Names of the caches in registries.
+    pub fn cache_references(&mut self) -> impl Iterator<Item = &mut String> {
+        let from = self.cache_from.iter_mut().filter_map(|from| if let CacheFrom::Registry(name) = from { Some(name) } else { None });
+        let to = self.cache_to.iter_mut().filter_map(|to| if let CacheDest::Registry(name) = &mut to.dest { Some(name) } else { None });
+        from.chain(to)
+    }
+
     /// Reads a request from JSON; refuses versions and fields it does not know.
     pub fn from_json(text: &str) -> Result<Self, Error> {
         let request: Self =

@@ -248,6 +248,9 @@ impl Settings {
         for name in request.names.iter_mut().chain(request.outputs.iter_mut().flat_map(|output| &mut output.names)) {
             *name = self.full_name(name);
         }
+        for name in request.cache_references() {
+            *name = self.full_name(name);
+        }
         request
     }
 
