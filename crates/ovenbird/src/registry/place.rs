@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use ovenbird_oci::Reference;
 
@@ -39,10 +38,10 @@ pub enum Place {
 /// Skopeo's other transports.
 const FOREIGN: [&str; 6] = ["dir:", "docker-daemon:", "containers-storage:", "ostree:", "sif:", "tarball:"];
 
-impl FromStr for Place {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
+impl Place {
+    /// Reads a place. `named` reads the name of an image in a registry, which may get the registry of the settings; one behind `docker://` is
+    /// in full.
+    pub fn parse(text: &str, named: &dyn Fn(&str) -> Result<Reference, Error>) -> Result<Self, Error> {
         // The path ends at the first colon, as in skopeo.
         let path = |rest: &str| -> Result<(PathBuf, Option<String>), Error> {
             let (path, name) = rest.split_once(':').map_or((rest, None), |(path, name)| (path, Some(name.to_owned())));
@@ -70,7 +69,10 @@ impl FromStr for Place {
         if let Some(prefix) = FOREIGN.iter().find(|prefix| text.starts_with(**prefix)) {
             return Err(Error::refused(prefix, "an image is in a registry (NAME), in oci:DIR, oci-archive:FILE or docker-archive:FILE"));
         }
-        Ok(Self::Registry(text.strip_prefix("docker://").unwrap_or(text).parse()?))
+        Ok(Self::Registry(match text.strip_prefix("docker://") {
+            Some(name) => name.parse()?,
+            None => named(text)?,
+        }))
     }
 }
 
@@ -112,7 +114,7 @@ mod tests {
             ("docker-daemon:x:1", "! docker-daemon: is not supported"),
             ("https://h.io/a", "! \"https://h.io/a\" is not an image name"),
         ] {
-            let got = text.parse::<Place>().map_or_else(|e| format!("! {e}"), |p| p.to_string());
+            let got = Place::parse(text, &|name| Ok(name.parse::<Reference>()?)).map_or_else(|e| format!("! {e}"), |p| p.to_string());
             assert!(got == expect || (expect.starts_with('!') && got.starts_with(expect)), "{text}: {got}");
         }
     }

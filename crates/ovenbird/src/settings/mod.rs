@@ -230,7 +230,9 @@ impl Settings {
     /// A name as people type it, in full: without a registry it gets `default_registry` and `registry_path`. Images that a Dockerfile
     /// names do not: what it means must not depend on where it is built.
     pub fn full_name(&self, name: &str) -> String {
-        let first = name.split_once('/').map(|(first, _)| first);
+        // Variables stand behind the registry: a slash in `{label:a/b}` is none of the name.
+        let plain = name.split('{').next().unwrap_or_default();
+        let first = plain.split_once('/').map(|(first, _)| first);
         let has_registry = first.is_some_and(|first| {
             // As references are read: repositories have no capitals.
             first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase())
@@ -383,6 +385,8 @@ mod tests {
             ("r.test", "team", "org/app", "r.test/team/org/app"),
             ("r.test", "team", "other.test/app", "other.test/app"),
             ("r.test", "team", "localhost/app", "localhost/app"),
+            ("r.test", "team", "app:{label:org.x/y}", "r.test/team/app:{label:org.x/y}"),
+            ("r.test", "team", "o.test/app:{label:org.x/y}", "o.test/app:{label:org.x/y}"),
             ("r.test", "team", "localhost:5000/app", "localhost:5000/app"),
             ("r.test", "team", "docker.io/library/app", "docker.io/library/app"),
             ("r.test", "team", "HOST/app", "HOST/app"),

@@ -28,7 +28,8 @@ pub(crate) struct CopyArgs {
 }
 
 pub(super) fn run(args: &CopyArgs, session: &Session) -> Result<(), Error> {
-    let (from, to): (Place, Place) = (args.from.parse()?, args.to.parse()?);
+    let place = |text: &str| Place::parse(text, &|name| session.settings.reference(name));
+    let (from, to) = (place(&args.from)?, place(&args.to)?);
     if from == to && args.platform.is_none() {
         return Err(Error::new(Kind::Usage, format!("{from} would be copied onto itself")));
     }

@@ -2,7 +2,6 @@
 
 use clap::Args;
 use ovenbird::{Error, registry};
-use ovenbird_oci::Reference;
 
 use crate::commands::unless_cancelled;
 use crate::session::Session;
@@ -21,7 +20,7 @@ pub(crate) struct DeleteArgs {
 }
 
 pub(super) fn run(args: &DeleteArgs, session: &Session) -> Result<(), Error> {
-    let image: Reference = args.image.parse()?;
+    let image = session.settings.reference(&args.image)?;
     // What is gone is gone: no tag is guessed.
     let explicit = image.digest().is_some() || args.image.rsplit('/').next().is_some_and(|last| last.contains(':'));
     if !explicit {

@@ -2,7 +2,6 @@
 
 use clap::Args;
 use ovenbird::{Error, registry};
-use ovenbird_oci::Reference;
 
 use crate::commands::unless_cancelled;
 use crate::session::Session;
@@ -11,13 +10,14 @@ use crate::session::Session;
 #[derive(Debug, Args)]
 pub(crate) struct ExistsArgs {
     /// Name of the image: this tag or digest, no other
-    image: Reference,
+    image: String,
 }
 
 pub(super) fn run(args: &ExistsArgs, session: &Session) -> Result<bool, Error> {
+    let image = session.settings.reference(&args.image)?;
     let builder = session.images_only()?;
     let (progress, job) = session.start(true, false);
-    let exists = registry::exists(&builder, &args.image, &job);
+    let exists = registry::exists(&builder, &image, &job);
     progress.finish();
     unless_cancelled(exists, &job)
 }

@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 
 use clap::Args;
 use ovenbird::{Error, registry};
-use ovenbird_oci::Reference;
 use serde_json::json;
 
 use super::Format;
@@ -17,7 +16,7 @@ use crate::session::Session;
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// Name of the image
-    image: Reference,
+    image: String,
     /// text, or json: manifests and configurations
     #[arg(long, value_enum, default_value_t = Format::Text, conflicts_with = "raw")]
     format: Format,
@@ -27,9 +26,10 @@ pub(crate) struct InspectArgs {
 }
 
 pub(super) fn run(args: &InspectArgs, session: &Session) -> Result<(), Error> {
+    let image = session.settings.reference(&args.image)?;
     let builder = session.images_only()?;
     let (progress, job) = session.start(true, false);
-    let inspected = registry::inspect(&builder, &args.image, &job);
+    let inspected = registry::inspect(&builder, &image, &job);
     progress.finish();
     let inspected = unless_cancelled(inspected, &job)?;
     if args.raw {
@@ -40,13 +40,13 @@ pub(super) fn run(args: &InspectArgs, session: &Session) -> Result<(), Error> {
             json!({"platform": member.platform, "digest": member.manifest.digest, "manifest": member.document, "config": member.config})
         });
         return crate::print(&crate::commands::json(&json!({
-            "name": args.image, "digest": inspected.target.digest, "mediaType": inspected.target.media_type, "size": inspected.size(),
+            "name": image, "digest": inspected.target.digest, "mediaType": inspected.target.media_type, "size": inspected.size(),
             "images": images.collect::<Vec<_>>(),
         }))?);
     }
     let mut text = format!(
         "name:    {}\ndigest:  {}\ntype:    {}\nsize:    {}\n",
-        args.image,
+        image,
         inspected.target.digest,
         inspected.target.media_type,
         bytes(inspected.size())

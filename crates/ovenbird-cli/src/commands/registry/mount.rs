@@ -2,7 +2,6 @@
 
 use clap::Args;
 use ovenbird::{Error, Kind, registry};
-use ovenbird_oci::Reference;
 
 use crate::commands::unless_cancelled;
 use crate::session::Session;
@@ -13,20 +12,20 @@ use crate::session::Session;
 #[derive(Debug, Args)]
 pub(crate) struct MountArgs {
     /// Image, or REPOSITORY@DIGEST of one blob
-    from: Reference,
+    from: String,
     /// Repository that gets the blobs
     to: String,
 }
 
 pub(super) fn run(args: &MountArgs, session: &Session) -> Result<(), Error> {
-    let to: Reference = args.to.parse()?;
+    let (from, to) = (session.settings.reference(&args.from)?, session.settings.reference(&args.to)?);
     if args.to.contains('@') || args.to.rsplit('/').next().is_some_and(|last| last.contains(':')) {
         return Err(Error::new(Kind::Usage, format!("{:?} has a tag or digest, and blobs have none", args.to))
             .hint(format!("give a repository, or use `ovenbird registry copy {} {}`", args.from, args.to)));
     }
     let builder = session.images_only()?;
     let (progress, job) = session.start(true, false);
-    let done = registry::mount(&builder, &args.from, &to, &job);
+    let done = registry::mount(&builder, &from, &to, &job);
     progress.finish();
     let done = unless_cancelled(done, &job)?;
     let refused = done.iter().filter(|(_, mounted)| !mounted).count();
@@ -35,6 +34,6 @@ pub(super) fn run(args: &MountArgs, session: &Session) -> Result<(), Error> {
         return Ok(());
     }
     let message =
-        format!("{} did not mount {refused} of {} blobs: it cannot, or may not read {}", to.registry(), done.len(), args.from.repository());
+        format!("{} did not mount {refused} of {} blobs: it cannot, or may not read {}", to.registry(), done.len(), from.repository());
     Err(Error::new(Kind::Registry, message).hint("`ovenbird registry copy` sends what cannot be mounted"))
 }

@@ -2,7 +2,6 @@
 
 use clap::Args;
 use ovenbird::{Error, registry};
-use ovenbird_oci::Reference;
 use serde_json::json;
 
 use super::Format;
@@ -13,19 +12,20 @@ use crate::session::Session;
 #[derive(Debug, Args)]
 pub(crate) struct TagsArgs {
     /// Repository: a name without a tag
-    repository: Reference,
+    repository: String,
     /// text, or json: an object with the name and the list
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
 
 pub(super) fn run(args: &TagsArgs, session: &Session) -> Result<(), Error> {
+    let repository = session.settings.reference(&args.repository)?;
     let builder = session.images_only()?;
     let (progress, job) = session.start(true, false);
-    let tags = registry::tags(&builder, &args.repository, &job);
+    let tags = registry::tags(&builder, &repository, &job);
     progress.finish();
     let tags = unless_cancelled(tags, &job)?;
-    let name = format!("{}/{}", args.repository.registry(), args.repository.repository());
+    let name = format!("{}/{}", repository.registry(), repository.repository());
     match args.format {
         Format::Json => crate::print(&crate::commands::json(&json!({"name": name, "tags": tags}))?),
         Format::Text => tags.iter().try_for_each(|tag| crate::print(&format!("{tag}\n"))),
