@@ -450,6 +450,9 @@ fn content_id() {
     assert_eq!(parts["id"], format!("sha256:{reference}"));
     assert_eq!(parts["platforms"][0]["steps"].as_array().unwrap().len(), 2, "{parts}");
     first.run("plan -t a:{id} --push deep/er/c").ok();
+    let shared = "--cache-from type=local,src=shared --cache-from 127.0.0.1:1/a:{date} --cache-to type=registry,ref=127.0.0.1:1/a:{date}";
+    assert_eq!(id(&first, shared), reference, "caches decide nothing");
+    first.run(&format!("plan {shared} deep/er/c")).ok();
     // Nothing was built.
     assert_eq!(first.run("images --quiet").ok(), "");
 }

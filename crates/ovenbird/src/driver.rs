@@ -6,11 +6,12 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use ovenbird_engine::Event;
+use ovenbird_engine::trace::Trace;
 use ovenbird_oci::publish::{TagClass, Target};
 use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Digest, Reference};
 
-use crate::builder::{Builder, Image, Job, Library, VERSION_LABEL};
+use crate::builder::{Builder, EngineBuilder, Image, Job, Library, VERSION_LABEL};
 use crate::error::{Error, Kind};
 use crate::naming::{Named, Naming, TagPolicies, Version};
 use crate::report::{self, BuildReport, Decision, PlatformReport, Timings};
@@ -93,6 +94,11 @@ impl<B: Builder + Library> LocalDriver<B> {
             }
         }
         Ok(None)
+    }
+
+    fn fetch(&self, request: &BuildRequest) -> Result<SourceTree, Error> {
+        let mut stdin = self.stdin.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok(source::fetch(request, &self.temp, &mut **stdin)?)
     }
 
     /// All that can be known of the names before the build. Gives the content id when anything asks for it.
@@ -188,6 +194,16 @@ struct Delivered {
     breaks: Breaks,
 }
 
+impl LocalDriver<EngineBuilder> {
+    /// What [`Driver::run`] would run, and why, one trace a platform; see [`EngineBuilder::plan`].
+    pub fn plan(&self, request: &BuildRequest, job: &Job) -> Result<Vec<Trace>, Error> {
+        let mut naming = Naming::new(request, &self.policies)?;
+        let tree = self.fetch(request)?;
+        self.name(&mut naming, &tree, request, job)?;
+        self.builder.plan(&tree, &naming.before_build(request)?.request, job)
+    }
+}
+
 /// Everything about the request that can be wrong before any work is done.
 fn check(request: &BuildRequest) -> Result<(), Error> {
     if request.version != crate::request::VERSION {
@@ -221,10 +237,7 @@ impl<B: Builder + Library> Driver for LocalDriver<B> {
         }
         let mut timings = Timings::default();
         let start = Instant::now();
-        let tree = {
-            let mut stdin = self.stdin.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            source::fetch(request, &self.temp, &mut **stdin)?
-        };
+        let tree = self.fetch(request)?;
         timings.source = start.elapsed();
         let start = Instant::now();
         let content_id = self.name(&mut naming, &tree, request, job)?;

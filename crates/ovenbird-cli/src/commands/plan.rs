@@ -1,7 +1,7 @@
 //! `ovenbird plan`.
 
 use clap::Args;
-use ovenbird::{BuildRequest, Error};
+use ovenbird::{BuildRequest, Error, LocalDriver};
 
 use super::why;
 use crate::args::BuildArgs;
@@ -22,9 +22,10 @@ pub(crate) struct PlanArgs {
 
 pub(crate) fn run(args: &PlanArgs, request: &BuildRequest, session: &Session) -> Result<(), Error> {
     let builder = session.sandboxed()?;
-    let tree = ovenbird::source::fetch(request, &session.settings.temp, &mut std::io::stdin())?;
     let (progress, job) = session.start(true, false);
-    let traces = builder.plan(&tree, request, &job);
+    let driver = LocalDriver::new(builder, &session.settings.temp, std::io::stdin())
+        .with_names(session.settings.tags.clone(), session.environment.now());
+    let traces = driver.plan(&session.settings.with_full_names(request.clone()), &job);
     progress.finish();
     let traces = super::unless_cancelled(traces, &job)?;
     if args.json {

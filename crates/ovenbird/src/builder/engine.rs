@@ -61,7 +61,7 @@ impl EngineBuilder {
 
     /// What a build would run, and why; see [`Engine::plan`].
     pub fn plan(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Vec<Trace>, Error> {
-        let input = self.input(source, &request.nameless())?;
+        let input = self.input(source, request)?;
         self.engine.plan(&input, &job.sink, &job.cancel).map_err(|e| told(e, Some(source)))
     }
 

@@ -375,11 +375,11 @@ impl BuildRequest {
         Ok(seen)
     }
 
-    /// The same build without names: for what looks at it and names nothing.
+    /// The same build without names and caches: what decides the image.
     #[must_use]
     pub fn nameless(&self) -> Self {
         let outputs = self.outputs.iter().map(|output| Output { names: vec![], ..output.clone() }).collect();
-        Self { names: vec![], outputs, ..self.clone() }
+        Self { names: vec![], outputs, cache_from: vec![], cache_to: vec![], ..self.clone() }
     }
 
     /// Names of an output as they stand; those of the request when the output has none of its own.
