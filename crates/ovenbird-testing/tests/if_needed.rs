@@ -279,7 +279,7 @@ fn base_images() -> Result<()> {
     }
     let registry = Registry::start()?;
     let base = |rest: &str| format!("{}/{rest}", registry.address());
-    let push = |name: &str, content: &str| Machine::new(content)?.build(&["-t", name, "--push"]);
+    let push = |name: &str, content: &str| Machine::new(content)?.build(&["-t", name, "--push", "--reproducible"]);
     let on = |machine: &Machine, from: &str| {
         fs::write(machine.room.path().join("ctx/Dockerfile"), format!("FROM {from}\nCOPY a /b\nENV X=1\n")).unwrap();
     };
