@@ -522,6 +522,37 @@ fn ecr_with_every_identity_of_the_sdk() -> Result<()> {
     room.variables.retain(|(name, _)| !matches!(name.as_str(), "AWS_WEB_IDENTITY_TOKEN_FILE" | "AWS_ROLE_ARN"));
     let (code, log) = room.run(&["auth", "check", &name])?;
     assert!(code == Some(7) && log.contains("there are no AWS credentials"), "{log}");
+    // Who may not make repositories can push to one that is there.
+    let strict = Http::start(|request| {
+        let kind = "Content-Type: application/x-amz-json-1.1\r\n".to_owned();
+        if request.head.contains(".CreateRepository") {
+            return (
+                400,
+                kind,
+                "{\"__type\":\"AccessDeniedException\",\"message\":\"not authorized to perform: ecr:CreateRepository\"}".into(),
+            );
+        }
+        let token = base64(&format!("AWS:{}", token(7)));
+        (200, kind, serde_json::json!({ "authorizationData": [{ "authorizationToken": token, "expiresAt": 4.0e9 }] }).to_string())
+    });
+    registry.set_credentials("AWS", &token(7))?;
+    room.set("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE");
+    room.set("AWS_SECRET_ACCESS_KEY", SECRET);
+    room.set("AWS_ENDPOINT_URL", &format!("http://127.0.0.1:{}", strict.port));
+    room.write(
+        "settings.toml",
+        &format!("[registry.\"{ECR}\"]\nendpoint = \"{}\"\ncredentials = \"ecr\"\ncreate_repository = true\n", registry.address()),
+    );
+    room.write("ctx/Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+    let context = room.path().join("ctx");
+    let build = |name: &str| room.run(&["build", "-t", name, "--push", context.to_str().unwrap()]);
+    let (code, log) = build(&format!("{ECR}/library/busybox:mine"))?;
+    assert_eq!(code, Some(0), "{log}");
+    let (code, log) = build(&format!("{ECR}/team/none:1"))?;
+    assert!(
+        code == Some(7) && log.contains("cannot make the repository team/none in eu-west-1") && log.contains("ecr:CreateRepository"),
+        "{log}"
+    );
     // Amazon's public registry: another service, in one region.
     room.set("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE");
     room.set("AWS_SECRET_ACCESS_KEY", SECRET);

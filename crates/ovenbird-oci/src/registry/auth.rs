@@ -6,6 +6,7 @@
 //! Source: Docker's token authentication and OAuth2 specifications; RFC 7617; RFC 6750.
 
 use std::collections::{BTreeSet, HashMap};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -261,9 +262,32 @@ impl Inner {
         }
         let key = (call.endpoint.registry.clone(), call.repository.to_owned());
         let made = Arc::clone(self.auth.made.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
-        let work = || async { self.auth.keychain.create_repository(&call.endpoint.registry, call.repository).await.map(drop) };
-        let done = made.get_or_try_init(work).await;
-        done.map(drop).map_err(|source| RegistryError::Keychain { registry: call.endpoint.registry.clone(), source: Box::new(source) })
+        let work = || async {
+            match self.auth.keychain.create_repository(&call.endpoint.registry, call.repository).await {
+                Ok(_) => Ok(()),
+                // Who may push need not be allowed to make repositories: then it must be there.
+                Err(_) if self.has_repository(call).await => Ok(()),
+                Err(source) => Err(RegistryError::Keychain { registry: call.endpoint.registry.clone(), source: Box::new(source) }),
+            }
+        };
+        made.get_or_try_init(work).await.map(drop)
+    }
+
+    /// In a box: sending is what asked for this.
+    fn has_repository<'a>(&'a self, call: &'a Call<'_>) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        Box::pin(async move {
+            let ask = Call {
+                endpoint: call.endpoint,
+                repository: call.repository,
+                method: Method::GET,
+                url: call.endpoint.url(call.repository, "tags/list"),
+                scopes: vec![],
+                headers: vec![],
+                payload: Payload::None,
+                action: call.action,
+            };
+            self.send(&ask).await.is_ok_and(|response| response.status().is_success())
+        })
     }
 
     async fn fetch_token(
