@@ -267,7 +267,11 @@ impl Inner {
                 Ok(_) => Ok(()),
                 // Who may push need not be allowed to make repositories: then it must be there.
                 Err(_) if self.has_repository(call).await => Ok(()),
-                Err(source) => Err(RegistryError::Keychain { registry: call.endpoint.registry.clone(), source: Box::new(source) }),
+                Err(source) => Err(RegistryError::Denied {
+                    action: call.action.into(),
+                    registry: call.endpoint.registry.clone(),
+                    detail: source.to_string(),
+                }),
             }
         };
         made.get_or_try_init(work).await.map(drop)
