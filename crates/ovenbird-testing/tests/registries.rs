@@ -174,9 +174,24 @@ fn no_secret_in_any_error() -> Result<()> {
         let said = request.head.replace(['"', '\r', '\n', '\\'], " ");
         let heard: String = said.split("Basic ").nth(1).unwrap_or_default().split(' ').next().unwrap_or_default().into();
         let body = format!("{{\"errors\":[{{\"code\":\"UNAUTHORIZED\",\"message\":\"you said {heard} {SECRET}\"}}]}}");
-        (401, "WWW-Authenticate: Basic realm=\"x\"\r\n".into(), body)
+        // Until somebody logs in; then nothing is allowed.
+        let status = if heard.is_empty() || !request.head.contains("forbidden") { 401 } else { 403 };
+        (status, "WWW-Authenticate: Basic realm=\"x\"\r\n".into(), body)
     });
     let parrot_host = format!("127.0.0.1:{}", parrot.port);
+    {
+        let room = Room::new()?;
+        room.write("home/.docker/config.json", &auths(&parrot_host, &format!("anna:{SECRET}")));
+        for arguments in
+            [&["auth", "check", &format!("{parrot_host}/forbidden"), "--push"][..], &["pull", &format!("{parrot_host}/forbidden")]]
+        {
+            let (code, log) = room.run(arguments)?;
+            assert!(code == Some(7) && log.contains("does not allow it (UNAUTHORIZED: you said *** ***)"), "{log}");
+        }
+        let (code, log) = finish(&mut room.command(&["login", "-u", "anna", "--password-stdin", &parrot_host]), Some(SECRET), LIMIT)?;
+        no_secret(&log);
+        assert!(code == Some(7) && log.contains("***"), "{log}");
+    }
     for (settings, config, variables, registry, code, words) in [
         // A wrong password, from each kind of place.
         ("", auths(&host, &format!("anna:{SECRET}")), vec![], &host, 7, "home/.docker/config.json"),

@@ -20,7 +20,7 @@ use super::endpoint::Endpoint;
 use super::error::{login_hint, origin_hint};
 use super::transport::{Backoff, Call, Failure, Payload, detail, failure, read_limited};
 use super::{Inner, RegistryError};
-use crate::keychain::{Credential, Found, Keychain, Query, Secret, scrub};
+use crate::keychain::{Credential, Found, Keychain, Query, Secret};
 
 /// Life of a token whose server does not say (the specification's value).
 const DEFAULT_LIFE: u64 = 60;
@@ -137,6 +137,9 @@ impl Inner {
     ) -> Result<Option<HeaderValue>, RegistryError> {
         let Some(known) = self.auth.known(endpoint) else { return Ok(None) };
         let found = self.auth.credential(endpoint, repository).await?;
+        if let Some(found) = &found {
+            endpoint.note(&found.credential);
+        }
         match known {
             Known::Basic => Ok(match found.map(|found| found.credential) {
                 Some(Credential::Password { username, password }) => Some(basic(&username, &password)),
@@ -200,7 +203,6 @@ impl Inner {
         let (known, wanted) = known?;
         let found = self.auth.credential(endpoint, call.repository).await?;
         let credential = found.as_ref().map(|found| &found.credential);
-        let said = scrub(&said, credential);
         let refused = |detail: String| RegistryError::Unauthorized {
             action: call.action.into(),
             registry: endpoint.registry.clone(),
@@ -304,6 +306,9 @@ impl Inner {
         action: &str,
     ) -> Result<Token, RegistryError> {
         let credential = found.map(|found| &found.credential);
+        if let Some(credential) = credential {
+            endpoint.note(credential);
+        }
         if let Some(Credential::RegistryToken(token)) = credential {
             return Ok(Token { value: bearer(token.expose(), endpoint, action)?, stale: Instant::now() + Duration::from_hours(1) });
         }
@@ -345,7 +350,7 @@ impl Inner {
             return Err(RegistryError::Unauthorized {
                 action: action.into(),
                 registry: endpoint.registry.clone(),
-                detail: format!("{who}{}", scrub(&said, credential)),
+                detail: format!("{who}{said}"),
                 hint: hint(&endpoint.registry, found),
             });
         }
@@ -389,6 +394,7 @@ pub(crate) async fn check_login(inner: &Inner, registry: &str, username: &str, p
     let endpoint = Endpoint::of(registry, &inner.options)?;
     let action = format!("log in to {registry}");
     let found = Found::typed(username, password);
+    endpoint.note(&found.credential);
     let call = |headers| Call {
         endpoint: &endpoint,
         repository: "",
