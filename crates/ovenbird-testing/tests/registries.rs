@@ -174,9 +174,24 @@ fn no_secret_in_any_error() -> Result<()> {
         let said = request.head.replace(['"', '\r', '\n', '\\'], " ");
         let heard: String = said.split("Basic ").nth(1).unwrap_or_default().split(' ').next().unwrap_or_default().into();
         let body = format!("{{\"errors\":[{{\"code\":\"UNAUTHORIZED\",\"message\":\"you said {heard} {SECRET}\"}}]}}");
-        (401, "WWW-Authenticate: Basic realm=\"x\"\r\n".into(), body)
+        // Until somebody logs in; then nothing is allowed.
+        let status = if heard.is_empty() || !request.head.contains("forbidden") { 401 } else { 403 };
+        (status, "WWW-Authenticate: Basic realm=\"x\"\r\n".into(), body)
     });
     let parrot_host = format!("127.0.0.1:{}", parrot.port);
+    {
+        let room = Room::new()?;
+        room.write("home/.docker/config.json", &auths(&parrot_host, &format!("anna:{SECRET}")));
+        for arguments in
+            [&["auth", "check", &format!("{parrot_host}/forbidden"), "--push"][..], &["pull", &format!("{parrot_host}/forbidden")]]
+        {
+            let (code, log) = room.run(arguments)?;
+            assert!(code == Some(7) && log.contains("does not allow it (UNAUTHORIZED: you said *** ***)"), "{log}");
+        }
+        let (code, log) = finish(&mut room.command(&["login", "-u", "anna", "--password-stdin", &parrot_host]), Some(SECRET), LIMIT)?;
+        no_secret(&log);
+        assert!(code == Some(7) && log.contains("***"), "{log}");
+    }
     for (settings, config, variables, registry, code, words) in [
         // A wrong password, from each kind of place.
         ("", auths(&host, &format!("anna:{SECRET}")), vec![], &host, 7, "home/.docker/config.json"),
@@ -522,6 +537,37 @@ fn ecr_with_every_identity_of_the_sdk() -> Result<()> {
     room.variables.retain(|(name, _)| !matches!(name.as_str(), "AWS_WEB_IDENTITY_TOKEN_FILE" | "AWS_ROLE_ARN"));
     let (code, log) = room.run(&["auth", "check", &name])?;
     assert!(code == Some(7) && log.contains("there are no AWS credentials"), "{log}");
+    // Who may not make repositories can push to one that is there.
+    let strict = Http::start(|request| {
+        let kind = "Content-Type: application/x-amz-json-1.1\r\n".to_owned();
+        if request.head.contains(".CreateRepository") {
+            return (
+                400,
+                kind,
+                "{\"__type\":\"AccessDeniedException\",\"message\":\"not authorized to perform: ecr:CreateRepository\"}".into(),
+            );
+        }
+        let token = base64(&format!("AWS:{}", token(7)));
+        (200, kind, serde_json::json!({ "authorizationData": [{ "authorizationToken": token, "expiresAt": 4.0e9 }] }).to_string())
+    });
+    registry.set_credentials("AWS", &token(7))?;
+    room.set("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE");
+    room.set("AWS_SECRET_ACCESS_KEY", SECRET);
+    room.set("AWS_ENDPOINT_URL", &format!("http://127.0.0.1:{}", strict.port));
+    room.write(
+        "settings.toml",
+        &format!("[registry.\"{ECR}\"]\nendpoint = \"{}\"\ncredentials = \"ecr\"\ncreate_repository = true\n", registry.address()),
+    );
+    room.write("ctx/Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+    let context = room.path().join("ctx");
+    let build = |name: &str| room.run(&["build", "-t", name, "--push", context.to_str().unwrap()]);
+    let (code, log) = build(&format!("{ECR}/library/busybox:mine"))?;
+    assert_eq!(code, Some(0), "{log}");
+    let (code, log) = build(&format!("{ECR}/team/none:1"))?;
+    assert!(
+        code == Some(7) && log.contains("cannot make the repository team/none in eu-west-1") && log.contains("ecr:CreateRepository"),
+        "{log}"
+    );
     // Amazon's public registry: another service, in one region.
     room.set("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE");
     room.set("AWS_SECRET_ACCESS_KEY", SECRET);

@@ -95,7 +95,7 @@ pub enum KeychainError {
         reason: String,
     },
     /// A cloud gave no credential.
-    #[error("{service} gave no credential: cannot {action}: {reason}; {hint}")]
+    #[error("{service}: cannot {action}: {reason}; {hint}")]
     Cloud {
         /// Whose.
         service: &'static str,

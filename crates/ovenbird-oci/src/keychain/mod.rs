@@ -415,16 +415,3 @@ fn read_text(path: &Path) -> Result<String, KeychainError> {
     file.take(MAX_DOCUMENT).read_to_string(&mut text).map_err(KeychainError::read(path))?;
     Ok(text)
 }
-
-/// Text of others, without a secret that we sent and they may have said back.
-pub(crate) fn scrub(text: &str, credential: Option<&Credential>) -> String {
-    let mut text = text.to_owned();
-    for form in credential.map(Credential::forms).unwrap_or_default() {
-        if let Ok(form) = std::str::from_utf8(&form)
-            && !form.is_empty()
-        {
-            text = text.replace(form, "***");
-        }
-    }
-    text
-}

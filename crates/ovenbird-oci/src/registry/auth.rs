@@ -6,6 +6,7 @@
 //! Source: Docker's token authentication and OAuth2 specifications; RFC 7617; RFC 6750.
 
 use std::collections::{BTreeSet, HashMap};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use super::endpoint::Endpoint;
 use super::error::{login_hint, origin_hint};
 use super::transport::{Backoff, Call, Failure, Payload, detail, failure, read_limited};
 use super::{Inner, RegistryError};
-use crate::keychain::{Credential, Found, Keychain, Query, Secret, scrub};
+use crate::keychain::{Credential, Found, Keychain, Query, Secret};
 
 /// Life of a token whose server does not say (the specification's value).
 const DEFAULT_LIFE: u64 = 60;
@@ -136,6 +137,9 @@ impl Inner {
     ) -> Result<Option<HeaderValue>, RegistryError> {
         let Some(known) = self.auth.known(endpoint) else { return Ok(None) };
         let found = self.auth.credential(endpoint, repository).await?;
+        if let Some(found) = &found {
+            endpoint.note(&found.credential);
+        }
         match known {
             Known::Basic => Ok(match found.map(|found| found.credential) {
                 Some(Credential::Password { username, password }) => Some(basic(&username, &password)),
@@ -199,7 +203,6 @@ impl Inner {
         let (known, wanted) = known?;
         let found = self.auth.credential(endpoint, call.repository).await?;
         let credential = found.as_ref().map(|found| &found.credential);
-        let said = scrub(&said, credential);
         let refused = |detail: String| RegistryError::Unauthorized {
             action: call.action.into(),
             registry: endpoint.registry.clone(),
@@ -261,9 +264,36 @@ impl Inner {
         }
         let key = (call.endpoint.registry.clone(), call.repository.to_owned());
         let made = Arc::clone(self.auth.made.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
-        let work = || async { self.auth.keychain.create_repository(&call.endpoint.registry, call.repository).await.map(drop) };
-        let done = made.get_or_try_init(work).await;
-        done.map(drop).map_err(|source| RegistryError::Keychain { registry: call.endpoint.registry.clone(), source: Box::new(source) })
+        let work = || async {
+            match self.auth.keychain.create_repository(&call.endpoint.registry, call.repository).await {
+                Ok(_) => Ok(()),
+                // Who may push need not be allowed to make repositories: then it must be there.
+                Err(_) if self.has_repository(call).await => Ok(()),
+                Err(source) => Err(RegistryError::Denied {
+                    action: call.action.into(),
+                    registry: call.endpoint.registry.clone(),
+                    detail: source.to_string(),
+                }),
+            }
+        };
+        made.get_or_try_init(work).await.map(drop)
+    }
+
+    /// In a box: sending is what asked for this.
+    fn has_repository<'a>(&'a self, call: &'a Call<'_>) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        Box::pin(async move {
+            let ask = Call {
+                endpoint: call.endpoint,
+                repository: call.repository,
+                method: Method::GET,
+                url: call.endpoint.url(call.repository, "tags/list"),
+                scopes: vec![],
+                headers: vec![],
+                payload: Payload::None,
+                action: call.action,
+            };
+            self.send(&ask).await.is_ok_and(|response| response.status().is_success())
+        })
     }
 
     async fn fetch_token(
@@ -276,6 +306,9 @@ impl Inner {
         action: &str,
     ) -> Result<Token, RegistryError> {
         let credential = found.map(|found| &found.credential);
+        if let Some(credential) = credential {
+            endpoint.note(credential);
+        }
         if let Some(Credential::RegistryToken(token)) = credential {
             return Ok(Token { value: bearer(token.expose(), endpoint, action)?, stale: Instant::now() + Duration::from_hours(1) });
         }
@@ -317,7 +350,7 @@ impl Inner {
             return Err(RegistryError::Unauthorized {
                 action: action.into(),
                 registry: endpoint.registry.clone(),
-                detail: format!("{who}{}", scrub(&said, credential)),
+                detail: format!("{who}{said}"),
                 hint: hint(&endpoint.registry, found),
             });
         }
@@ -361,6 +394,7 @@ pub(crate) async fn check_login(inner: &Inner, registry: &str, username: &str, p
     let endpoint = Endpoint::of(registry, &inner.options)?;
     let action = format!("log in to {registry}");
     let found = Found::typed(username, password);
+    endpoint.note(&found.credential);
     let call = |headers| Call {
         endpoint: &endpoint,
         repository: "",

@@ -1,10 +1,13 @@
 //! Where a registry name leads: scheme, host, path prefix, mirrors. No I/O.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::Url;
 
 use super::{ClientOptions, RegistryError, RegistryOptions, Timeouts};
+use crate::keychain::Credential;
 
 /// The name Docker Hub has in references, and the host that serves it.
 const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
@@ -24,6 +27,8 @@ pub(crate) struct Endpoint {
     pub(crate) attempts: usize,
     /// How long its silence is borne.
     pub(crate) timeouts: Timeouts,
+    /// Every form of a secret that was sent there: what it answers may say it back.
+    sent: Arc<Mutex<BTreeSet<String>>>,
 }
 
 const ATTEMPTS: usize = 5;
@@ -80,7 +85,7 @@ impl Endpoint {
         }
         let origin = Url::parse(&format!("{}://{host}/", if plain { "http" } else { "https" })).map_err(|_| wrong())?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Ok(Self { registry: name.to_owned(), origin, prefix, options, attempts: ATTEMPTS, timeouts })
+        Ok(Self { registry: name.to_owned(), origin, prefix, options, attempts: ATTEMPTS, timeouts, sent: Arc::default() })
     }
 
     /// Whether HTTPS was given up for this endpoint.
@@ -98,6 +103,18 @@ impl Endpoint {
     /// Scheme, host and port.
     pub(crate) fn address(&self) -> &str {
         self.origin.as_str().trim_end_matches('/')
+    }
+
+    /// Remembers a credential that goes there.
+    pub(crate) fn note(&self, credential: &Credential) {
+        let forms = credential.forms().into_iter().filter_map(|form| String::from_utf8(form).ok()).filter(|form| !form.is_empty());
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner).extend(forms);
+    }
+
+    /// The endpoint's text without what was sent to it.
+    pub(crate) fn strike(&self, text: &str) -> String {
+        let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        sent.iter().fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
     }
 
     /// `/v2/`.

@@ -471,7 +471,7 @@ pub(crate) async fn detail(mut response: Response, endpoint: &Endpoint) -> (Stri
         }
         None => String::from_utf8_lossy(&bytes).into_owned(),
     };
-    let text = printable(text.trim_matches([':', ' ']));
+    let text = printable(&endpoint.strike(text.trim_matches([':', ' '])));
     (if text.is_empty() { status.to_string() } else { text }, codes)
 }
 

@@ -5,8 +5,10 @@ use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use aws_config::imds::client::error::ImdsError;
+use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ecr::operation::create_repository::CreateRepositoryError;
 use base64::Engine;
 
@@ -14,8 +16,18 @@ use super::super::{BASE64, Credential, Found, KeychainError, Origin, Secret};
 use super::{Asked, EcrHost, EcrOptions};
 use crate::registry::printable;
 
+/// How long the service, and whoever knows the credentials, may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
 const HINT: &str =
     "check AWS_PROFILE or the AWS_* variables, or the role of this machine (`aws sts get-caller-identity` shows who you are)";
+
+/// What the service said, or why it said nothing.
+fn said<E: ProvideErrorMetadata + Error + 'static, R: std::fmt::Debug + 'static>(error: &SdkError<E, R>) -> String {
+    match (error.code(), error.message()) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        _ => reason(error),
+    }
+}
 
 /// An error and its causes, each once. Never in the form for developers: that one has the whole answer in it, with its token.
 fn reason(error: &dyn Error) -> String {
@@ -71,13 +83,19 @@ impl Absent {
 
 async fn sdk(options: &EcrOptions, region: &str) -> Result<SdkConfig, Absent> {
     use aws_sdk_ecr::config::ProvideCredentials as _;
-    let mut loader = aws_config::defaults(BehaviorVersion::latest()).region(Region::new(region.to_owned()));
+    let patience = TimeoutConfig::builder().operation_timeout(TIMEOUT).build();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).region(Region::new(region.to_owned())).timeout_config(patience);
     if let Some(profile) = &options.profile {
         loader = loader.profile_name(profile);
     }
     let sdk = loader.load().await;
     let Some(provider) = sdk.credentials_provider() else { return Err(Absent::Nobody) };
-    match provider.provide_credentials().await {
+    // Also what the chain itself starts and asks: a login service, a program.
+    let Ok(provided) = tokio::time::timeout(TIMEOUT, provider.provide_credentials()).await else {
+        let reason = format!("there was no answer in {} s", TIMEOUT.as_secs());
+        return Err(Absent::Broken(cloud("find AWS credentials".into(), &reason)));
+    };
+    match provided {
         Ok(_) => Ok(sdk),
         Err(CredentialsError::CredentialsNotLoaded(_)) => Err(Absent::Nobody),
         Err(error) => {
@@ -112,11 +130,11 @@ async fn token(options: &EcrOptions, registry: &str) -> Result<Option<Found>, Ke
         let mut config = aws_sdk_ecrpublic::config::Builder::from(&sdk);
         config.set_endpoint_url(options.endpoint.clone().or_else(|| sdk.endpoint_url().map(Into::into)));
         let answer = aws_sdk_ecrpublic::Client::from_conf(config.build()).get_authorization_token().send().await;
-        let data = answer.map_err(|e| cloud(action(), &reason(&e)))?.authorization_data;
+        let data = answer.map_err(|e| cloud(action(), &said(&e)))?.authorization_data;
         data.map(|d| (d.authorization_token, d.expires_at)).unwrap_or_default()
     } else {
         let answer = client(options, &sdk).get_authorization_token().send().await;
-        let data = answer.map_err(|e| cloud(action(), &reason(&e)))?.authorization_data;
+        let data = answer.map_err(|e| cloud(action(), &said(&e)))?.authorization_data;
         data.and_then(|list| list.into_iter().next()).map(|d| (d.authorization_token, d.expires_at)).unwrap_or_default()
     };
     let decoded = token.and_then(|token| String::from_utf8(BASE64.decode(token).ok()?).ok());
@@ -144,7 +162,7 @@ async fn create(options: &EcrOptions, registry: &str, repository: &str) -> Resul
     match client(options, &sdk).create_repository().repository_name(repository).set_registry_id(account).send().await {
         Ok(_) => Ok(true),
         Err(error) if error.as_service_error().is_some_and(CreateRepositoryError::is_repository_already_exists_exception) => Ok(false),
-        Err(error) => Err(cloud(action(), &reason(&error))),
+        Err(error) => Err(cloud(action(), &said(&error))),
     }
 }
 

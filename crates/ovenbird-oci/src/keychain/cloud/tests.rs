@@ -242,7 +242,7 @@ async fn google_user_metadata_and_refusals() {
         (options(Some(dir.path().join("absent")), None), "cannot read DIR/absent: No such file or directory"),
         (
             options(write("wrong", &user("2//other")), None),
-            "Google gave no credential: cannot exchange DIR/wrong for a token: 400 Bad Request: refresh_token is Some(\"***\")",
+            "Google: cannot exchange DIR/wrong for a token: 400 Bad Request: refresh_token is Some(\"***\")",
         ),
         (
             options(write("wif", &json!({ "type": "external_account" })), None),
@@ -324,11 +324,11 @@ async fn azure_exchanges_a_directory_token_at_the_registry() {
         (AzureOptions { tenant: None, client_id: None, ..base.clone() }, "Azure, managed identity"),
         (
             AzureOptions { client_id: Some("other".into()), ..secret.clone() },
-            "! Azure gave no credential: cannot log in as client other with its secret: 400 Bad Request: client_id is",
+            "! Azure: cannot log in as client other with its secret: 400 Bad Request: client_id is",
         ),
         (
             AzureOptions { client_secret: Some(Secret::new(format!("{SECRET}-2"))), ..base.clone() },
-            "! Azure gave no credential: cannot log in as client client-1 with its secret: 400",
+            "! Azure: cannot log in as client client-1 with its secret: 400",
         ),
         (AzureOptions { tenant: Some("nobody".into()), ..secret.clone() }, "nothing at /nobody/oauth2/v2.0/token"),
         (AzureOptions { federated_token_file: Some(dir.path().join("absent")), ..base.clone() }, "! cannot read"),
