@@ -200,6 +200,20 @@ async fn a_registry_that_is_killed_leaves_no_half_moved_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_tag_is_removed_with_tokens_too() {
+    let (Some((registry, server)), Some(one)) = (with_tokens(), Registry::start()) else { return };
+    let here = place();
+    let (new, _) = image(&here.store, 50, "amd64", &[2000]);
+    let frozen = Proxy::start(one.port, "", vec![Fault::Refuse("PUT /v2/app/manifests/latest", FORBIDDEN)]);
+    let client = client_with(here.dir.path(), &serde_json::json!({ registry.host(): basic("anna", "pass:word") }));
+    let to = [registry.reference("team/app:1").into(), target(frozen.reference("app:latest"), TagClass::Floating)];
+    let text = publish(&client, &here.store, &new, &to).await.unwrap_err().to_string();
+    assert!(text.contains("/team/app:1 was removed again"), "{text}");
+    assert_eq!(registry.tag("team/app", "1"), None);
+    assert!(server.requests().iter().any(|line| line.contains("repository:team/app:delete")), "{:?}", server.requests());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_its_registry_cannot_read_is_put() {
     let Some(one) = Registry::start() else { return };
     let here = place();
