@@ -216,6 +216,7 @@ fn one_build_under_all_names_or_none() -> Result<()> {
     let (code, text) = build("second", &outputs)?;
     assert_eq!(code, Some(7), "{text}");
     assert!(text.contains(&format!("{} refused the credentials", closed.address())), "{text}");
+    assert!(text.contains("; no name was changed"), "{text}");
     for found in [tag(&one, "app", "1"), tag(&one, "app", "latest"), tag(&two, "team/app", "1")] {
         assert_eq!(found, digest, "nothing moved");
     }

@@ -77,7 +77,7 @@ pub(super) async fn publish(inner: &Arc<Inner>, publication: &Publication<'_>, s
         ask(names).await
     };
     let mut names = tokio::select! {
-        names = ready => names?,
+        names = ready => names.map_err(|error| unchanged(error, publication))?,
         () = stopped(stop) => return Err(cancelled()),
     };
     names.sort_by_key(|name| name.class);
@@ -212,6 +212,15 @@ async fn put_name(name: Arc<Name>) -> Put {
     }
     let result = name.repository.read_back(&name.tag, &name.target).await;
     Put { name, taken: true, result }
+}
+
+/// Who publishes several names wants to know what became of the others. What is wrong here is said as it is, to be mended.
+fn unchanged(error: RegistryError, publication: &Publication<'_>) -> RegistryError {
+    let own = matches!(error, RegistryError::Store { .. } | RegistryError::Cancelled { .. });
+    if own || publication.to.len() < 2 {
+        return error;
+    }
+    RegistryError::Unpublished { source: Box::new(error), more: vec![], undone: vec![], left: vec![] }
 }
 
 /// Takes names back, and says in the error what came of it.
