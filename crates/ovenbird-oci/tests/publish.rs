@@ -28,7 +28,7 @@ fn hasty() -> Client {
 
 async fn publish(client: &Client, store: &Store, image: &Descriptor, to: &[Target]) -> Result<(), RegistryError> {
     let origins = BTreeMap::new();
-    client.publish(&Publication { image, store, to, origins: &origins, progress: &quiet() }, &AtomicBool::new(false)).await
+    client.publish(&Publication { image, store, to, origins: &origins, progress: &quiet() }, &Arc::default()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -256,8 +256,30 @@ async fn a_publish_that_is_stopped_is_taken_back() {
     assert_eq!((one.tag("app", "u"), one.tag("app", "latest")), expected, "{result:?}");
     assert_eq!(two.tag("app", "latest"), expected.1);
     // Before anything moved.
-    let error = client.publish(&publication, &AtomicBool::new(true)).await;
+    let error = client.publish(&publication, &Arc::new(AtomicBool::new(true))).await;
     assert!(result.is_ok() || matches!(error, Err(RegistryError::Cancelled { .. })), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_says_nothing_does_not_keep_the_user() {
+    let (Some(one), here) = (Registry::start(), place()) else { return };
+    let (old, new) = two_images(&here, &[&one]).await;
+    // It takes the name after a minute, or never.
+    let mute = Proxy::start(one.port, "PUT /v2/app/manifests/latest", vec![Fault::Hang]);
+    let (to, stop) = ([Target::from(mute.reference("app:latest"))], Arc::new(AtomicBool::new(false)));
+    let (origins, progress, client) = (BTreeMap::new(), quiet(), hasty());
+    let publication = Publication { image: &new, store: &here.store, to: &to, origins: &origins, progress: &progress };
+    let (set, faults) = (Arc::clone(&stop), Arc::clone(&mute.faults));
+    std::thread::spawn(move || {
+        while !faults.lock().unwrap().is_empty() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        set.store(true, Ordering::SeqCst);
+    });
+    let start = std::time::Instant::now();
+    let error = client.publish(&publication, &stop).await.unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert_eq!(one.tag("app", "latest"), Some(old.digest), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -66,7 +66,7 @@ enum Undone {
 }
 
 /// Publishes; see [`super::Client::publish`].
-pub(super) async fn publish(inner: &Arc<Inner>, publication: &Publication<'_>, stop: &AtomicBool) -> Result<(), RegistryError> {
+pub(super) async fn publish(inner: &Arc<Inner>, publication: &Publication<'_>, stop: &Arc<AtomicBool>) -> Result<(), RegistryError> {
     let action = match publication.to {
         [only] => format!("push {}", only.reference),
         several => format!("publish {} names", several.len()),
@@ -87,7 +87,7 @@ pub(super) async fn publish(inner: &Arc<Inner>, publication: &Publication<'_>, s
             return Err(take_back(cancelled(), vec![], put).await);
         }
         let mut failed = None;
-        for done in at_once(class.iter().map(Arc::clone), put_name).await {
+        for done in at_once(class.iter().map(Arc::clone), |name| put_name(name, Arc::clone(stop))).await {
             match done.result {
                 Ok(()) => put.push(done.name),
                 Err(error) => {
@@ -97,6 +97,9 @@ pub(super) async fn publish(inner: &Arc<Inner>, publication: &Publication<'_>, s
                     failed.get_or_insert_with(Vec::new).push(error);
                 }
             }
+        }
+        if failed.is_some() && stop.load(Ordering::SeqCst) {
+            return Err(take_back(cancelled(), vec![], put).await);
         }
         if let Some(mut failed) = failed {
             let first = failed.remove(0);
@@ -199,8 +202,16 @@ async fn ask(names: Vec<Name>) -> Result<Vec<Arc<Name>>, RegistryError> {
     Ok(changing)
 }
 
-/// Puts a name and looks whether it is there.
-async fn put_name(name: Arc<Name>) -> Put {
+/// Puts a name and looks whether it is there. A registry that takes its time is not waited for when the user stops it.
+async fn put_name(name: Arc<Name>, stop: Arc<AtomicBool>) -> Put {
+    let action = format!("put the tag {}", name.repository.name(&name.tag));
+    tokio::select! {
+        put = put_and_look(Arc::clone(&name)) => put,
+        () = stopped(&stop) => Put { name, taken: true, result: Err(RegistryError::Cancelled { action }) },
+    }
+}
+
+async fn put_and_look(name: Arc<Name>) -> Put {
     let manifest = name.repository.tree.manifests.last();
     let put = match manifest {
         Some(manifest) => name.repository.put_manifest(&name.tag, manifest).await,
