@@ -283,6 +283,31 @@ async fn a_registry_that_says_nothing_does_not_keep_the_user() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_publish_that_was_killed_is_completed_by_the_next() {
+    let (Some(one), Some(two), here) = (Registry::start(), Registry::start(), place()) else { return };
+    let (_, new) = two_images(&here, &[&one, &two]).await;
+    let mut to = vec![];
+    for registry in [&one, &two] {
+        to.push(target(registry.reference("app:u"), TagClass::Unique));
+        to.push(target(registry.reference("app:2"), TagClass::Primary));
+        to.push(target(registry.reference("app:latest"), TagClass::Floating));
+    }
+    let (store, image, names) = (here.store.clone(), new.clone(), to.clone());
+    let running = tokio::spawn(async move { publish(&client(), &store, &image, &names).await });
+    while one.tag("app", "u").is_none() && !running.is_finished() {
+        tokio::time::sleep(Duration::from_micros(200)).await;
+    }
+    running.abort();
+    let _ = running.await;
+    publish(&client(), &here.store, &new, &to).await.unwrap();
+    for registry in [&one, &two] {
+        for tag in ["u", "2", "latest"] {
+            assert_eq!(registry.tag("app", tag), Some(new.digest), "{tag}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_digest_than_the_name_says() {
     let here = place();
     let (new, _) = image(&here.store, 1, "amd64", &[1000]);
