@@ -18,6 +18,13 @@ another seed. Every push ended well: the registry had verified each blob, and th
 - *not sent again*: what the registry had when a transfer broke. *sent again*: what was given to a connection that broke and did not arrive.
 
 PUSHES
+## A registry that is killed
+An image is published under two names (one new, one that moves) to three registries (Debian's `docker-registry`), and one of them gets `kill -9`
+as soon as the first name stands or some milliseconds later; in every second round it comes back while the publish is taken back, else
+after that. *half-moved*: a name that is the new image in one registry and not in another, without the error having said so. *said to be
+unknown*: the dead registry had taken a name, did not come back in time, and the error named it.
+
+KILLED
 ## Memory
 The most that the process had (`VmHWM`), pushing one layer over such connections to both kinds of registry, and pulling it.
 
@@ -44,22 +51,31 @@ pub(crate) fn run(words: &[&str]) -> Result<(), String> {
     command.env("OVENBIRD_TOXIC_PUSHES", pushes.to_string()).env("OVENBIRD_TOXIC_SIZE", size.to_string());
     command.env("OVENBIRD_TOXIC_LAYER", layer.to_string()).env("OVENBIRD_TOXIC_TABLE", &table);
     let ended = crate::run(&mut command);
+    let mut command = Command::new(crate::cargo());
+    command.args(["nextest", "run", "--package", "ovenbird-oci", "--test", "publish", "-E", "test(killed)"]);
+    command.env("OVENBIRD_PUBLISH_KILLS", (pushes * 2).to_string()).env("OVENBIRD_TOXIC_TABLE", &table);
+    let ended = ended.and(crate::run(&mut command));
     let rows = std::fs::read_to_string(&table).unwrap_or_default();
     let _ = std::fs::remove_file(&table);
     let mut rows: Vec<&str> = rows.lines().collect();
     rows.sort_unstable();
     let (memory, rows): (Vec<&str>, Vec<&str>) = rows.into_iter().partition(|row| row.starts_with("| peak memory"));
+    let (killed, rows): (Vec<&str>, Vec<&str>) = rows.into_iter().partition(|row| row.starts_with("| killed"));
+    let killed = format!(
+        "| | publishes | went well | taken back | half-moved | said to be unknown |\n|---|---|---|---|---|---|\n{}\n",
+        killed.join("\n")
+    );
     let rows = format!(
         "| registry | pushes | ended well | connections cut | transfers broke | not sent again, MiB | sent again, MiB | \
          bytes up, MiB | s |\n|---|---|---|---|---|---|---|---|---|\n{}\n",
         rows.join("\n")
     );
     let memory = format!("| | layer | | |\n|---|---|---|---|\n{}\n", memory.join("\n"));
-    print!("{rows}\n{memory}");
+    print!("{rows}\n{killed}\n{memory}");
     ended?;
     if pushes >= ENOUGH {
         let path = ovenbird_testing::repository().join("docs/benchmarks/publish.md");
-        let page = PAGE.replace("PUSHES", &rows).replace("MEMORY", &memory);
+        let page = PAGE.replace("PUSHES", &rows).replace("KILLED", &killed).replace("MEMORY", &memory);
         std::fs::write(&path, page).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(())

@@ -28,7 +28,7 @@ fn hasty() -> Client {
 
 async fn publish(client: &Client, store: &Store, image: &Descriptor, to: &[Target]) -> Result<(), RegistryError> {
     let origins = BTreeMap::new();
-    client.publish(&Publication { image, store, to, origins: &origins, progress: &quiet() }, &AtomicBool::new(false)).await
+    client.publish(&Publication { image, store, to, origins: &origins, progress: &quiet() }, &Arc::default()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,8 +148,9 @@ async fn a_registry_that_is_killed_leaves_no_half_moved_name() {
     let (Some(one), Some(two), Some(mut three)) = (Registry::start(), Registry::start(), Registry::start()) else { return };
     let here = place();
     let (old, _) = two_images(&here, &[&one, &two, &three]).await;
-    let (mut failed, mut now) = (0, old.digest);
-    for round in 0..5_u64 {
+    let (mut failed, mut unknown, mut now) = (0_u64, 0, old.digest);
+    let rounds = std::env::var("OVENBIRD_PUBLISH_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(5_u64);
+    for round in 0..rounds {
         let (new, _) = image(&here.store, 100 + round * 10, "amd64", &[1000]);
         let unique = format!("u{round}");
         let mut to = vec![];
@@ -163,7 +164,7 @@ async fn a_registry_that_is_killed_leaves_no_half_moved_name() {
         while one.tag("app", &unique).is_none() && two.tag("app", &unique).is_none() && !running.is_finished() {
             tokio::time::sleep(Duration::from_micros(200)).await;
         }
-        tokio::time::sleep(Duration::from_millis(round * 3)).await;
+        tokio::time::sleep(Duration::from_millis(round % 12 * 3)).await;
         three.kill();
         let back_soon = round % 2 == 0;
         if back_soon {
@@ -191,12 +192,31 @@ async fn a_registry_that_is_killed_leaves_no_half_moved_name() {
             now = new.digest;
         } else {
             failed += 1;
+            unknown += usize::from(third != expected);
             let all: Vec<Target> = [&one, &two, &three].map(|r| Target::from(r.reference("app:latest"))).into();
             publish(&hasty(), &here.store, &new, &all).await.unwrap();
             now = new.digest;
         }
     }
     assert!(failed > 0, "the registry was always killed too late");
+    if let Some(path) = std::env::var_os("OVENBIRD_TOXIC_TABLE") {
+        let row = format!("| killed | {rounds} | {} | {failed} | 0 | {unknown} |\n", rounds - failed);
+        std::io::Write::write_all(&mut std::fs::File::options().append(true).create(true).open(path).unwrap(), row.as_bytes()).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_tag_is_removed_with_tokens_too() {
+    let (Some((registry, server)), Some(one)) = (with_tokens(), Registry::start()) else { return };
+    let here = place();
+    let (new, _) = image(&here.store, 50, "amd64", &[2000]);
+    let frozen = Proxy::start(one.port, "", vec![Fault::Refuse("PUT /v2/app/manifests/latest", FORBIDDEN)]);
+    let client = client_with(here.dir.path(), &serde_json::json!({ registry.host(): basic("anna", "pass:word") }));
+    let to = [registry.reference("team/app:1").into(), target(frozen.reference("app:latest"), TagClass::Floating)];
+    let text = publish(&client, &here.store, &new, &to).await.unwrap_err().to_string();
+    assert!(text.contains("/team/app:1 was removed again"), "{text}");
+    assert_eq!(registry.tag("team/app", "1"), None);
+    assert!(server.requests().iter().any(|line| line.contains("repository:team/app:delete")), "{:?}", server.requests());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -236,8 +256,55 @@ async fn a_publish_that_is_stopped_is_taken_back() {
     assert_eq!((one.tag("app", "u"), one.tag("app", "latest")), expected, "{result:?}");
     assert_eq!(two.tag("app", "latest"), expected.1);
     // Before anything moved.
-    let error = client.publish(&publication, &AtomicBool::new(true)).await;
+    let error = client.publish(&publication, &Arc::new(AtomicBool::new(true))).await;
     assert!(result.is_ok() || matches!(error, Err(RegistryError::Cancelled { .. })), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_says_nothing_does_not_keep_the_user() {
+    let (Some(one), here) = (Registry::start(), place()) else { return };
+    let (old, new) = two_images(&here, &[&one]).await;
+    // It takes the name after a minute, or never.
+    let mute = Proxy::start(one.port, "PUT /v2/app/manifests/latest", vec![Fault::Hang]);
+    let (to, stop) = ([Target::from(mute.reference("app:latest"))], Arc::new(AtomicBool::new(false)));
+    let (origins, progress, client) = (BTreeMap::new(), quiet(), hasty());
+    let publication = Publication { image: &new, store: &here.store, to: &to, origins: &origins, progress: &progress };
+    let (set, faults) = (Arc::clone(&stop), Arc::clone(&mute.faults));
+    std::thread::spawn(move || {
+        while !faults.lock().unwrap().is_empty() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        set.store(true, Ordering::SeqCst);
+    });
+    let start = std::time::Instant::now();
+    let error = client.publish(&publication, &stop).await.unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert_eq!(one.tag("app", "latest"), Some(old.digest), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publish_that_was_killed_is_completed_by_the_next() {
+    let (Some(one), Some(two), here) = (Registry::start(), Registry::start(), place()) else { return };
+    let (_, new) = two_images(&here, &[&one, &two]).await;
+    let mut to = vec![];
+    for registry in [&one, &two] {
+        to.push(target(registry.reference("app:u"), TagClass::Unique));
+        to.push(target(registry.reference("app:2"), TagClass::Primary));
+        to.push(target(registry.reference("app:latest"), TagClass::Floating));
+    }
+    let (store, image, names) = (here.store.clone(), new.clone(), to.clone());
+    let running = tokio::spawn(async move { publish(&client(), &store, &image, &names).await });
+    while one.tag("app", "u").is_none() && !running.is_finished() {
+        tokio::time::sleep(Duration::from_micros(200)).await;
+    }
+    running.abort();
+    let _ = running.await;
+    publish(&client(), &here.store, &new, &to).await.unwrap();
+    for registry in [&one, &two] {
+        for tag in ["u", "2", "latest"] {
+            assert_eq!(registry.tag("app", tag), Some(new.digest), "{tag}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

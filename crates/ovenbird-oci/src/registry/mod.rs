@@ -270,7 +270,7 @@ impl Client {
         progress: &ProgressFn,
     ) -> Result<(), RegistryError> {
         let to = &[Target::from(to.clone())];
-        self.publish(&Publication { image: target, store, to, origins, progress }, &AtomicBool::new(false)).await
+        self.publish(&Publication { image: target, store, to, origins, progress }, &Arc::default()).await
     }
 
     /// Publishes an image under several names, in several registries: under all of them, or under none.
@@ -280,7 +280,7 @@ impl Client {
     /// digest and every tag is read back.
     ///
     /// The future must be run to its end: dropped, it leaves behind what it was doing.
-    pub async fn publish(&self, publication: &Publication<'_>, stop: &AtomicBool) -> Result<(), RegistryError> {
+    pub async fn publish(&self, publication: &Publication<'_>, stop: &Arc<AtomicBool>) -> Result<(), RegistryError> {
         publish::publish(&self.inner, publication, stop).await
     }
 

@@ -66,7 +66,7 @@ enum Undone {
 }
 
 /// Publishes; see [`super::Client::publish`].
-pub(super) async fn publish(inner: &Arc<Inner>, publication: &Publication<'_>, stop: &AtomicBool) -> Result<(), RegistryError> {
+pub(super) async fn publish(inner: &Arc<Inner>, publication: &Publication<'_>, stop: &Arc<AtomicBool>) -> Result<(), RegistryError> {
     let action = match publication.to {
         [only] => format!("push {}", only.reference),
         several => format!("publish {} names", several.len()),
@@ -77,7 +77,7 @@ pub(super) async fn publish(inner: &Arc<Inner>, publication: &Publication<'_>, s
         ask(names).await
     };
     let mut names = tokio::select! {
-        names = ready => names?,
+        names = ready => names.map_err(|error| unchanged(error, publication))?,
         () = stopped(stop) => return Err(cancelled()),
     };
     names.sort_by_key(|name| name.class);
@@ -87,7 +87,7 @@ pub(super) async fn publish(inner: &Arc<Inner>, publication: &Publication<'_>, s
             return Err(take_back(cancelled(), vec![], put).await);
         }
         let mut failed = None;
-        for done in at_once(class.iter().map(Arc::clone), put_name).await {
+        for done in at_once(class.iter().map(Arc::clone), |name| put_name(name, Arc::clone(stop))).await {
             match done.result {
                 Ok(()) => put.push(done.name),
                 Err(error) => {
@@ -97,6 +97,9 @@ pub(super) async fn publish(inner: &Arc<Inner>, publication: &Publication<'_>, s
                     failed.get_or_insert_with(Vec::new).push(error);
                 }
             }
+        }
+        if failed.is_some() && stop.load(Ordering::SeqCst) {
+            return Err(take_back(cancelled(), vec![], put).await);
         }
         if let Some(mut failed) = failed {
             let first = failed.remove(0);
@@ -199,8 +202,16 @@ async fn ask(names: Vec<Name>) -> Result<Vec<Arc<Name>>, RegistryError> {
     Ok(changing)
 }
 
-/// Puts a name and looks whether it is there.
-async fn put_name(name: Arc<Name>) -> Put {
+/// Puts a name and looks whether it is there. A registry that takes its time is not waited for when the user stops it.
+async fn put_name(name: Arc<Name>, stop: Arc<AtomicBool>) -> Put {
+    let action = format!("put the tag {}", name.repository.name(&name.tag));
+    tokio::select! {
+        put = put_and_look(Arc::clone(&name)) => put,
+        () = stopped(&stop) => Put { name, taken: true, result: Err(RegistryError::Cancelled { action }) },
+    }
+}
+
+async fn put_and_look(name: Arc<Name>) -> Put {
     let manifest = name.repository.tree.manifests.last();
     let put = match manifest {
         Some(manifest) => name.repository.put_manifest(&name.tag, manifest).await,
@@ -212,6 +223,15 @@ async fn put_name(name: Arc<Name>) -> Put {
     }
     let result = name.repository.read_back(&name.tag, &name.target).await;
     Put { name, taken: true, result }
+}
+
+/// Who publishes several names wants to know what became of the others. What is wrong here is said as it is, to be mended.
+fn unchanged(error: RegistryError, publication: &Publication<'_>) -> RegistryError {
+    let own = matches!(error, RegistryError::Store { .. } | RegistryError::Cancelled { .. });
+    if own || publication.to.len() < 2 {
+        return error;
+    }
+    RegistryError::Unpublished { source: Box::new(error), more: vec![], undone: vec![], left: vec![] }
 }
 
 /// Takes names back, and says in the error what came of it.

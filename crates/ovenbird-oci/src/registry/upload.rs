@@ -15,7 +15,7 @@ use super::pull::header;
 use super::push::Repository;
 use super::transport::{Backoff, Call, Payload, detail, failure};
 use super::{Breaks, RegistryError};
-use crate::Descriptor;
+use crate::{Descriptor, Digest};
 
 /// Blobs from this size on can be resumed, in bytes. What is smaller is sent again faster than it is asked for: one request is saved for
 /// each of the many small blobs.
@@ -28,6 +28,9 @@ const SMALL_PIECE: u64 = 16 << 20;
 const MAX_PIECE: u64 = 1 << 30;
 /// Attempts at a large blob without any progress: the more there is to send, the more often it breaks.
 const ATTEMPTS: usize = 10;
+
+/// What a registry must have more, in bytes, for all attempts to be free again.
+const PROGRESS: u64 = 1 << 20;
 
 /// How the bytes are cut into requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,7 +152,7 @@ impl Repository {
             };
             breaks.retried += sent.saturating_sub(open.offset);
             kept = open.offset;
-            if open.offset > best {
+            if open.offset >= best + PROGRESS {
                 best = open.offset;
                 backoff.reset();
             } else if manner == Manner::Rest {
@@ -197,7 +200,7 @@ impl Repository {
                 let mut call = self.call(Method::PUT, url, payload, action);
                 call.headers.push((CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")));
                 let response = self.inner.send(&call).await?;
-                return if response.status().is_success() { Ok(()) } else { Err(self.refused(response, blob, &call).await) };
+                return self.completed(response, blob, &call).await;
             }
             Manner::Rest => u64::MAX,
             Manner::Pieces(size) => size.max(open.least.min(MAX_PIECE)),
@@ -228,7 +231,22 @@ impl Repository {
         }
         let call = self.call(Method::PUT, complete(&open.url, blob), Payload::Bytes(vec![]), action);
         let response = self.inner.send(&call).await?;
-        if response.status().is_success() { Ok(()) } else { Err(self.refused(response, blob, &call).await) }
+        self.completed(response, blob, &call).await
+    }
+
+    /// Whether a blob was taken, and as what.
+    async fn completed(&self, response: Response, blob: &Descriptor, call: &Call<'_>) -> Result<(), Broken> {
+        if !response.status().is_success() {
+            return Err(self.refused(response, blob, call).await);
+        }
+        let said = header(&response, "docker-content-digest").and_then(|d| d.parse::<Digest>().ok());
+        match said.filter(|said| *said != blob.digest) {
+            None => Ok(()),
+            Some(said) => {
+                let what = format!("blob {} as {} took it", blob.digest.short(), self.endpoint.registry);
+                Err(RegistryError::Corrupt { what, expected: blob.digest.to_string(), actual: said.to_string() }.into())
+            }
+        }
     }
 
     /// A piece of the blob, as a stream that reports its progress. The one place that knows where a blob's bytes come from.

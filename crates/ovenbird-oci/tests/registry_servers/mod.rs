@@ -286,6 +286,8 @@ pub(crate) enum Fault {
     CutDown(usize),
     /// Cuts both ways after so many bytes from the client.
     CutUp(usize),
+    /// Takes a request and says nothing for a long time.
+    Hang,
     /// Answers the first request with this text and closes.
     Answer(&'static str),
     /// Answers whatever request has this in its head with the text; other requests are forwarded.
@@ -369,6 +371,11 @@ fn serve(mut client: TcpStream, to: u16, only: &str, faults: &Mutex<Vec<Fault>>,
                 Some(_) if piece.contains(only) => Some(faults.remove(0)),
                 _ => None,
             };
+            if matches!(fault, Some(Fault::Hang)) {
+                drop(faults);
+                std::thread::sleep(Duration::from_mins(2));
+                break;
+            }
             if let Some(Fault::Answer(text) | Fault::Refuse(_, text)) = fault {
                 let _ = client.write_all(text.as_bytes());
                 // Takes what was under way, so that the answer is not lost in a reset.
