@@ -133,6 +133,24 @@ fn the_cache_follows_content_not_time() {
 }
 
 #[test]
+fn hard_links_are_part_of_the_key() {
+    let bench = Bench::new(&[("d/a", "1"), ("d/b", "1")]);
+    let dockerfile = "FROM scratch\nCOPY d /d\n";
+    let apart = bench.build(dockerfile).unwrap();
+    let place = |name: &str| bench.context.path().join("d").join(name);
+    std::fs::remove_file(place("b")).unwrap();
+    std::fs::hard_link(place("a"), place("b")).unwrap();
+    let linked = bench.build(dockerfile).unwrap();
+    assert_eq!((linked.ran, linked.cached), (1, 0));
+    assert_ne!(bench.config(&apart).0.layers, bench.config(&linked).0.layers);
+    // A name outside of what is copied says nothing.
+    std::fs::remove_file(place("b")).unwrap();
+    std::fs::write(place("b"), "1").unwrap();
+    std::fs::hard_link(place("b"), bench.context.path().join("elsewhere")).unwrap();
+    assert_eq!(bench.build(dockerfile).unwrap().target, apart.target);
+}
+
+#[test]
 fn a_stage_rebuilt_with_the_same_outcome_changes_nothing_behind_it() {
     let bench = Bench::new(&[("x", "1"), ("z", "2"), ("x2", "1")]);
     let first = bench.build(TWO_STAGES).unwrap();

@@ -8,6 +8,7 @@ use ovenbird_testing::Result;
 use ovenbird_testing::archive;
 use ovenbird_testing::command::{Level, Workspace, finish};
 use ovenbird_testing::needs::{self, Need};
+use ovenbird_testing::process::output;
 use ovenbird_testing::registry::Registry;
 
 const LIMIT: Duration = Duration::from_mins(5);
@@ -243,12 +244,16 @@ fn a_bad_cache_is_said_and_never_fails_a_build() -> Result<()> {
     };
     let (expect, _) = tree("a", &[])?;
 
+    let pipe = site.room.path().join("pipe");
+    fs::create_dir(&pipe).unwrap_or_else(|error| panic!("{error}"));
+    output(std::process::Command::new("mkfifo").arg(pipe.join("index.json")))?;
     let nobody = format!("127.0.0.1:{}/app:cache", ovenbird_testing::process::free_port()?);
     for (from, says) in [
         (nobody.clone(), "the cache 127.0.0.1:"),
         (site.name("none:cache"), "there is no cache "),
         (format!("{}/library/busybox", site.registry.address()), "it is an image without a cache of Ovenbird"),
         ("type=local,src=/nowhere".to_owned(), "there is no cache /nowhere:latest yet"),
+        (format!("type=local,src={}", pipe.display()), "it is no regular file"),
     ] {
         let _ = fs::remove_dir_all(site.machine("b"));
         let (list, log) = tree("b", &["--cache-from", &from])?;
@@ -461,6 +466,13 @@ fn cache_mounts(test: &str, level: Level) -> Result<()> {
             let own = site.build("b", &["-t", "x", "--cache-from", &from])?;
             own.says(if asked.is_empty() { "3: 2" } else { "3: 1" });
         }
+    }
+    // An unchanged build on an empty machine needs no mount, and hands on what there was.
+    let chain = format!("type=registry,ref={},mode=max,mounts=true", site.name("chain:cache"));
+    for (machine, number) in [("m1", 1), ("m2", 1), ("m3", 2)] {
+        site.write("ctx/Dockerfile", &dockerfile(number, ""))?;
+        let built = site.build(machine, &["-t", "x", "--cache-from", &site.name("chain:cache"), "--cache-to", &chain])?;
+        assert_eq!(built.log.contains("2: 1"), machine == "m3", "{machine}\n{}", built.log);
     }
     // A secret that a step left there stays on this machine.
     site.write("token", "correct-horse-battery-staple-7193")?;

@@ -5,7 +5,9 @@
 //! A base image is known by its manifest alone: where it can be had the reader knows better.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
+use ovenbird_oci::image::media;
 use ovenbird_oci::{Descriptor, Digest};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +21,8 @@ pub const ANNOTATION: &str = "dev.ovenbird.cache.v1";
 pub const MAX_SIZE: u64 = 64 << 20;
 
 const VERSION: u32 = 1;
+/// Longest chain: no image has so many layers, and each is a folder that is looked into.
+const MOST_LAYERS: usize = 4096;
 /// Most parts of all chains together.
 const MOST_PARTS: usize = 4_000_000;
 
@@ -28,7 +32,7 @@ pub enum Part {
     /// All layers of a base image, by its manifest.
     Base(Digest),
     /// What one step changed.
-    Layer(SharedLayer),
+    Layer(Arc<SharedLayer>),
 }
 
 /// A result under its two keys.
@@ -174,6 +178,17 @@ pub fn write(contents: &Contents, layers: &[Descriptor]) -> Vec<u8> {
     serde_json::to_vec(&document).unwrap_or_default()
 }
 
+/// Is this media type the one of layers that are compressed so? It becomes that of the image's layer.
+fn fits(media_type: &str, compression: &str) -> bool {
+    let known = match compression.trim_end_matches(|c: char| c.is_ascii_digit()) {
+        "tar" => [media::OCI_LAYER, media::DOCKER_LAYER],
+        "gzip" => [media::OCI_LAYER_GZIP, media::DOCKER_LAYER_GZIP],
+        "zstd" => [media::OCI_LAYER_ZSTD, media::DOCKER_LAYER_ZSTD],
+        _ => return false,
+    };
+    known.contains(&media_type)
+}
+
 /// Reads what [`write`] wrote beside a manifest with these layers. Every number in it is somebody else's.
 pub fn read(bytes: &[u8], layers: &[Descriptor]) -> Result<Contents, DocumentError> {
     #[derive(Deserialize)]
@@ -190,7 +205,11 @@ pub fn read(bytes: &[u8], layers: &[Descriptor]) -> Result<Contents, DocumentErr
     let mut shared = vec![];
     for layer in document.layers {
         let blob = layers.get(layer.at).ok_or_else(|| wrong("the layer", layer.at))?;
-        shared.push(SharedLayer {
+        if !fits(&blob.media_type, &layer.compression) {
+            let reason = format!("the layer {} is {:.80?} and {:.20?} at once", blob.digest, blob.media_type, layer.compression);
+            return Err(DocumentError::Malformed { reason });
+        }
+        shared.push(Arc::new(SharedLayer {
             digest: blob.digest,
             size: blob.size,
             media_type: blob.media_type.clone(),
@@ -199,7 +218,7 @@ pub fn read(bytes: &[u8], layers: &[Descriptor]) -> Result<Contents, DocumentErr
             compression: layer.compression,
             epoch: layer.epoch,
             searched: layer.searched,
-        });
+        }));
     }
     let mut lengths: Vec<usize> = vec![];
     for (at, chain) in document.chains.iter().enumerate() {
@@ -212,6 +231,9 @@ pub fn read(bytes: &[u8], layers: &[Descriptor]) -> Result<Contents, DocumentErr
         }
         if let Some(layer) = chain.layer.filter(|layer| *layer >= shared.len()) {
             return Err(wrong("the layer", layer));
+        }
+        if below >= MOST_LAYERS {
+            return Err(DocumentError::Malformed { reason: format!("it has a chain of more than {MOST_LAYERS} parts") });
         }
         lengths.push(below + 1);
     }
@@ -253,7 +275,7 @@ mod tests {
         SharedLayer {
             digest: Digest::of(&[n]),
             size: u64::from(n),
-            media_type: "m".into(),
+            media_type: media::OCI_LAYER_GZIP.into(),
             diff_id: Digest::of(&[n, n]),
             created: i64::from(n),
             compression: "gzip5".into(),
@@ -263,7 +285,13 @@ mod tests {
     }
 
     fn blobs(count: u8) -> Vec<Descriptor> {
-        let blob = |digest, size| Descriptor { media_type: "m".into(), digest, size, platform: None, annotations: BTreeMap::new() };
+        let blob = |digest, size| Descriptor {
+            media_type: media::OCI_LAYER_GZIP.into(),
+            digest,
+            size,
+            platform: None,
+            annotations: BTreeMap::new(),
+        };
         std::iter::once(blob(Digest::of(b"base"), 9)).chain((0..count).map(|n| blob(Digest::of(&[n]), u64::from(n)))).collect()
     }
 
@@ -273,7 +301,7 @@ mod tests {
         Entry {
             definition: key("definition"),
             content: key("content"),
-            chain: std::iter::once(base).chain((0..n).map(|n| Part::Layer(layer(n)))).collect(),
+            chain: std::iter::once(base).chain((0..n).map(|n| Part::Layer(Arc::new(layer(n))))).collect(),
         }
     }
 
@@ -300,7 +328,7 @@ mod tests {
             let entries = (0..n).map(entry).map(|mut e| {
                 for part in &mut e.chain {
                     if let Part::Layer(layer) = part {
-                        layer.searched.clear();
+                        Arc::make_mut(layer).searched.clear();
                     }
                 }
                 e
@@ -334,6 +362,27 @@ mod tests {
         ] {
             let told = read(text.as_bytes(), &blobs(1)).unwrap_err().to_string();
             assert!(told.contains(expect), "{text}: {told}");
+        }
+        let long = format!(
+            r#"{{"version":1,"layers":[],"chains":[{{"base":"{key}"}}{}],"records":[]}}"#,
+            (0..MOST_LAYERS).map(|n| format!(r#",{{"below":{n},"base":"{key}"}}"#)).collect::<String>()
+        );
+        assert!(read(long.as_bytes(), &[]).unwrap_err().to_string().contains("a chain of more than 4096 parts"));
+        for (compression, media_type, good) in [
+            ("gzip5", media::OCI_LAYER_GZIP, true),
+            ("gzip9", media::DOCKER_LAYER_GZIP, true),
+            ("zstd3", media::OCI_LAYER_ZSTD, true),
+            ("tar", media::OCI_LAYER, true),
+            ("gzip5", media::OCI_LAYER, false),
+            ("zstd3", media::OCI_LAYER_GZIP, false),
+            ("gzip5", "text/html", false),
+            ("", media::OCI_LAYER, false),
+        ] {
+            let text = format!(
+                r#"{{"version":1,"layers":[{{"at":0,"diffId":"{key}","created":0,"compression":"{compression}"}}],"chains":[],"records":[]}}"#
+            );
+            let layer = Descriptor { media_type: media_type.into(), ..blobs(0).remove(0) };
+            assert_eq!(read(text.as_bytes(), &[layer]).is_ok(), good, "{compression} {media_type}");
         }
         let links: Vec<String> = (0..3000)
             .map(|n| if n == 0 { format!(r#"{{"base":"{key}"}}"#) } else { format!(r#"{{"below":{},"base":"{key}"}}"#, n - 1) })

@@ -1,6 +1,7 @@
 //! Results of a build for the caches of other machines.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use ovenbird_oci::image::media;
 use ovenbird_oci::layer::{self, Compression, Elsewhere, Owners, PackOptions};
@@ -99,7 +100,8 @@ pub fn inline(
 
 /// The folder of a cache mount as a layer; `None`: there is none, or it is not for others. Who reads a cache mount can do without it.
 fn mount(session: &Session, gate: &Gate, name: &Digest) -> Result<Option<MountLayer>, BuildError> {
-    let Some((_lock, dir)) = ops::mount::existing_cache(session, name)? else { return Ok(None) };
+    // One that no step of this build needed is handed on as it came.
+    let Some((_lock, dir)) = ops::mount::existing_cache(session, name)? else { return Ok(session.imports.mount(session, name)) };
     let options = PackOptions { compression: MOUNT_COMPRESSION, mtime: None, threads: assemble::threads() };
     let failed = |source| BuildError::Layer { layer: "of a cache mount".into(), source };
     let packed = layer::pack_searched(&dir, &Owners::new(), &options, session.state.store(), gate.needles(), &Elsewhere::new());
@@ -139,7 +141,7 @@ fn push(session: &Session, manifest: &Manifest, target: &Descriptor, to: &Refere
 struct Shared<'s> {
     session: &'s Session<'s>,
     gate: &'s Gate,
-    layers: HashMap<SnapshotId, SharedLayer>,
+    layers: HashMap<SnapshotId, Arc<SharedLayer>>,
     leaking: HashSet<SnapshotId>,
 }
 
@@ -150,7 +152,7 @@ impl Shared<'_> {
         for link in &filed.record.chain {
             chain.push(match link {
                 Link::Image { manifest, .. } => Part::Base(*manifest),
-                Link::Shared(layer) => Part::Layer(layer.clone()),
+                Link::Shared(layer) => Part::Layer(Arc::new(layer.clone())),
                 Link::Diff { id, created } => match self.layer(id, *created)? {
                     Some(layer) => Part::Layer(layer),
                     None => return Ok(None),
@@ -160,7 +162,7 @@ impl Shared<'_> {
         Ok(Some(Entry { definition: filed.definition, content: filed.record.key, chain }))
     }
 
-    fn layer(&mut self, id: &SnapshotId, created: i64) -> Result<Option<SharedLayer>, BuildError> {
+    fn layer(&mut self, id: &SnapshotId, created: i64) -> Result<Option<Arc<SharedLayer>>, BuildError> {
         if let Some(known) = self.layers.get(id) {
             return Ok(Some(known.clone()));
         }
@@ -178,7 +180,7 @@ impl Shared<'_> {
             other => other?,
         };
         let input = self.session.input;
-        let layer = SharedLayer {
+        let layer = Arc::new(SharedLayer {
             digest: packed.digest,
             size: packed.size,
             media_type: packed.media_type,
@@ -187,7 +189,7 @@ impl Shared<'_> {
             compression: name_of(input.compression),
             epoch: input.source_date_epoch,
             searched: self.gate.names(),
-        };
+        });
         self.layers.insert(id.clone(), layer.clone());
         Ok(Some(layer))
     }

@@ -2,6 +2,7 @@
 //! places on disk have no part in it.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -53,7 +54,7 @@ pub fn of_copy(from: &dyn Tree, copy: &CopyAction, cache: &dyn StatCache) -> Res
     let absolute_mode = copy.chmod.as_deref().is_some_and(|mode| mode.bytes().all(|b| b.is_ascii_digit()));
     let counted = Counted { mode: !absolute_mode, owner: copy.keep_owner && copy.chown.is_none(), top: false };
     let selection = Selection::new(from, copy)?;
-    let mut reader = Reader { from, cache, counted, sockets: !copy.keep_owner, listing: Listing::default() };
+    let mut reader = Reader { from, cache, counted, sockets: !copy.keep_owner, listing: Listing::default(), firsts: HashMap::new() };
     for source in &selection.sources {
         // The name matters even for a file that is renamed: the destination may be a folder.
         reader.listing.source(source.name.as_encoded_bytes(), &source.path);
@@ -73,7 +74,7 @@ pub fn of_path(from: &dyn Tree, path: &Path, cache: &dyn StatCache) -> Result<Co
         return Err(super::file::select::ignored(from, &target, super::file::absolute(path)));
     }
     let counted = Counted { mode: true, owner: true, top: true };
-    let mut reader = Reader { from, cache, counted, sockets: false, listing: Listing::default() };
+    let mut reader = Reader { from, cache, counted, sockets: false, listing: Listing::default(), firsts: HashMap::new() };
     reader.listing.place(&target);
     reader.add(tree::walk(from, &target), &target)?;
     Ok(reader.finish())
@@ -87,6 +88,8 @@ struct Reader<'t> {
     /// Sockets of the context are copied, as empty files.
     sockets: bool,
     listing: Listing,
+    /// First names in this source of files with several, by device and inode.
+    firsts: HashMap<(u64, u64), Vec<u8>>,
 }
 
 impl Reader<'_> {
@@ -96,6 +99,8 @@ impl Reader<'_> {
 
     /// The entries of one source.
     fn add(&mut self, walk: Walk, root: &Path) -> Result<(), FileError> {
+        // As copies do: hard links count within one source.
+        self.firsts.clear();
         let mut waiting: Vec<(Visit, Option<Content>)> = Vec::new();
         for visit in walk {
             let visit = visit.map_err(FileError::walk)?;
@@ -139,8 +144,11 @@ impl Reader<'_> {
         if visit.depth == 0 && entry.is_dir() && !counted.top {
             return self.listing.top();
         }
+        let path = visit.path.strip_prefix(root).unwrap_or(&visit.path).as_os_str().as_encoded_bytes();
+        let first = self.first_name(entry, path);
         let file = FileState {
             kind: match entry.kind {
+                Kind::File if first.is_some() => b'h',
                 Kind::File => b'f',
                 Kind::Dir => b'd',
                 Kind::Symlink => b'l',
@@ -152,10 +160,26 @@ impl Reader<'_> {
             // A link has no mode of its own.
             mode: (counted.mode && entry.kind != Kind::Symlink).then_some(entry.mode),
             owner: counted.owner.then_some((entry.uid, entry.gid)),
-            content: content.digest,
+            content: first.unwrap_or(content.digest),
             xattrs: (!content.xattrs.is_empty()).then(|| Digest::of(format!("{:?}", content.xattrs).as_bytes())),
         };
-        self.listing.entry(visit.path.strip_prefix(root).unwrap_or(&visit.path).as_os_str().as_encoded_bytes(), &file);
+        self.listing.entry(path, &file);
+    }
+
+    /// Of a file that is another name of one before it: the digest of that one's name.
+    fn first_name(&mut self, entry: &Entry, path: &[u8]) -> Option<Digest> {
+        use std::collections::hash_map::Entry::{Occupied, Vacant};
+        let (device, inode, count) = entry.inode;
+        if entry.kind != Kind::File || count < 2 {
+            return None;
+        }
+        match self.firsts.entry((device, inode)) {
+            Occupied(first) => Some(Digest::of(first.get())),
+            Vacant(none) => {
+                none.insert(path.to_vec());
+                None
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -142,6 +142,20 @@ impl Imports {
         }
     }
 
+    /// The folder of a cache mount as another machine left it, for handing it on unchanged: it can be had where its origin says.
+    pub fn mount(&self, session: &Session, name: &Digest) -> Option<MountLayer> {
+        if session.input.cache_from.is_empty() {
+            return None;
+        }
+        let (mount, place) = self.found.get_or_init(|| read_all(session)).mounts.get(name)?;
+        let reached = session.state.store().holds(&mount.blob)
+            || match &**place {
+                Place::Registry(reference) => session.state.set_origin(&mount.blob.digest, reference).is_ok(),
+                Place::Local(local) => copy(session, &local.dir, &mount.blob).is_ok(),
+            };
+        reached.then(|| mount.clone())
+    }
+
     fn link(&self, session: &Session, plan: &Plan, part: &Part) -> Option<Link> {
         match part {
             Part::Base(manifest) => plan.vertices.iter().find_map(|vertex| match &vertex.op {
@@ -152,7 +166,7 @@ impl Imports {
             }),
             // Times of files are part of the image: those of another fixed time are not those that were asked for.
             Part::Layer(layer) => (!self.borrowed.is_spoilt(&layer.digest) && layer.epoch == session.input.source_date_epoch)
-                .then(|| Link::Shared(layer.clone())),
+                .then(|| Link::Shared((**layer).clone())),
         }
     }
 
@@ -250,12 +264,18 @@ fn registry(session: &Session, reference: &Reference) -> Result<Contents, Unread
         }
         let mut documents = vec![];
         for bytes in manifests {
-            let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else { continue };
+            let manifest: Manifest = match serde_json::from_slice(&bytes) {
+                Ok(manifest) => manifest,
+                Err(error) => {
+                    documents.push(Err(format!("its manifest is malformed ({error})")));
+                    continue;
+                }
+            };
             if manifest.config.media_type == document::MEDIA_TYPE && manifest.config.size <= document::MAX_SIZE {
                 let silent: ovenbird_oci::registry::ProgressFn = Arc::new(|_, _, _| {});
                 session.client.fetch_blob(reference, &manifest.config, session.state.store(), &silent).await?;
             }
-            documents.push(manifest);
+            documents.push(Ok(manifest));
         }
         Ok::<_, RegistryError>(documents)
     };
@@ -269,7 +289,7 @@ fn registry(session: &Session, reference: &Reference) -> Result<Contents, Unread
     let read = |digest: &Digest| session.state.store().read(digest).map_err(|error| error.to_string());
     let mut all = Contents::default();
     for manifest in &manifests {
-        let found = contents(manifest, &read).map_err(Some)?;
+        let found = manifest.as_ref().map_err(Clone::clone).and_then(|manifest| contents(manifest, &read)).map_err(Some)?;
         all.entries.extend(found.entries);
         all.mounts.extend(found.mounts);
     }
@@ -321,13 +341,21 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
     let mut bytes = vec![];
     let limit = document::MAX_SIZE.max(MAX_MANIFEST);
-    File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)).map_err(failed)?;
+    open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)).map_err(failed)?;
     if bytes.len() as u64 > limit { Err(format!("{} has more than {limit} bytes", path.display())) } else { Ok(bytes) }
+}
+
+/// Opens a regular file: anything else may never give an answer.
+fn open(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")) }
 }
 
 fn copy(session: &Session, dir: &Path, blob: &Descriptor) -> Result<(), String> {
     let path = blob_in(dir, &blob.digest);
-    let file = File::open(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let file = open(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     let copied = session.state.store().write_stream(file.take(blob.size.saturating_add(1)), Some(&blob.digest));
     copied.map(drop).map_err(|error| error.to_string())
 }

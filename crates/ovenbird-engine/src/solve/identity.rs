@@ -79,6 +79,8 @@ pub struct Form {
     pub source_date_epoch: Option<i64>,
     /// Digest of the annotations.
     pub annotations: Digest,
+    /// The image carries its own cache.
+    pub inline_cache: bool,
     /// An index over the platforms, even over one.
     pub index: bool,
 }
@@ -143,6 +145,7 @@ fn form(input: &BuildInput, plans: &[Plan]) -> Result<Form, BuildError> {
         docker_media_types: input.docker_media_types,
         source_date_epoch: input.source_date_epoch.or_else(|| plans.iter().find_map(|plan| plan.source_date_epoch)),
         annotations: Digest::of(&document(&input.annotations)?),
+        inline_cache: input.cache_inline,
         index: input.options.iter().any(|options| options.multi_platform),
     })
 }

@@ -15,20 +15,20 @@ const MOST_BYTES: usize = 64 << 20;
 /// One file, folder or link as it counts for a cache key: what does not count is `None`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileState {
-    /// `f`, `d`, `l`, `p`, `c` or `b`.
+    /// `f`, `d`, `l`, `p`, `s`, `c` or `b`; `h` for a file that is another name of one before it.
     pub kind: u8,
     /// Permission bits.
     pub mode: Option<u32>,
     /// User and group.
     pub owner: Option<(u32, u32)>,
-    /// Content of a file, target of a link, number of a device; of nothing for the rest.
+    /// Content of a file, target of a link, number of a device, first name of an `h`; of nothing for the rest.
     pub content: Digest,
     /// Extended attributes.
     pub xattrs: Option<Digest>,
 }
 
 /// First bytes, so that a change of the form changes every key.
-const FORM: &[u8] = b"ovenbird content 2\n";
+const FORM: &[u8] = b"ovenbird content 3\n";
 const MODE: u8 = 1;
 const OWNER: u8 = 2;
 const XATTRS: u8 = 4;
@@ -245,17 +245,28 @@ fn noun(file: &FileState) -> &'static str {
     match file.kind {
         b'd' => "folder",
         b'l' => "link",
-        b'f' => "file",
+        b'f' | b'h' => "file",
         _ => "special file",
     }
 }
 
 fn change(before: &FileState, now: &FileState) -> String {
     if before.kind != now.kind {
+        match (before.kind, now.kind) {
+            (b'f', b'h') => return "is a hard link now".into(),
+            (b'h', b'f') => return "is no hard link any more".into(),
+            _ => {}
+        }
         return format!("was a {} before", noun(before));
     }
     if before.content != now.content {
-        return if now.kind == b'l' { "target changed".into() } else { "content changed".into() };
+        return if now.kind == b'h' {
+            "is a hard link to another file now".into()
+        } else if now.kind == b'l' {
+            "target changed".into()
+        } else {
+            "content changed".into()
+        };
     }
     match (before.mode, now.mode) {
         (Some(old), Some(new)) if old != new => return format!("mode {old:04o} → {new:04o}"),

@@ -379,7 +379,9 @@ impl BuildRequest {
     #[must_use]
     pub fn nameless(&self) -> Self {
         let outputs = self.outputs.iter().map(|output| Output { names: vec![], ..output.clone() }).collect();
-        Self { names: vec![], outputs, cache_from: vec![], cache_to: vec![], ..self.clone() }
+        // What the image carries is part of it.
+        let cache_to = self.cache_to.iter().filter(|to| to.dest == CacheDest::Inline).cloned().collect();
+        Self { names: vec![], outputs, cache_from: vec![], cache_to, ..self.clone() }
     }
 
     /// Names of an output as they stand; those of the request when the output has none of its own.
