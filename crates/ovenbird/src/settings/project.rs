@@ -1,7 +1,7 @@
 //! `.ovenbird.toml` in the working folder: what a project says. It came with the source, and whoever wrote that is not the user.
 //!
 //! Such a file may say only what harms nobody. Where credentials are, whom to trust, and where names lead is the user's to say; a
-//! project says it too when the user's own settings trust its folder. See docs/decisions/0004-project-settings.md.
+//! project says it too when the user's own settings trust its folder. See docs/decisions/0006-project-settings.md.
 
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
