@@ -847,7 +847,7 @@ fn content_keys() {
         ("d/a=1", "COPY d /", "d/a=1 d/@700", true),
         ("d/s/a=1", "COPY d /", "d/s/a=1 d/s/@700", false),
         ("d/a=1 d/b=link:d/a", "COPY d /", "d/a=1 d/b=1", false),
-        ("d/a=1 x=link:d/a", "COPY d /", "d/a=1 x=1", true),
+        ("d/a=1 e/b=link:d/a", "COPY d /", "d/a=1 e/b=1", true),
         ("a=1 b=23", "COPY a b /x/", "a=12 b=3", false),
         ("a=1 b=1", "COPY a /x/", "a=1 b=1", true),
         ("d/e/a=1 d/b=1", "COPY --parents d/e/a /", "d/e/a=1 d/b=2", true),
