@@ -270,7 +270,7 @@ fn every_setting_of_a_registry() -> Result<()> {
         (vec![format!("{s},{}", ca(&secure))], name(&s), 0, ""),
         (vec![format!("{m},{}", ca(&mutual))], name(&m), 7, "cannot"),
         (vec![format!("{m},{},{me}", ca(&mutual))], name(&m), 0, ""),
-        (vec![format!("{s},ca=/nowhere/ca.pem")], name(&s), 7, "/nowhere/ca.pem has no usable certificate"),
+        (vec![format!("{s},ca=/nowhere/ca.pem")], name(&s), 3, "/nowhere/ca.pem has no usable certificate"),
         // Plain HTTP is not slipped into where HTTPS was asked for, unless it is allowed.
         (vec![format!("{p},{}", ca(&secure))], name(&p), 7, "speaks plain HTTP, and HTTPS is required"),
         (vec![format!("{p},{},plain-http", ca(&secure))], name(&p), 0, ""),

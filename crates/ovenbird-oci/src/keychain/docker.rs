@@ -12,6 +12,7 @@ use base64::Engine;
 use serde_json::{Map, Value};
 
 use super::{BASE64, Credential, KeychainError, MAX_DOCUMENT, Secret};
+use crate::regular_file::{self, Links};
 
 /// The key that Docker has always used for Docker Hub.
 pub(super) const HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -133,20 +134,11 @@ fn from_entry(key: &str, entry: &Value) -> Result<Option<Credential>, String> {
 }
 
 pub(super) fn read(path: &Path) -> Result<Option<Map<String, Value>>, KeychainError> {
-    use std::io::Read;
-    let io = |source| KeychainError::Io { action: "read", path: path.into(), source };
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
-        Err(e) => return Err(io(e)),
-    };
-    let mut bytes = vec![];
-    file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(io)?;
-    let malformed = |reason: String| KeychainError::Malformed { path: path.into(), reason };
-    if bytes.len() as u64 > MAX_DOCUMENT {
-        return Err(malformed(format!("it is longer than {MAX_DOCUMENT} bytes")));
+    match regular_file::read(path, MAX_DOCUMENT, Links::Follow) {
+        Ok(bytes) => parse(path, &bytes),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => Err(KeychainError::read(path)(e)),
     }
-    parse(path, &bytes)
 }
 
 /// Reads the text of such a file; `path` is for messages, and its name says which form it has.

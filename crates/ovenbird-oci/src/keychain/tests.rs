@@ -168,6 +168,19 @@ async fn what_is_broken_is_no_anonymous_access_and_shows_no_secret() {
 }
 
 #[tokio::test]
+async fn a_pipe_is_no_file() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    let pipe = dir.join("auth.json");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    let error = show(keychain(dir).get("h.test", "a").await);
+    assert!(error.contains("auth.json: it is no regular file"), "{error}");
+    let sources = [("h.test".to_owned(), Source::PasswordFile { username: "me".into(), path: pipe })].into();
+    let error = show(Keychain::new(KeychainOptions { sources, ..KeychainOptions::default() }).get("h.test", "a").await);
+    assert!(error.contains("auth.json: it is no regular file"), "{error}");
+}
+
+#[tokio::test]
 async fn a_helper_that_leaves_a_process_behind_is_heard() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path();

@@ -5,11 +5,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use ovenbird_oci::keychain::registry_name;
+use ovenbird_oci::regular_file::{self, Links};
 use serde::Deserialize;
 
 use super::registry::FileRegistry;
 use crate::error::{Error, Kind};
 use crate::request::tag::TagPolicy;
+
+/// Longest file, in bytes.
+pub(super) const MAX: u64 = 1 << 20;
 
 /// What one layer says; `None`: nothing.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -64,7 +68,7 @@ impl FileSettings {
 
 /// Reads a file; `None` when it is absent and not `required`.
 pub(super) fn read(path: &Path, required: bool) -> Result<Option<FileSettings>, Error> {
-    let text = match std::fs::read_to_string(path) {
+    let text = match regular_file::read_to_string(path, MAX, Links::Follow) {
         Ok(text) => text,
         Err(error) if !required && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
         Err(error) => {

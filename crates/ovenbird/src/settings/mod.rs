@@ -535,6 +535,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pipe_is_no_settings_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join(".ovenbird.toml");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+        let explicit = Overrides { file: Some(pipe.clone()), ..Overrides::default() };
+        for (folder, flags) in [(dir.path(), Overrides::default()), (Path::new("/work"), explicit)] {
+            let error = load(&[], folder, &flags).unwrap_err();
+            assert!(error.kind == Kind::Configuration && error.to_string().contains("it is no regular file"), "{error}");
+        }
+    }
+
+    #[test]
     fn tag_policies() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("c.toml");
