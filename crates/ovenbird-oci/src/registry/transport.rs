@@ -24,6 +24,8 @@ use super::endpoint::Endpoint;
 use super::error::printable;
 use super::{Inner, RegistryError};
 
+/// Longest file of certificates or a key, in bytes.
+const MAX_PEM: u64 = 4 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest pause that a server may ask for; beyond it the error is shown.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
@@ -573,5 +575,3 @@ mod tests {
         assert!(backoff.pause(busy(0)).await.is_ok());
     }
 }
-/// Longest file of certificates or a key, in bytes.
-const MAX_PEM: u64 = 4 << 20;
