@@ -150,6 +150,8 @@ fn every_source_says_where_it_is() -> Result<()> {
     expect(&room, "settings", "password")?;
     // The flag is stronger than the file.
     let option = format!("{host},credentials=anonymous");
+    let (code, log) = room.run(&["auth", "check", &host])?;
+    assert!(code == Some(2) && log.contains(&format!("write HOST/REPOSITORY: {host}/NAME")), "{log}");
     let (code, log) = room.run(&["auth", "check", &format!("{host}/library/busybox"), "--registry-option", &option])?;
     assert!(code == Some(7) && log.contains("none: anonymous"), "{log}");
     // Asking left nothing behind, and a repository that is not there is no refusal.
