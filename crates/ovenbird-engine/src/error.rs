@@ -262,8 +262,8 @@ impl BuildError {
         match self {
             Self::Dockerfile { .. } | Self::Instruction { .. } => ErrorKind::Dockerfile,
             // The registry is not to blame for what is wrong in the state folder.
-            Self::Image { source, .. } if !matches!(source, Some(RegistryError::Store { .. })) => ErrorKind::Registry,
-            Self::Registry(source) if !matches!(source, RegistryError::Store { .. }) => ErrorKind::Registry,
+            Self::Image { source, .. } if !source.as_ref().is_some_and(RegistryError::is_configuration) => ErrorKind::Registry,
+            Self::Registry(source) if !source.is_configuration() => ErrorKind::Registry,
             Self::File { source, .. } => match source {
                 FileError::Io { .. } => ErrorKind::Configuration,
                 // What the instruction itself says.

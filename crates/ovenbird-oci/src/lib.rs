@@ -1,7 +1,7 @@
 //! OCI formats: digests, references, platforms, images, layers, the blob store, archives, registries.
 //!
 //! Floor 0: it knows nothing of builds. `digest`, `reference`, `platform`, `image` and `publish` do no I/O;
-//! `layer`, `archive` and `beside` touch only the readers, writers and folders they are given; `store` stays
+//! `layer`, `archive`, `beside` and `regular_file` touch only the readers, writers, files and folders they are given; `store` stays
 //! under its folder, `lease` in its file; `registry` and `keychain` talk to the network and to credential helpers.
 
 pub mod archive;
@@ -15,6 +15,7 @@ pub mod platform;
 pub mod publish;
 pub mod reference;
 pub mod registry;
+pub mod regular_file;
 pub mod store;
 
 pub use digest::Digest;

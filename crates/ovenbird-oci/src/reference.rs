@@ -155,7 +155,7 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
 }
 
 /// `domain-name | IPv4 | [IPv6]`, with an optional port.
-fn is_host(text: &str) -> bool {
+pub fn is_host(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
             Some((v6, tail)) => {

@@ -334,7 +334,7 @@ fn refusals() -> Result<()> {
         (&["-t", "app:{id}", "--force"], 2, "--force goes with --if-needed"),
         (&["-t", "app:{id}", "--if-needed=maybe"], 2, "expected registry"),
         (&["-t", "app:{idd}"], 2, "has the unknown variable {idd}; there are {id}, {git.sha}"),
-        (&["-t", "app:{git.sha}"], 5, "there is no {git.sha}: ctx is in no git repository with a commit"),
+        (&["-t", "app:{git.sha}"], 5, "there is no {git.sha}: ctx is in no git repository"),
         (&["-t", "app:{label:none}"], 5, "there is no {label:none}: the image has no such label"),
     ] {
         let (got, log) = machine.run(&[&["build", "ctx"], flags].concat())?;

@@ -150,6 +150,8 @@ fn every_source_says_where_it_is() -> Result<()> {
     expect(&room, "settings", "password")?;
     // The flag is stronger than the file.
     let option = format!("{host},credentials=anonymous");
+    let (code, log) = room.run(&["auth", "check", &host])?;
+    assert!(code == Some(2) && log.contains(&format!("write HOST/REPOSITORY: {host}/NAME")), "{log}");
     let (code, log) = room.run(&["auth", "check", &format!("{host}/library/busybox"), "--registry-option", &option])?;
     assert!(code == Some(7) && log.contains("none: anonymous"), "{log}");
     // Asking left nothing behind, and a repository that is not there is no refusal.
@@ -199,8 +201,8 @@ fn no_secret_in_any_error() -> Result<()> {
         ("credentials={source='password',username='anna',password_variable='MINE'}", "{}".into(), vec![("MINE", SECRET)], &host, 7, "MINE"),
         ("credentials={source='helper',name='leaky'}", "{}".into(), vec![], &host, 7, "docker-credential-leaky"),
         // Files that cannot be read.
-        ("", format!("{{\"auths\":{{\"{host}\":{{\"auth\":\"{SECRET}\"}}}}}}"), vec![], &host, 7, "is not base64 of name:password"),
-        ("", format!("{{\"auths\": {SECRET}"), vec![], &host, 7, "no JSON at line 1"),
+        ("", format!("{{\"auths\":{{\"{host}\":{{\"auth\":\"{SECRET}\"}}}}}}"), vec![], &host, 3, "is not base64 of name:password"),
+        ("", format!("{{\"auths\": {SECRET}"), vec![], &host, 3, "no JSON at line 1"),
         (
             "credentials={source='password',username='anna',password='hunter2-never-shown'}",
             "{}".into(),
@@ -209,10 +211,10 @@ fn no_secret_in_any_error() -> Result<()> {
             3,
             "does not stand in a settings file",
         ),
-        ("credentials={source='google',key_file='key.json'}", "{}".into(), vec![], &host, 7, "its private_key is no PKCS #8 PEM"),
-        ("", "{}".into(), vec![("PASSWORD", SECRET)], &host, 7, "is set and OVENBIRD_REGISTRY_"),
-        ("mirrors=['https://anna:hunter2-never-shown@mirror.invalid']", "{}".into(), vec![], &host, 7, "***@mirror.invalid"),
-        ("endpoint='anna:hunter2-never-shown@other.invalid'", "{}".into(), vec![], &host, 7, "***@other.invalid"),
+        ("credentials={source='google',key_file='key.json'}", "{}".into(), vec![], &host, 3, "its private_key is no PKCS #8 PEM"),
+        ("", "{}".into(), vec![("PASSWORD", SECRET)], &host, 3, "is set and OVENBIRD_REGISTRY_"),
+        ("mirrors=['https://anna:hunter2-never-shown@mirror.invalid']", "{}".into(), vec![], &host, 3, "***@mirror.invalid"),
+        ("endpoint='anna:hunter2-never-shown@other.invalid'", "{}".into(), vec![], &host, 3, "***@other.invalid"),
         // A registry that repeats it.
         ("", auths(&parrot_host, &format!("anna:{SECRET}")), vec![], &parrot_host, 7, "refused the credentials (UNAUTHORIZED: you said"),
     ] {
@@ -270,7 +272,7 @@ fn every_setting_of_a_registry() -> Result<()> {
         (vec![format!("{s},{}", ca(&secure))], name(&s), 0, ""),
         (vec![format!("{m},{}", ca(&mutual))], name(&m), 7, "cannot"),
         (vec![format!("{m},{},{me}", ca(&mutual))], name(&m), 0, ""),
-        (vec![format!("{s},ca=/nowhere/ca.pem")], name(&s), 7, "/nowhere/ca.pem has no usable certificate"),
+        (vec![format!("{s},ca=/nowhere/ca.pem")], name(&s), 3, "/nowhere/ca.pem has no usable certificate"),
         // Plain HTTP is not slipped into where HTTPS was asked for, unless it is allowed.
         (vec![format!("{p},{}", ca(&secure))], name(&p), 7, "speaks plain HTTP, and HTTPS is required"),
         (vec![format!("{p},{},plain-http", ca(&secure))], name(&p), 0, ""),
@@ -283,8 +285,8 @@ fn every_setting_of_a_registry() -> Result<()> {
         (vec![format!("{nobody},endpoint={p}")], name(nobody), 0, ""),
         (vec![format!("{nobody},endpoint=http://{p}/")], name(nobody), 0, ""),
         (vec![format!("{nobody},endpoint=https://{s},{}", ca(&secure))], name(nobody), 0, ""),
-        (vec![format!("{nobody},endpoint=ftp://{p}")], name(nobody), 7, "which is not [http[s]://]host[:port]"),
-        (vec![format!("{nobody},endpoint={p}/path")], name(nobody), 7, "which is not [http[s]://]host[:port]"),
+        (vec![format!("{nobody},endpoint=ftp://{p}")], name(nobody), 3, "which is not [http[s]://]host[:port]"),
+        (vec![format!("{nobody},endpoint={p}/path")], name(nobody), 3, "which is not [http[s]://]host[:port]"),
         // Later flags are stronger.
         (vec![format!("{nobody},endpoint={closed}"), format!("{nobody},endpoint={p},transfers=1")], name(nobody), 0, ""),
         (vec![format!("{nobody},colour=red")], name(nobody), 2, "unknown field `colour`"),

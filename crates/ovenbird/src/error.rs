@@ -214,7 +214,7 @@ impl From<ovenbird_oci::archive::ArchiveError> for Error {
 
 impl From<ovenbird_oci::registry::RegistryError> for Error {
     fn from(error: ovenbird_oci::registry::RegistryError) -> Self {
-        let kind = if matches!(error, ovenbird_oci::registry::RegistryError::Store { .. }) { Kind::Configuration } else { Kind::Registry };
+        let kind = if error.is_configuration() { Kind::Configuration } else { Kind::Registry };
         Self::from_chain(kind, &error)
     }
 }

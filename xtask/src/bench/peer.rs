@@ -182,9 +182,12 @@ impl Builder for Ovenbird {
         let mut command = Command::new(&self.program);
         command.arg("build").arg("--root").arg(&self.state).args(["--network=host", "--tag", job.tag]);
         command.args((!job.cache).then_some("--no-cache")).args(job.push.then_some("--push"));
-        command.args(job.shared.map(|shared| match shared.read {
-            true => format!("--cache-from={}:cache", shared.repository),
-            false => format!("--cache-to=type=registry,ref={}:cache,mode=max", shared.repository),
+        command.args(job.shared.map(|Shared { repository, read, .. }| {
+            if read {
+                format!("--cache-from={repository}:cache")
+            } else {
+                format!("--cache-to=type=registry,ref={repository}:cache,mode=max")
+            }
         }));
         command.arg(job.context);
         vec![command]

@@ -55,6 +55,10 @@ struct Report<'a> {
 
 pub(crate) fn run(args: &AuthArgs, session: &Session) -> Result<(), Error> {
     let AuthCommand::Check(args) = &args.command;
+    if is_host(&args.repository) {
+        return Err(Error::new(Kind::Usage, format!("{} is a registry, and rights are those of a repository in it", args.repository))
+            .hint(format!("write HOST/REPOSITORY: {}/NAME", args.repository.trim_end_matches('/'))));
+    }
     let repository = session.settings.reference(&args.repository)?;
     let client = Client::new(session.settings.client_options());
     let access = super::logout::block_on(async { Ok(client.check_access(&repository, args.push).await?) })?;
@@ -81,6 +85,14 @@ pub(crate) fn run(args: &AuthArgs, session: &Session) -> Result<(), Error> {
         None => error.hint(format!("log in with `ovenbird login {}`, or set a source of credentials for it", repository.registry())),
         Some(origin) => error.hint(format!("the credential is from {origin}: ask for access for it, or use another one")),
     })
+}
+
+/// Whether it is a registry's name alone. As a name of an image `127.0.0.1:5000` would be the tag 5000 on Docker Hub.
+fn is_host(text: &str) -> bool {
+    let host = text.trim_end_matches('/');
+    let (name, port) = host.rsplit_once(':').unwrap_or((host, ""));
+    let is_port = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    !host.contains(['/', '@', '{']) && (is_port || host == "localhost" || name.contains(['.', '[']))
 }
 
 fn word(verdict: &Verdict) -> &'static str {
@@ -117,4 +129,19 @@ fn text(access: &Access, registry: &str, repository: &str, expires: Option<&str>
     lines.push(("pull", say(&access.pull).into()));
     lines.push(("push", access.push.as_ref().map_or_else(|| "not asked (--push)".into(), |push| say(push).into())));
     lines.iter().fold(String::new(), |text, (name, value)| text + &format!("{name:<11} {value}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_host;
+
+    #[test]
+    fn a_registry_alone() {
+        for host in ["127.0.0.1:5000", "localhost", "localhost:5000", "r.test", "r.test/", "[::1]:5000", "[::1]", "registry:5000"] {
+            assert!(is_host(host), "{host}");
+        }
+        for name in ["busybox", "busybox:latest", "team/app", "r.test/app", "localhost:5000/app", "busybox@sha256:00"] {
+            assert!(!is_host(name), "{name}");
+        }
+    }
 }

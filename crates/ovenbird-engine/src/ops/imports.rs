@@ -4,14 +4,14 @@
 //! its layers stay where they are until a step or an output reads them. A cache that cannot be had is a warning: the steps run then.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ovenbird_oci::layer;
 use ovenbird_oci::registry::RegistryError;
+use ovenbird_oci::regular_file::{self, Links};
 use ovenbird_oci::{Descriptor, Digest, Index, Manifest, Reference};
 
 use super::image::{self, is_index};
@@ -338,24 +338,15 @@ fn blob_in(dir: &Path, digest: &Digest) -> std::path::PathBuf {
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
-    let mut bytes = vec![];
     let limit = document::MAX_SIZE.max(MAX_MANIFEST);
-    open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)).map_err(failed)?;
-    if bytes.len() as u64 > limit { Err(format!("{} has more than {limit} bytes", path.display())) } else { Ok(bytes) }
-}
-
-/// Opens a regular file: anything else may never give an answer.
-fn open(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")) }
+    regular_file::read(path, limit, Links::Follow).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
 fn copy(session: &Session, dir: &Path, blob: &Descriptor) -> Result<(), String> {
     let path = blob_in(dir, &blob.digest);
-    let file = open(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let failed = |error: io::Error| format!("cannot read {}: {error}", path.display());
+    let file =
+        regular_file::open(&path, Links::Follow).and_then(|file| file.ok_or_else(|| io::ErrorKind::NotFound.into())).map_err(failed)?;
     let copied = session.state.store().write_stream(file.take(blob.size.saturating_add(1)), Some(&blob.digest));
     copied.map(drop).map_err(|error| error.to_string())
 }

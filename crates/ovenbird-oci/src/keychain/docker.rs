@@ -12,6 +12,7 @@ use base64::Engine;
 use serde_json::{Map, Value};
 
 use super::{BASE64, Credential, KeychainError, MAX_DOCUMENT, Secret};
+use crate::regular_file::{self, Links};
 
 /// The key that Docker has always used for Docker Hub.
 pub(super) const HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -90,44 +91,54 @@ pub(super) fn from_auths(
     // Longest prefix first; a key without scheme before one with it; else the order of the file.
     found.sort_by_key(|(length, key, _)| (std::cmp::Reverse(*length), key.contains("://")));
     for (_, key, entry) in found {
-        let text = |name: &str| entry.get(name).and_then(Value::as_str).filter(|t| !t.is_empty());
-        if let Some(token) = text("identitytoken") {
-            return Ok(Some((Credential::IdentityToken(Secret::new(token)), key.to_owned())));
-        }
-        if let Some(token) = text("registrytoken") {
-            return Ok(Some((Credential::RegistryToken(Secret::new(token)), key.to_owned())));
-        }
-        if let Some(auth) = text("auth") {
-            let decoded = BASE64.decode(auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-            let pair = decoded.as_deref().and_then(|d| d.trim_end_matches('\0').split_once(':'));
-            let Some((username, password)) = pair else {
-                let reason = format!("`auth` of {key:?} is not base64 of name:password");
-                return Err(KeychainError::Malformed { path: path.into(), reason });
-            };
-            return Ok(Some((Credential::Password { username: username.into(), password: Secret::new(password) }, key.to_owned())));
-        }
-        if let (Some(username), Some(password)) = (text("username"), text("password")) {
-            return Ok(Some((Credential::Password { username: username.into(), password: Secret::new(password) }, key.to_owned())));
+        if let Some(credential) = from_entry(key, entry).map_err(|reason| KeychainError::Malformed { path: path.into(), reason })? {
+            return Ok(Some((credential, key.to_owned())));
         }
     }
     Ok(None)
 }
 
-pub(super) fn read(path: &Path) -> Result<Option<Map<String, Value>>, KeychainError> {
-    use std::io::Read;
-    let io = |source| KeychainError::Io { action: "read", path: path.into(), source };
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
-        Err(e) => return Err(io(e)),
+/// What one entry of `auths` says; nothing when it is empty, as Docker leaves it for what a helper keeps. A reason has no value in it.
+fn from_entry(key: &str, entry: &Value) -> Result<Option<Credential>, String> {
+    let fields = match entry {
+        Value::Object(fields) => fields,
+        Value::Null => return Ok(None),
+        _ => return Err(format!("{key:?} of `auths` is no JSON object")),
     };
-    let mut bytes = vec![];
-    file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(io)?;
-    let malformed = |reason: String| KeychainError::Malformed { path: path.into(), reason };
-    if bytes.len() as u64 > MAX_DOCUMENT {
-        return Err(malformed(format!("it is longer than {MAX_DOCUMENT} bytes")));
+    let text = |name: &str| match fields.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+        Some(_) => Err(format!("`{name}` of {key:?} is no text")),
+    };
+    let (identity, registry, auth) = (text("identitytoken")?, text("registrytoken")?, text("auth")?);
+    let (username, password) = (text("username")?, text("password")?);
+    if let Some(token) = identity {
+        return Ok(Some(Credential::IdentityToken(Secret::new(token))));
     }
-    parse(path, &bytes)
+    if let Some(token) = registry {
+        return Ok(Some(Credential::RegistryToken(Secret::new(token))));
+    }
+    let pair = |username: &str, password: &str| Credential::Password { username: username.into(), password: Secret::new(password) };
+    if let Some(auth) = auth {
+        let decoded = BASE64.decode(auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let halves = decoded.as_deref().and_then(|d| d.trim_end_matches('\0').split_once(':'));
+        let (username, password) = halves.ok_or_else(|| format!("`auth` of {key:?} is not base64 of name:password"))?;
+        return Ok(Some(pair(username, password)));
+    }
+    match (username, password) {
+        (Some(username), Some(password)) => Ok(Some(pair(username, password))),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(format!("{key:?} has a `username` and no `password`")),
+        (None, Some(_)) => Err(format!("{key:?} has a `password` and no `username`")),
+    }
+}
+
+pub(super) fn read(path: &Path) -> Result<Option<Map<String, Value>>, KeychainError> {
+    match regular_file::read(path, MAX_DOCUMENT, Links::Follow) {
+        Ok(bytes) => parse(path, &bytes),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => Err(KeychainError::read(path)(e)),
+    }
 }
 
 /// Reads the text of such a file; `path` is for messages, and its name says which form it has.
@@ -139,13 +150,22 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Option<Map<String, Valu
     // Only the place of the error: its text could quote a value.
     let value: Value =
         serde_json::from_slice(bytes).map_err(|e| malformed(format!("no JSON at line {}, column {}", e.line(), e.column())))?;
-    match value {
-        Value::Object(map) if is_old(path) && !map.contains_key("auths") => {
-            Ok(Some([("auths".to_owned(), Value::Object(map))].into_iter().collect()))
-        }
-        Value::Object(map) => Ok(Some(map)),
-        _ => Err(malformed("it is no JSON object".into())),
+    let Value::Object(mut config) = value else { return Err(malformed("it is no JSON object".into())) };
+    if is_old(path) && !config.contains_key("auths") {
+        config = [("auths".to_owned(), Value::Object(config))].into_iter().collect();
     }
+    for key in ["auths", "credHelpers"] {
+        if !matches!(config.get(key), None | Some(Value::Null | Value::Object(_))) {
+            return Err(malformed(format!("`{key}` is no JSON object")));
+        }
+    }
+    let helpers = config.get("credHelpers").and_then(Value::as_object).into_iter().flatten().map(|(key, name)| (key.as_str(), name));
+    for (key, name) in helpers.chain(config.get("credsStore").map(|name| ("credsStore", name))) {
+        if !matches!(name, Value::Null | Value::String(_)) {
+            return Err(malformed(format!("the helper of {key:?} is no text")));
+        }
+    }
+    Ok(Some(config))
 }
 
 /// Changes a configuration file atomically, under a lock against other Ovenbirds. `change` says whether the file has the right form.

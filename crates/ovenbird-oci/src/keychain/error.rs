@@ -8,7 +8,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum KeychainError {
     /// The file system refused.
-    #[error("cannot {action} {}: {source}; check the permissions", path.display())]
+    #[error("cannot {action} {}: {source}; it must be a regular file with the right permissions", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
@@ -109,6 +109,11 @@ pub enum KeychainError {
 }
 
 impl KeychainError {
+    /// Whether it is wrong on this machine, and not elsewhere: in a cloud.
+    pub fn is_configuration(&self) -> bool {
+        !matches!(self, Self::Cloud { .. })
+    }
+
     /// The file system's refusal at a file.
     pub(super) fn read(path: &std::path::Path) -> impl FnOnce(io::Error) -> Self + use<'_> {
         move |source| Self::Io { action: "read", path: path.into(), source }

@@ -39,6 +39,8 @@ use cloud::Clouds;
 use docker::{edit, file_in, from_auths, helper_names, key_of, matching_key, read};
 use program::Helpers;
 
+use crate::regular_file::{self, Links};
+
 /// Longest configuration file, and longest answer of a helper, in bytes.
 const MAX_DOCUMENT: u64 = 4 << 20;
 /// So long before its end a credential is renewed, for requests that are on the way.
@@ -409,9 +411,5 @@ fn read_secret(path: &Path) -> Result<Secret, KeychainError> {
 }
 
 fn read_text(path: &Path) -> Result<String, KeychainError> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(KeychainError::read(path))?;
-    file.take(MAX_DOCUMENT).read_to_string(&mut text).map_err(KeychainError::read(path))?;
-    Ok(text)
+    regular_file::read_to_string(path, MAX_DOCUMENT, Links::Follow).map_err(KeychainError::read(path))
 }

@@ -106,7 +106,7 @@ async fn precedence() {
     helper(dir, "good", r#"read key; printf '{"Username":"%s","Secret":"good"}' "$key""#);
     helper(dir, "token", r#"cat >/dev/null; echo '{"Username":"<token>","Secret":"tok"}'"#);
     helper(dir, "empty", r#"cat >/dev/null; echo "credentials not found in native keychain"; exit 1"#);
-    helper(dir, "broken", "echo 'no session'; exit 3");
+    helper(dir, "broken", "echo 'no session' >&2; exit 3");
     helper(dir, "chatty", "cat >/dev/null; echo hello");
     for (config, second, registry, repository, expected) in rows {
         write(&dir.join("docker/config.json"), &config);
@@ -126,6 +126,69 @@ async fn precedence() {
         let error = keychain(dir).get("h.test", "a").await.unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+#[tokio::test]
+async fn what_is_broken_is_no_anonymous_access_and_shows_no_secret() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    for (config, expected) in [
+        (r#"{"auths":["hunter2"]}"#, "`auths` is no JSON object"),
+        (r#"{"auths":{"h.test":{"auth":5}}}"#, r#"`auth` of "h.test" is no text"#),
+        (r#"{"auths":{"h.test":"hunter2"}}"#, r#""h.test" of `auths` is no JSON object"#),
+        (r#"{"auths":{"h.test":{"password":"hunter2"}}}"#, r#""h.test" has a `password` and no `username`"#),
+        (r#"{"auths":{"h.test":{"username":"bob"}}}"#, r#""h.test" has a `username` and no `password`"#),
+        (r#"{"auths":{"h.test":{"username":"bob","password":{"x":"hunter2"}}}}"#, r#"`password` of "h.test" is no text"#),
+        (r#"{"auths":{"h.test":{"identitytoken":["hunter2"]}}}"#, r#"`identitytoken` of "h.test" is no text"#),
+        (r#"{"credHelpers":["hunter2"]}"#, "`credHelpers` is no JSON object"),
+        (r#"{"credHelpers":{"h.test":7}}"#, r#"the helper of "h.test" is no text"#),
+        (r#"{"credsStore":7}"#, r#"the helper of "credsStore" is no text"#),
+    ] {
+        write(&dir.join("docker/config.json"), config);
+        let error = show(keychain(dir).get("h.test", "a").await);
+        assert!(error.contains(&format!("docker/config.json is not a Docker configuration file: {expected}")), "{config}: {error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+    for config in [r#"{"auths":null,"credHelpers":null,"credsStore":null}"#, r#"{"auths":{"h.test":{},"g.test":5}}"#] {
+        write(&dir.join("docker/config.json"), config);
+        assert_eq!(show(keychain(dir).get("h.test", "a").await), "none", "{config}");
+    }
+    write(&dir.join("docker/config.json"), r#"{"credsStore":"odd"}"#);
+    for (script, expected) in [
+        (r#"echo '{"Username":"bob","Secret":["hunter2"]}'"#, "get failed: `Secret` of its answer is no text"),
+        (r#"echo '{"Username":["hunter2"],"Secret":"hunter2"}'"#, "get failed: `Username` of its answer is no text"),
+        (r#"echo '{"Username":"bob"}'"#, "get failed: its answer has a `Username` and no `Secret`"),
+        (r#"echo '{"Username":"bob","Secret":"hunter2"}'; exit 1"#, "get failed: exit status: 1"),
+        (r"echo hunter2; printf 'a\033[31mb\nhunter2' >&2; exit 1", r"get failed: exit status: 1: a\u{1b}[31mb"),
+        ("echo hunter2 credentials not found; exit 1", "get failed: exit status: 1"),
+    ] {
+        helper(dir, "odd", &format!("cat >/dev/null; {script}"));
+        assert_eq!(show(keychain(dir).get("h.test", "a").await), format!("error docker-credential-odd {expected}"), "{script}");
+    }
+}
+
+#[tokio::test]
+async fn a_pipe_is_no_file() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    let pipe = dir.join("auth.json");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    let error = show(keychain(dir).get("h.test", "a").await);
+    assert!(error.contains("auth.json: it is no regular file"), "{error}");
+    let sources = [("h.test".to_owned(), Source::PasswordFile { username: "me".into(), path: pipe })].into();
+    let error = show(Keychain::new(KeychainOptions { sources, ..KeychainOptions::default() }).get("h.test", "a").await);
+    assert!(error.contains("auth.json: it is no regular file"), "{error}");
+}
+
+#[tokio::test]
+async fn a_helper_that_leaves_a_process_behind_is_heard() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    helper(dir, "forks", r#"cat >/dev/null; sleep 20 & printf '{"Username":"u","Secret":"p"}'"#);
+    write(&dir.join("docker/config.json"), r#"{"credsStore":"forks"}"#);
+    let begin = Instant::now();
+    assert_eq!(show(keychain(dir).get("h.test", "a").await), "u:p");
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
 }
 
 #[tokio::test]
@@ -177,7 +240,7 @@ async fn login_through_a_helper() {
     let temp = tempfile::tempdir().unwrap();
     let kept = temp.path().join("kept");
     let script = format!(
-        r"case $1 in store) cat >{0};; get) cat {0} 2>/dev/null || {{ echo credentials not found; exit 1; }};; erase) rm {0};; esac",
+        r"case $1 in store) cat >{0};; get) cat {0} 2>/dev/null || {{ echo credentials not found in native keychain; exit 1; }};; erase) rm {0};; esac",
         kept.display()
     );
     helper(temp.path(), "file", &script);

@@ -80,6 +80,10 @@ impl Endpoint {
                 None => "is not host[:port], or host[:port]/prefix for a mirror".into(),
             },
         };
+        let folder = |part: &str| !part.starts_with('.') && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if !(prefix.is_empty() || prefix.split('/').all(|part| !part.is_empty() && folder(part))) {
+            return Err(wrong());
+        }
         if host.is_empty() || host.contains(['/', '@', '?', '#', '\\']) || !matches!(scheme, None | Some("http" | "https")) {
             return Err(wrong());
         }

@@ -251,6 +251,16 @@ impl RegistryError {
         }
     }
 
+    /// Whether this machine's settings, credentials or state folder are to blame, and not the registry.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Store { .. } | Self::Settings { .. } => true,
+            Self::Keychain { source, .. } => source.is_configuration(),
+            Self::Unpublished { source, .. } => source.is_configuration(),
+            _ => false,
+        }
+    }
+
     pub(crate) fn store(action: &str, source: StoreError) -> Self {
         Self::Store { action: action.into(), source: Box::new(source) }
     }
@@ -300,6 +310,20 @@ fn list(items: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_wrong_here_and_not_there() {
+        let registry = || String::from("h.test");
+        let settings = || RegistryError::Settings { registry: registry(), path: "/me.pem".into(), reason: "is no PEM".into() };
+        let malformed = KeychainError::Malformed { path: "/config.json".into(), reason: "it is no JSON object".into() };
+        let cloud = KeychainError::Cloud { service: "Azure", action: "log in".into(), reason: "no".into(), hint: "ask" };
+        assert!(settings().is_configuration());
+        assert!(RegistryError::Keychain { registry: registry(), source: Box::new(malformed) }.is_configuration());
+        assert!(!RegistryError::Keychain { registry: registry(), source: Box::new(cloud) }.is_configuration());
+        assert!(!RegistryError::NotFound { reference: "h.test/a:1".into() }.is_configuration());
+        let unpublished = RegistryError::Unpublished { source: Box::new(settings()), more: vec![], undone: vec![], left: vec![] };
+        assert!(unpublished.is_configuration());
+    }
 
     #[test]
     fn messages() {

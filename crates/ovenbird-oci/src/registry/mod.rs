@@ -92,6 +92,11 @@ impl ClientOptions {
         let (docker_config, auth_file) = (self.docker_config.clone(), self.auth_file.clone());
         Keychain::new(KeychainOptions { docker_config, auth_file, ..self.keychain.clone() })
     }
+
+    /// Whether every endpoint and mirror can be an address. Asks nobody.
+    pub fn check(&self) -> Result<(), RegistryError> {
+        self.registries.keys().try_for_each(|registry| endpoint::Endpoint::for_pull(registry, self).map(drop))
+    }
 }
 
 /// How long a server may be silent before a request counts as failed.

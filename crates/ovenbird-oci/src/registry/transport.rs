@@ -24,6 +24,8 @@ use super::endpoint::Endpoint;
 use super::error::printable;
 use super::{Inner, RegistryError};
 
+/// Longest file of certificates or a key, in bytes.
+const MAX_PEM: u64 = 4 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest pause that a server may ask for; beyond it the error is shown.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
@@ -272,7 +274,8 @@ pub(crate) fn tls_config(
     if let Some(path) = ca {
         let unusable = |e: String| settings(registry, path, format!("has no usable certificate ({e})"));
         let before = roots.len();
-        for certificate in CertificateDer::pem_file_iter(path).map_err(|e| unusable(e.to_string()))? {
+        let pem = read_pem(path).map_err(|e| unusable(e.to_string()))?;
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
             let certificate = certificate.map_err(|e| unusable(e.to_string()))?;
             roots.add(certificate).map_err(|e| unusable(e.to_string()))?;
         }
@@ -288,14 +291,19 @@ pub(crate) fn tls_config(
         None => builder.with_no_client_auth(),
         Some(path) => {
             let unusable = |e: String| settings(registry, path, format!("has no usable client certificate and key ({e})"));
-            let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(|e| unusable(e.to_string()))?.collect();
+            let pem = read_pem(path).map_err(|e| unusable(e.to_string()))?;
+            let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
             let certificates = certificates.map_err(|e| unusable(e.to_string()))?;
-            let key = PrivateKeyDer::from_pem_file(path).map_err(|e| unusable(e.to_string()))?;
+            let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|e| unusable(e.to_string()))?;
             builder.with_client_auth_cert(certificates, key).map_err(|e| unusable(e.to_string()))?
         }
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
+    crate::regular_file::read(path, MAX_PEM, crate::regular_file::Links::Follow)
 }
 
 fn settings(registry: &str, path: &Path, reason: String) -> RegistryError {

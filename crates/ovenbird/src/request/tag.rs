@@ -317,6 +317,25 @@ impl TagPolicy {
         self.unique.is_empty() && self.primary.is_empty() && self.floating.is_empty()
     }
 
+    /// Whether each of them can make a tag.
+    pub(crate) fn check(&self) -> Result<(), crate::error::Error> {
+        use crate::error::{Error, Kind};
+        for (tag, _) in self.tags() {
+            let mut values = Values::default();
+            let configuration = |error: TemplateError| Error::from_chain(Kind::Configuration, &error);
+            let template = Template::parse(&format!("r.test/name:{tag}")).map_err(configuration)?;
+            for variable in template.variables() {
+                values.set(variable.clone(), Ok("x".into()));
+            }
+            let name = template.expand(&values).map_err(configuration)?;
+            if !name.strip_prefix("r.test/name:").is_some_and(Reference::is_tag) {
+                return Err(Error::new(Kind::Configuration, format!("{tag:?} makes no tag"))
+                    .hint("a tag has letters, digits, `_`, `.` and `-`, and variables such as {git.sha}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Its tags with their classes, in the order in which they are put.
     pub fn tags(&self) -> impl Iterator<Item = (&str, TagClass)> {
         self.unique

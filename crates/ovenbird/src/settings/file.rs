@@ -5,11 +5,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use ovenbird_oci::keychain::registry_name;
+use ovenbird_oci::reference::is_host;
+use ovenbird_oci::regular_file::{self, Links};
 use serde::Deserialize;
 
 use super::registry::FileRegistry;
 use crate::error::{Error, Kind};
 use crate::request::tag::TagPolicy;
+
+/// Longest file, in bytes.
+pub(super) const MAX: u64 = 1 << 20;
 
 /// What one layer says; `None`: nothing.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -64,7 +69,7 @@ impl FileSettings {
 
 /// Reads a file; `None` when it is absent and not `required`.
 pub(super) fn read(path: &Path, required: bool) -> Result<Option<FileSettings>, Error> {
-    let text = match std::fs::read_to_string(path) {
+    let text = match regular_file::read_to_string(path, MAX, Links::Follow) {
         Ok(text) => text,
         Err(error) if !required && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
         Err(error) => {
@@ -90,16 +95,29 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<FileSettings, Error> {
             None => told,
         }
     })?;
-    let not_a_host = |name: &&String| {
-        let bare = name.split_once("://").map_or(name.as_str(), |(_, bare)| bare);
-        bare.is_empty() || bare.split_once('/').is_some_and(|(_, path)| !matches!(path.trim_end_matches('/'), "" | "v1" | "v2"))
-    };
-    if let Some(name) = settings.registry.keys().find(not_a_host) {
-        return Err(Error::new(Kind::Configuration, format!("{} has settings of {name:?}, which is no registry", path.display()))
-            .hint("settings are for a whole host[:port]; credentials for a part of one stand in Docker's config.json"));
+    let wrong = |what: String, hint: &str| Err(Error::new(Kind::Configuration, format!("{} {what}", path.display())).hint(hint));
+    if let Some(name) = settings.registry.keys().find(|name| !is_registry(name)) {
+        let hint = "settings are for a whole host[:port]; credentials for a part of one stand in Docker's config.json";
+        return wrong(format!("has settings of {name:?}, which is no registry"), hint);
+    }
+    for (name, registry) in &settings.registry {
+        if let Err((what, hint)) = registry.check() {
+            return wrong(format!("has settings of registry {name} that cannot be used: {what}"), hint);
+        }
+    }
+    let policies = settings.tags.iter().chain(settings.registry.values().filter_map(|registry| registry.tags.as_ref()));
+    for policy in policies {
+        policy.check().map_err(|error| error.while_doing(format!("{} has a tag policy that cannot be used", path.display())))?;
     }
     settings.rebase(path.parent().unwrap_or(Path::new("/")));
     Ok(settings)
+}
+
+/// Whether settings can be for it: `host[:port]`, also as Docker's files write that.
+pub(super) fn is_registry(name: &str) -> bool {
+    let bare = name.strip_prefix("https://").or_else(|| name.strip_prefix("http://")).unwrap_or(name);
+    let (host, path) = bare.split_once('/').unwrap_or((bare, ""));
+    is_host(host) && matches!(path.trim_end_matches('/'), "" | "v1" | "v2")
 }
 
 /// Lays a value over another, if there is one.

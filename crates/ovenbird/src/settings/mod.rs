@@ -135,10 +135,12 @@ impl Settings {
         }
         let trusted = merged.trusted_projects.clone().unwrap_or_default();
         let mut limits = BTreeMap::new();
+        let mut most = None;
         if let Some((path, mut layer, is_trusted)) = project::read(environment.working_directory(), &trusted)? {
             if !is_trusted {
                 // Applied at the end: they only lower what all others say, and a registry that a project names is not the user's.
                 limits = std::mem::take(&mut layer.registry);
+                most = layer.parallel.take().filter(|steps| *steps > 0);
             }
             merged.merge(layer);
             files.push(path);
@@ -194,10 +196,11 @@ impl Settings {
                 registries.entry(host.into()).or_default().ca.get_or_insert_with(|| OPENSHIFT_CA.into());
             }
         }
-        Ok(Self {
+        let default_registry = merged.default_registry.as_deref().map(default_registry).transpose()?;
+        let settings = Self {
             root,
             progress,
-            parallel: flags.parallel.or(merged.parallel).unwrap_or(0),
+            parallel: flags.parallel.unwrap_or_else(|| lowered(merged.parallel.unwrap_or(0), most)),
             transfers: merged.transfers.unwrap_or(0),
             isolation_level,
             tags,
@@ -205,12 +208,14 @@ impl Settings {
             docker_config: credentials::docker_config(environment),
             auth_file: credentials::auth_file(environment),
             keychain,
-            default_registry: merged.default_registry.map(|name| registry_name(&name)),
+            default_registry,
             registry_path: merged.registry_path.map(|path| path.trim_matches('/').to_owned()).filter(|path| !path.is_empty()),
             docker_host: environment.get("DOCKER_HOST").filter(|host| !host.is_empty()).map(Into::into),
             temp: environment.get("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| PathBuf::from("/tmp"), PathBuf::from),
             files,
-        })
+        };
+        settings.client_options().check()?;
+        Ok(settings)
     }
 
     /// What the registry client needs of this.
@@ -260,6 +265,29 @@ impl Settings {
     pub fn reference(&self, name: &str) -> Result<Reference, Error> {
         Ok(self.full_name(name).parse::<Reference>()?)
     }
+}
+
+/// Steps at once, when a project wants no more than `most`. 0: one a processor.
+fn lowered(parallel: usize, most: Option<usize>) -> usize {
+    let now = if parallel == 0 { std::thread::available_parallelism().map_or(usize::MAX, usize::from) } else { parallel };
+    most.filter(|most| *most < now).unwrap_or(parallel)
+}
+
+/// The registry of names that have none, if that is what a name would be read as.
+fn default_registry(text: &str) -> Result<String, Error> {
+    let is_registry = |name: &str| {
+        let as_read = format!("{name}/name").parse::<Reference>();
+        !name.bytes().any(|b| b.is_ascii_uppercase()) && as_read.is_ok_and(|read| read.registry() == name)
+    };
+    // As browsers give it. `http://` would promise what only `plain_http` does.
+    let bare = text.strip_prefix("https://").map_or(text, |rest| rest.trim_end_matches('/'));
+    let name = if bare.contains('/') || bare.is_empty() { bare.to_owned() } else { registry_name(bare) };
+    if is_registry(&name) {
+        return Ok(name);
+    }
+    Err(Error::new(Kind::Configuration, format!("the setting default_registry is {text:?}, which is not the name of a registry")).hint(
+        "write host[:port] in lower case, with a dot or a port in it (or localhost), without http:// or a path; a path stands in registry_path",
+    ))
 }
 
 fn from_variables(environment: &Environment) -> Result<FileSettings, Error> {
@@ -412,6 +440,9 @@ mod tests {
             ("a=b,c=d", "! \"a=b,c=d\" is not HOST,key=value"),
             ("h,mirrors", "Some(mirrors=[\"true\"])"),
             ("h,colour=red", "! unknown field `colour`"),
+            ("h,transfers=0", "! transfers is 0, so nothing could be moved; leave it out"),
+            ("h,requests-per-second=0", "! requests_per_second is 0, expected a number above 0; leave it out for no limit"),
+            ("http://a.com/x,plain-http", "! \"http://a.com/x\" is no registry"),
             ("h,transfers=-1", "! transfers=\"-1\": expected a number"),
             ("h,requests-per-second=NaN", "! requests_per_second=\"NaN\": expected a number"),
             ("h,plain-http=yes", "! plain_http=\"yes\": expected true or false"),
@@ -500,7 +531,7 @@ mod tests {
             Settings::load(&Environment::fixed(variables, &project, Some(user.clone())), &Overrides::default())
         };
         let settings = load(false, "parallel=7\nregistry_path='team'\n[registry.'h.test']\ntransfers=2\nrequests_per_second=5\n").unwrap();
-        assert_eq!((settings.parallel, settings.registry_path.as_deref()), (7, Some("team")));
+        assert_eq!((settings.parallel, settings.registry_path.as_deref()), (1, Some("team")));
         assert_eq!((settings.registries["h.test"].transfers, settings.registries["h.test"].requests_per_second), (Some(2), Some(5.0)));
         // Nor does a name here make a registry one of the user's, for variables without a prefix.
         let settings = load(false, "[registry.'db.app']\ntransfers=1").unwrap();
@@ -532,6 +563,66 @@ mod tests {
         let variables = [("HOME".to_owned(), "/h".to_owned())].into();
         let error = Settings::load(&Environment::fixed(variables, &project, None), &Overrides::default()).unwrap_err();
         assert!(error.message.contains("cannot read the project's settings") && !format!("{error:?}").contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn a_project_lowers_the_number_of_steps() {
+        let all = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+        for (parallel, most, expected) in
+            [(4, Some(2), 2), (4, Some(9), 4), (4, None, 4), (0, None, 0), (0, Some(usize::MAX), 0), (0, Some(all), 0), (2, Some(1), 1)]
+        {
+            assert_eq!(lowered(parallel, most), expected, "{parallel} {most:?}");
+        }
+    }
+
+    #[test]
+    fn values_that_cannot_be_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        let flags = Overrides { file: Some(file.clone()), ..Overrides::default() };
+        for (text, expected) in [
+            ("default_registry='http://a.com'", "default_registry is \"http://a.com\", which is not"),
+            ("default_registry='a.com/b'", "default_registry is \"a.com/b\", which is not"),
+            ("default_registry=''", "default_registry is \"\", which is not"),
+            ("default_registry='R.test'", "default_registry is \"R.test\", which is not"),
+            // `plain/app` is a name on Docker Hub.
+            ("default_registry='plain'", "default_registry is \"plain\", which is not"),
+            ("default_registry='r.test:x'", "default_registry is \"r.test:x\", which is not"),
+            ("[registry.'']\nca='x'", "settings of \"\", which is no registry"),
+            ("[registry.'http://a.com/x']\nca='x'", "settings of \"http://a.com/x\", which is no registry"),
+            ("[registry.'a b']\nca='x'", "settings of \"a b\", which is no registry"),
+            ("[registry.a]\ntransfers=0", "settings of registry a that cannot be used: transfers is 0"),
+            ("[registry.a]\nrequests_per_second=0", "requests_per_second is 0, expected a number above 0"),
+            ("[registry.a]\nrequests_per_second=-1.5", "requests_per_second is -1.5, expected a number above 0"),
+            ("[registry.a]\nrequests_per_second=nan", "requests_per_second is NaN, expected a number above 0"),
+            ("[registry.a]\nmirrors=['http://bad/ x']", "http://bad/ x is not host[:port], or host[:port]/prefix for a mirror"),
+            ("[registry.a]\nmirrors=['bad host']", "bad host is not host[:port], or host[:port]/prefix for a mirror"),
+            ("[registry.a]\nmirrors=['h/../x']", "h/../x is not host[:port], or host[:port]/prefix for a mirror"),
+            ("[registry.a]\nendpoint='ftp://h'", "\"ftp://h\", which is not [http[s]://]host[:port]"),
+            ("[tags]\nunique=['{git.shaa}']", "has the unknown variable {git.shaa}"),
+            ("[registry.a.tags]\nfloating=['late st']", "\"late st\" makes no tag"),
+            ("[tags]\nprimary=['']", "\"\" makes no tag"),
+            ("[tags]\nprimary=['a/b']", "\"a/b\" makes no tag"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let error = load(&[], dir.path(), &flags).unwrap_err();
+            assert!(error.kind == Kind::Configuration && error.to_string().contains(expected), "{text}: {error}");
+        }
+        for (text, name) in [("r.test:5000", "r.test:5000"), ("localhost", "localhost"), ("index.docker.io", "docker.io")] {
+            assert_eq!(default_registry(text).unwrap(), name);
+        }
+    }
+
+    #[test]
+    fn a_pipe_is_no_settings_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join(".ovenbird.toml");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+        let explicit = Overrides { file: Some(pipe.clone()), ..Overrides::default() };
+        for (folder, flags) in [(dir.path(), Overrides::default()), (Path::new("/work"), explicit)] {
+            let error = load(&[], folder, &flags).unwrap_err();
+            assert!(error.kind == Kind::Configuration && error.to_string().contains("it is no regular file"), "{error}");
+        }
     }
 
     #[test]

@@ -3,16 +3,15 @@
 //! Such a file may say only what harms nobody. Where credentials are, whom to trust, and where names lead is the user's to say; a
 //! project says it too when the user's own settings trust its folder. See docs/decisions/0006-project-settings.md.
 
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::file::{FileSettings, parse};
+use ovenbird_oci::regular_file::{self, Links};
+
+use super::file::{FileSettings, MAX, parse};
 use crate::error::{Error, Kind};
 
 /// Name of the file.
 pub(super) const NAME: &str = ".ovenbird.toml";
-/// Largest file, in bytes.
-const MAX: u64 = 1 << 20;
 
 /// Keys that every project may set. (Tag policy: add its key here when it only says how tags are made.)
 const KEYS: [&str; 3] = ["progress", "parallel", "registry_path"];
@@ -27,17 +26,11 @@ pub(super) fn read(folder: &Path, trusted: &[PathBuf]) -> Result<Option<(PathBuf
     };
     // Not through a link: an error of the reader could show lines of a file that the project has no business with. Not for ever: it could
     // be a pipe.
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let file = match std::fs::File::options().read(true).custom_flags(flags.bits() as i32).open(&path) {
-        Ok(file) => file,
+    let text = match regular_file::read_to_string(&path, MAX, Links::Refuse) {
+        Ok(text) => text,
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => return Ok(None),
-        Err(error) => return Err(failed(error).hint("it must be a regular file, no link")),
+        Err(error) => return Err(failed(error).hint(format!("it must be a regular file of at most {MAX} bytes, no link"))),
     };
-    let meta = file.metadata().map_err(failed)?;
-    if !meta.is_file() || meta.len() > MAX {
-        return Err(Error::new(Kind::Configuration, format!("{} is no regular file of at most {MAX} bytes", path.display())));
-    }
-    let text = std::io::read_to_string(file).map_err(failed)?;
     let settings = parse(&path, &text)?;
     let is_trusted = std::fs::canonicalize(folder)
         .is_ok_and(|folder| trusted.iter().filter_map(|dir| std::fs::canonicalize(dir).ok()).any(|dir| folder.starts_with(dir)));

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use super::environment::Environment;
+use super::file::is_registry;
 use crate::request::tag::TagPolicy;
 
 /// `[registry."NAME"]`.
@@ -48,6 +49,19 @@ impl FileRegistry {
         self.transfers = self.transfers.into_iter().chain(other.transfers).filter(|n| *n > 0).min();
         let rates = self.requests_per_second.into_iter().chain(other.requests_per_second);
         self.requests_per_second = rates.filter(|n| *n > 0.0).reduce(f64::min);
+    }
+
+    /// What cannot be used, and how to put it right.
+    pub(super) fn check(&self) -> Result<(), (String, &'static str)> {
+        if self.transfers == Some(0) {
+            return Err(("transfers is 0, so nothing could be moved".into(), "leave it out for the usual number"));
+        }
+        match self.requests_per_second {
+            Some(rate) if !(rate.is_finite() && rate > 0.0) => {
+                Err((format!("requests_per_second is {rate}, expected a number above 0"), "leave it out for no limit"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes paths absolute.
@@ -224,6 +238,9 @@ impl FromStr for RegistryOption {
         if registry.is_empty() || registry.contains('=') || text.split(',').count() < 2 {
             return Err(format!("{text:?} is not HOST,key=value: expected something like localhost:5000,plain-http=true"));
         }
+        if !is_registry(registry) {
+            return Err(format!("{registry:?} is no registry: expected host[:port]"));
+        }
         let mut table = toml::Table::new();
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((part, "true"));
@@ -244,7 +261,8 @@ impl FromStr for RegistryOption {
             };
             table.insert(key, value);
         }
-        let values = toml::Value::Table(table).try_into().map_err(|e| e.message().to_owned())?;
+        let values: FileRegistry = toml::Value::Table(table).try_into().map_err(|e| e.message().to_owned())?;
+        values.check().map_err(|(what, hint)| format!("{what}; {hint}"))?;
         Ok(Self { registry: registry.to_owned(), values })
     }
 }

@@ -42,8 +42,22 @@ pub enum GitError {
         /// Why.
         source: std::io::Error,
     },
-    /// Not in a repository, or in one without a commit.
-    #[error("{} is in no git repository with a commit ({said})", dir.display())]
+    /// In a repository without a commit.
+    #[error("the git repository of {} has no commit yet; commit something", dir.display())]
+    NoCommit {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// In a repository that git cannot read.
+    #[error("git cannot read the repository of {}: {said}; repair it", dir.display())]
+    Unreadable {
+        /// The folder.
+        dir: PathBuf,
+        /// What git said, a line of it.
+        said: String,
+    },
+    /// Not in a repository.
+    #[error("{} is in no git repository ({said})", dir.display())]
     NoRepository {
         /// The folder.
         dir: PathBuf,
@@ -60,13 +74,21 @@ pub enum GitError {
 
 /// Asks about the repository that a folder is in.
 pub fn head(dir: &Path) -> Result<Head, GitError> {
-    let no_repository = |said: String| GitError::NoRepository { dir: dir.to_owned(), said };
+    let unreadable = |said: String| GitError::Unreadable { dir: dir.to_owned(), said };
     let sha = match run(dir, &["rev-parse", "--verify", "--end-of-options", "HEAD^{commit}"])? {
         Ok(text) => text.trim().to_owned(),
-        Err(said) => return Err(no_repository(said)),
+        Err(said) if said.starts_with("not a git repository") => return Err(GitError::NoRepository { dir: dir.to_owned(), said }),
+        // So it says both of a branch without a commit and of a commit that is not there.
+        Err(said) if said == "Needed a single revision" => {
+            return Err(match run(dir, &["rev-parse", "--verify", "--end-of-options", "HEAD"])? {
+                Ok(sha) => unreadable(format!("its commit {} is missing", sha.trim())),
+                Err(_) => GitError::NoCommit { dir: dir.to_owned() },
+            });
+        }
+        Err(said) => return Err(unreadable(said)),
     };
     if !(sha.len() >= 40 && sha.bytes().all(|b| b.is_ascii_hexdigit())) {
-        return Err(no_repository("HEAD is no commit".into()));
+        return Err(unreadable("HEAD is no commit".into()));
     }
     let branch = run(dir, &["symbolic-ref", "--quiet", "--short", "HEAD"])?.ok().map(|text| text.trim().to_owned());
     let tags = run(dir, &["for-each-ref", "--points-at=HEAD", "--format=%(refname:strip=2)", "--sort=version:refname", "refs/tags"])?;
@@ -152,9 +174,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         let said = |result: Result<Head, GitError>| result.map_err(|e| e.to_string());
-        assert!(said(head(dir)).unwrap_err().contains("is in no git repository with a commit (not a git repository"));
+        assert!(said(head(dir)).unwrap_err().contains("is in no git repository (not a git repository"));
         git(dir, &["init", "-q"]);
-        assert!(said(head(dir)).unwrap_err().contains("is in no git repository with a commit (Needed a single revision"));
+        assert!(said(head(dir)).unwrap_err().contains("has no commit yet"));
+        let config = std::fs::read(dir.join(".git/config")).unwrap();
+        std::fs::write(dir.join(".git/config"), "[broken").unwrap();
+        let error = said(head(dir)).unwrap_err();
+        assert!(error.contains("git cannot read the repository of") && error.contains("bad config"), "{error}");
+        std::fs::write(dir.join(".git/config"), config).unwrap();
+        std::fs::write(dir.join(".git/refs/heads/main"), format!("{}\n", "1".repeat(40))).unwrap();
+        let error = said(head(dir)).unwrap_err();
+        assert!(error.contains("git cannot read the repository of") && error.contains("1111 is missing"), "{error}");
+        std::fs::remove_file(dir.join(".git/refs/heads/main")).unwrap();
         git(dir, &["commit", "-q", "--allow-empty", "-m", "one"]);
         let first = head(dir).unwrap();
         assert_eq!((first.sha.len(), first.short().len(), first.branch.as_deref(), first.tag.as_deref()), (40, 12, Some("main"), None));
