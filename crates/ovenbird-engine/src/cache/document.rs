@@ -365,7 +365,7 @@ mod tests {
         }
         let long = format!(
             r#"{{"version":1,"layers":[],"chains":[{{"base":"{key}"}}{}],"records":[]}}"#,
-            (0..MOST_LAYERS).map(|n| format!(r#",{{"below":{n},"base":"{key}"}}"#)).collect::<String>()
+            (0..MOST_LAYERS).fold(String::new(), |text, n| text + &format!(r#",{{"below":{n},"base":"{key}"}}"#))
         );
         assert!(read(long.as_bytes(), &[]).unwrap_err().to_string().contains("a chain of more than 4096 parts"));
         for (compression, media_type, good) in [
