@@ -8,7 +8,7 @@
 
 pub mod document;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use ovenbird_oci::digest::Hasher;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
@@ -110,13 +110,7 @@ pub struct SharedLayer {
 impl SharedLayer {
     /// The blob.
     pub fn descriptor(&self) -> Descriptor {
-        Descriptor {
-            media_type: self.media_type.clone(),
-            digest: self.digest,
-            size: self.size,
-            platform: None,
-            annotations: BTreeMap::new(),
-        }
+        Descriptor::new(&self.media_type, self.digest, self.size)
     }
 
     /// Its folder, once it is unpacked.

@@ -384,3 +384,21 @@ pub struct CopyAction {
     /// Permission bits for a downloaded file (0600), when `--chmod` is absent.
     pub default_mode: Option<u32>,
 }
+
+impl CopyAction {
+    /// A copy with no flags.
+    pub fn new(from: VertexId, source: impl Into<String>, dest: impl Into<String>) -> Self {
+        Self {
+            from,
+            sources: vec![source.into()],
+            dest: dest.into(),
+            chown: None,
+            chmod: None,
+            parents: false,
+            excludes: vec![],
+            unpack: false,
+            keep_owner: false,
+            default_mode: None,
+        }
+    }
+}

@@ -381,7 +381,7 @@ fn docker_image(
         if actual != *diff_id {
             return Err(malformed(format!("the layer {path:?} hashes to {actual}, not to {diff_id}")));
         }
-        layers.push(blob(media_type, digest, size));
+        layers.push(Descriptor::new(media_type, digest, size));
     }
     if oci {
         // Docker's manifest has no type for zstd.
@@ -398,7 +398,7 @@ fn docker_image(
     let manifest = Manifest {
         schema_version: 2,
         media_type: Some(media_type.into()),
-        config: blob(config_type, digest, size),
+        config: Descriptor::new(config_type, digest, size),
         layers,
         annotations: BTreeMap::new(),
     };
@@ -407,11 +407,7 @@ fn docker_image(
     let tags = image.repo_tags.iter().flatten();
     let names =
         tags.map(|t| t.parse()).collect::<Result<_, _>>().map_err(|e: crate::reference::ParseReferenceError| malformed(e.to_string()))?;
-    Ok((blob(media_type, digest, bytes.len() as u64), names))
-}
-
-fn blob(media_type: &str, digest: Digest, size: u64) -> Descriptor {
-    Descriptor { media_type: media_type.into(), digest, size, platform: None, annotations: BTreeMap::new() }
+    Ok((Descriptor::new(media_type, digest, bytes.len() as u64), names))
 }
 
 /// The same for what was found when the blobs were read back.

@@ -125,6 +125,11 @@ pub struct Index {
 const MOST_NAMED: usize = 30;
 
 impl Descriptor {
+    /// Points at a blob, and says nothing else.
+    pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
+        Self { media_type: media_type.into(), digest, size, platform: None, annotations: BTreeMap::new() }
+    }
+
     /// Does it say something about another manifest (an attestation), instead of being an image?
     pub fn is_attestation(&self) -> bool {
         self.annotations.contains_key("vnd.docker.reference.type") || self.platform.as_ref().is_some_and(|p| p.os == "unknown")

@@ -10,7 +10,6 @@
 //! Everything appears by rename, so a reader sees a whole file or none. Nothing is flushed to disk
 //! piece by piece: [`Store::sync`] is the one barrier, and readers of small blobs verify them.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -326,7 +325,7 @@ impl Store {
             }
         };
         let size = bytes.len() as u64;
-        Ok(Some(Descriptor { media_type, digest: *digest, size, platform: None, annotations: BTreeMap::new() }))
+        Ok(Some(Descriptor::new(media_type, *digest, size)))
     }
 
     /// Removes a name; was it there?
@@ -532,7 +531,7 @@ mod tests {
     use super::*;
 
     fn descriptor(digest: Digest) -> Descriptor {
-        Descriptor { media_type: media::OCI_MANIFEST.into(), digest, size: 1, platform: None, annotations: BTreeMap::new() }
+        Descriptor::new(media::OCI_MANIFEST, digest, 1)
     }
 
     fn leftovers(store: &Store) -> usize {

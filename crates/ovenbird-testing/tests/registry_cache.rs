@@ -31,7 +31,15 @@ struct Site {
 }
 
 impl Site {
-    fn new(level: Level) -> Result<Self> {
+    /// `None`: the machine lacks something, which was said.
+    fn new(test: &str, level: Level) -> Result<Option<Self>> {
+        if !needs::available(test, &[Need::Run, Need::Registry]) {
+            return Ok(None);
+        }
+        if let Some(reason) = needs::missing_at(level, Need::Run) {
+            needs::skip(test, reason);
+            return Ok(None);
+        }
         let registry = Registry::start()?;
         let room = Workspace::new(level)?;
         let site = Self { settings: room.path().join("settings.toml"), room, registry };
@@ -40,7 +48,7 @@ impl Site {
         site.write("ctx/Dockerfile", DOCKERFILE)?;
         site.write("ctx/src/a", "one")?;
         site.room.give_tree(&site.room.path().join("ctx"))?;
-        Ok(site)
+        Ok(Some(site))
     }
 
     fn write(&self, path: &str, text: &str) -> Result<()> {
@@ -133,14 +141,7 @@ fn replace(path: &Path, bytes: &[u8]) {
 }
 
 fn empty_machine(test: &str, level: Level) -> Result<()> {
-    if !needs::available(test, &[Need::Run, Need::Registry]) {
-        return Ok(());
-    }
-    if let Some(reason) = needs::missing_at(level, Need::Run) {
-        needs::skip(test, reason);
-        return Ok(());
-    }
-    let site = Site::new(level)?;
+    let Some(site) = Site::new(test, level)? else { return Ok(()) };
     let (app, cache) = (site.name("app:1"), site.name("app:cache"));
     let to = format!("type=registry,ref={cache},mode=max");
     let first = site.build("a", &["-t", &app, "--push", "--cache-to", &to])?;
@@ -190,11 +191,7 @@ fn single_id_empty_machine() -> Result<()> {
 
 #[test]
 fn what_each_kind_of_cache_holds() -> Result<()> {
-    let test = "registry_cache::what_each_kind_of_cache_holds";
-    if !needs::available(test, &[Need::Run, Need::Registry]) {
-        return Ok(());
-    }
-    let site = Site::new(Level::Own)?;
+    let Some(site) = Site::new("registry_cache::what_each_kind_of_cache_holds", Level::Own)? else { return Ok(()) };
     let cache = site.name("app:cache");
     let folder = site.room.path().join("folder");
     let registry = |mode: &str| format!("type=registry,ref={cache},mode={mode}");
@@ -228,11 +225,7 @@ fn what_each_kind_of_cache_holds() -> Result<()> {
 
 #[test]
 fn a_bad_cache_is_said_and_never_fails_a_build() -> Result<()> {
-    let test = "registry_cache::a_bad_cache_is_said_and_never_fails_a_build";
-    if !needs::available(test, &[Need::Run, Need::Registry]) {
-        return Ok(());
-    }
-    let site = Site::new(Level::Own)?;
+    let Some(site) = Site::new("registry_cache::a_bad_cache_is_said_and_never_fails_a_build", Level::Own)? else { return Ok(()) };
     let cache = site.name("app:cache");
     let to = format!("type=registry,ref={cache},mode=max");
     site.build("a", &["-t", "x", "--cache-to", &to])?;
@@ -302,11 +295,7 @@ fn a_bad_cache_is_said_and_never_fails_a_build() -> Result<()> {
 
 #[test]
 fn hostile_lists_of_results() -> Result<()> {
-    let test = "registry_cache::hostile_lists_of_results";
-    if !needs::available(test, &[Need::Run]) {
-        return Ok(());
-    }
-    let site = Site::new(Level::Own)?;
+    let Some(site) = Site::new("registry_cache::hostile_lists_of_results", Level::Own)? else { return Ok(()) };
     let folder = site.room.path().join("folder");
     site.build("a", &["-t", "x", "--cache-to", &format!("type=local,dest={}", folder.display())])?;
     let index = fs::read_to_string(folder.join("index.json")).unwrap_or_default();
@@ -350,11 +339,7 @@ fn hostile_lists_of_results() -> Result<()> {
 
 #[test]
 fn a_secret_in_another_stage_stays_here() -> Result<()> {
-    let test = "registry_cache::a_secret_in_another_stage_stays_here";
-    if !needs::available(test, &[Need::Run, Need::Registry]) {
-        return Ok(());
-    }
-    let site = Site::new(Level::Own)?;
+    let Some(site) = Site::new("registry_cache::a_secret_in_another_stage_stays_here", Level::Own)? else { return Ok(()) };
     let secret = "correct-horse-battery-staple-7193";
     site.write("token", secret)?;
     site.write(
@@ -389,11 +374,7 @@ fn a_secret_in_another_stage_stays_here() -> Result<()> {
 
 #[test]
 fn other_forms_of_the_same_image() -> Result<()> {
-    let test = "registry_cache::other_forms_of_the_same_image";
-    if !needs::available(test, &[Need::Run, Need::Registry]) {
-        return Ok(());
-    }
-    let site = Site::new(Level::Own)?;
+    let Some(site) = Site::new("registry_cache::other_forms_of_the_same_image", Level::Own)? else { return Ok(()) };
     let cache = site.name("app:cache");
     let to = format!("type=registry,ref={cache},mode=max");
     let none = Vec::<String>::new();
@@ -432,14 +413,7 @@ fn other_forms_of_the_same_image() -> Result<()> {
 }
 
 fn cache_mounts(test: &str, level: Level) -> Result<()> {
-    if !needs::available(test, &[Need::Run, Need::Registry]) {
-        return Ok(());
-    }
-    if let Some(reason) = needs::missing_at(level, Need::Run) {
-        needs::skip(test, reason);
-        return Ok(());
-    }
-    let site = Site::new(level)?;
+    let Some(site) = Site::new(test, level)? else { return Ok(()) };
     let dockerfile = |n: u8, token: &str| {
         format!(
             "FROM busybox\nRUN --mount=type=cache,target=/c,mode=0750 {token} echo \"{n}: $(cat /c/n)\"; echo {n} >> /c/n; chmod 0640 /c/n; stat -c '%a %u' /c/n\n"

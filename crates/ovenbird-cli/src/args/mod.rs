@@ -6,7 +6,7 @@ mod subject;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use ovenbird::settings::{Overrides, Progress, RegistryOption, parse_level};
 use ovenbird_sandbox::Level;
 
@@ -14,6 +14,13 @@ pub(crate) use build::BuildArgs;
 pub(crate) use subject::{Subject, platform};
 
 use crate::commands;
+
+/// `--format` of commands that answer a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
 
 /// Builds container images from Dockerfiles, with no daemon.
 #[derive(Debug, Parser)]

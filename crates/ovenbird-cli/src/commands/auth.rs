@@ -1,10 +1,11 @@
 //! `ovenbird auth`.
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use ovenbird::{Error, Kind};
 use ovenbird_oci::keychain::Origin;
 use ovenbird_oci::registry::{Access, Client, Verdict};
 
+use crate::args::Format;
 use crate::session::Session;
 
 /// Who you are to a registry.
@@ -30,12 +31,6 @@ struct CheckArgs {
     /// How the answer is written
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 /// The answer for programs. Version 1.

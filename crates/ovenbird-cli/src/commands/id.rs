@@ -1,9 +1,9 @@
 //! `ovenbird id`.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use ovenbird::{BuildRequest, Error, Library as _};
 
-use crate::args::BuildArgs;
+use crate::args::{BuildArgs, Format};
 use crate::session::Session;
 
 /// Print the content id: the hash of everything that decides the image, without building.
@@ -17,12 +17,6 @@ pub(crate) struct IdArgs {
     /// text: 64 hex digits; json: what the id was made of
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 pub(crate) fn run(args: &IdArgs, request: &BuildRequest, session: &Session) -> Result<(), Error> {

@@ -139,13 +139,8 @@ fn parts(session: &Session, gate: &Gate, chain: &[Link]) -> Result<Parts, BuildE
             }
             Link::Diff { id, created } => {
                 let packed = pack(session, gate, id)?;
-                parts.layers.push(Descriptor {
-                    media_type: layer_media_type(&packed.media_type, session.input.docker_media_types),
-                    digest: packed.digest,
-                    size: packed.size,
-                    platform: None,
-                    annotations: BTreeMap::new(),
-                });
+                let media_type = layer_media_type(&packed.media_type, session.input.docker_media_types);
+                parts.layers.push(Descriptor::new(media_type, packed.digest, packed.size));
                 parts.diff_ids.push(packed.diff_id);
                 parts.created.push(*created);
             }
@@ -157,8 +152,7 @@ fn parts(session: &Session, gate: &Gate, chain: &[Link]) -> Result<Parts, BuildE
 /// A layer of another machine, as it is when it is as it should be. Otherwise it is fetched: for another compression, or because it was not
 /// searched for all secrets of this build.
 fn shared_layer(session: &Session, gate: &Gate, shared: &SharedLayer, chain: &[Link]) -> Result<Descriptor, BuildError> {
-    let (same, searched) =
-        (shared.compression == cache_export::name_of(session.input.compression), gate.names().is_subset(&shared.searched));
+    let (same, searched) = (shared.compression == session.input.compression.to_string(), gate.names().is_subset(&shared.searched));
     if same && searched {
         return Ok(shared.descriptor());
     }
@@ -170,7 +164,7 @@ fn shared_layer(session: &Session, gate: &Gate, shared: &SharedLayer, chain: &[L
         return Ok(shared.descriptor());
     }
     let packed = pack(session, gate, &shared.snapshot())?;
-    Ok(Descriptor { media_type: packed.media_type, digest: packed.digest, size: packed.size, ..shared.descriptor() })
+    Ok(packed.descriptor())
 }
 
 /// A manifest holds layer types of its own family; zstd has no Docker name.
@@ -186,10 +180,10 @@ pub(super) fn layer_media_type(media_type: &str, docker: bool) -> String {
 /// The layer of a snapshot: packed now, or before.
 pub(super) fn pack(session: &Session, gate: &Gate, id: &SnapshotId) -> Result<Packed, BuildError> {
     let options = PackOptions { compression: session.input.compression, mtime: session.input.source_date_epoch, threads: threads() };
-    let compression = cache_export::name_of(options.compression);
+    let compression = options.compression;
     let variant = match options.mtime {
         Some(time) => format!("{compression}-{time}"),
-        None => compression,
+        None => compression.to_string(),
     };
     let cached = session.state.packed(id, &variant);
     let unsearched = gate.unsearched(session.state, id);
@@ -227,16 +221,21 @@ pub fn pack_now(session: &Session, gate: &Gate, dir: &Path, owners: &Owners, len
     let elsewhere: Elsewhere = lent.iter().map(Lent::borrow).collect::<Result<_, _>>().map_err(BuildError::output(dir))?;
     let (packed, found) = layer::pack_searched(dir, owners, &options, session.state.store(), gate.needles(), &elsewhere).map_err(failed)?;
     gate.check_layer(&packed.digest, &found)?;
-    Ok(SharedLayer {
+    Ok(shared(session, gate, packed, Timestamp::now().as_second()))
+}
+
+/// A layer that was packed here, as any machine may know it.
+pub(super) fn shared(session: &Session, gate: &Gate, packed: Packed, created: i64) -> SharedLayer {
+    SharedLayer {
         digest: packed.digest,
         size: packed.size,
         media_type: packed.media_type,
         diff_id: packed.diff_id,
-        created: Timestamp::now().as_second(),
-        compression: cache_export::name_of(options.compression),
-        epoch: None,
+        created,
+        compression: session.input.compression.to_string(),
+        epoch: session.input.source_date_epoch,
         searched: gate.names(),
-    })
+    }
 }
 
 /// Looks for secrets in a layer that was packed when they were not known.
@@ -279,5 +278,5 @@ pub(super) fn write_json<T: serde::Serialize>(session: &Session, value: &T) -> R
 pub(super) fn descriptor(session: &Session, media_type: &str, digest: Digest) -> Result<Descriptor, BuildError> {
     let path = session.state.store().blob_path(&digest);
     let size = std::fs::metadata(&path).map_err(BuildError::output(&path))?.len();
-    Ok(Descriptor { media_type: media_type.into(), digest, size, platform: None, annotations: BTreeMap::new() })
+    Ok(Descriptor::new(media_type, digest, size))
 }

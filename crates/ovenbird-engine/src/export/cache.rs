@@ -107,17 +107,7 @@ fn mount(session: &Session, gate: &Gate, name: &Digest) -> Result<Option<MountLa
     let packed = layer::pack_searched(&dir, &Owners::new(), &options, session.state.store(), gate.needles(), &Elsewhere::new());
     let checked = packed.map_err(failed).and_then(|(packed, found)| gate.check_layer(&packed.digest, &found).map(|()| packed));
     match checked {
-        Ok(packed) => Ok(Some(MountLayer {
-            name: *name,
-            blob: Descriptor {
-                media_type: packed.media_type,
-                digest: packed.digest,
-                size: packed.size,
-                platform: None,
-                annotations: BTreeMap::new(),
-            },
-            diff_id: packed.diff_id,
-        })),
+        Ok(packed) => Ok(Some(MountLayer { name: *name, blob: packed.descriptor(), diff_id: packed.diff_id })),
         Err(error @ (BuildError::Leak { .. } | BuildError::Layer { .. })) => {
             let message = format!("a cache mount is not exported: {error}");
             session.sink.emit(Event::Warning { code: "cache-mount".into(), message, line: None });
@@ -179,27 +169,8 @@ impl Shared<'_> {
             }
             other => other?,
         };
-        let input = self.session.input;
-        let layer = Arc::new(SharedLayer {
-            digest: packed.digest,
-            size: packed.size,
-            media_type: packed.media_type,
-            diff_id: packed.diff_id,
-            created,
-            compression: name_of(input.compression),
-            epoch: input.source_date_epoch,
-            searched: self.gate.names(),
-        });
+        let layer = Arc::new(assemble::shared(self.session, self.gate, packed, created));
         self.layers.insert(id.clone(), layer.clone());
         Ok(Some(layer))
-    }
-}
-
-/// `gzip5`.
-pub fn name_of(compression: Compression) -> String {
-    match compression {
-        Compression::None => "tar".to_owned(),
-        Compression::Gzip(level) => format!("gzip{level}"),
-        Compression::Zstd(level) => format!("zstd{level}"),
     }
 }

@@ -310,18 +310,7 @@ impl<'a> Lowering<'a> {
         let Some(root) = self.nodes[id].state.root else { return };
         let Op::Local { name } = self.vertices.op(root) else { return };
         let name = format!("FROM {name}");
-        let copy = CopyAction {
-            from: root,
-            sources: vec![".".into()],
-            dest: "/".into(),
-            chown: None,
-            chmod: None,
-            parents: false,
-            excludes: vec![],
-            unpack: false,
-            keep_owner: false,
-            default_mode: None,
-        };
+        let copy = CopyAction::new(root, ".", "/");
         let op = Op::File(FileOp { base: None, actions: vec![FileAction::Copy(copy)] });
         let lines = self.lines(self.nodes[id].span);
         let layer = self.vertices.add(op, name.clone(), lines, false);

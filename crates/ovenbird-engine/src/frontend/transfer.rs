@@ -77,7 +77,7 @@ impl Lowering<'_> {
                         submodules: git.submodules.unwrap_or(true),
                     });
                     let from = self.vertices.add(op, shown.clone(), lines, no_cache);
-                    CopyAction { keep_owner: false, ..expanded.action(from, ".".into()) }
+                    expanded.action(from, ".".into())
                 }
                 None if is_url(path) => {
                     if !is_add {
@@ -206,16 +206,11 @@ impl Expanded<'_> {
 
     fn action(&self, from: VertexId, source: String) -> CopyAction {
         CopyAction {
-            from,
-            sources: vec![source],
-            dest: self.dest.clone(),
             chown: self.chown.clone(),
             chmod: self.chmod.clone(),
             parents: self.transfer.parents,
             excludes: self.excludes.clone(),
-            unpack: false,
-            keep_owner: false,
-            default_mode: None,
+            ..CopyAction::new(from, source, self.dest.clone())
         }
     }
 

@@ -300,12 +300,19 @@ fn fetch_shared(session: &Session, chain: &[Link]) -> Result<(), BuildError> {
         .filter(|layer| !session.state.has_snapshot(&layer.snapshot()))
         .collect();
     let blobs: Vec<Descriptor> = missing.iter().map(|layer| layer.descriptor()).collect();
-    let Some(first) = blobs.first() else { return Ok(()) };
-    let fetched = fetch(session, &blobs.iter().collect::<Vec<_>>(), &nowhere(first)?);
+    let fetched = fetch_known(session, &blobs.iter().collect::<Vec<_>>());
     fetched.map_err(|error| match missing.iter().zip(&blobs).find(|(_, blob)| !session.state.store().holds(blob)) {
         Some((layer, _)) => imports::spoil(session, &layer.digest, error),
         None => error,
     })
+}
+
+/// Fetches blobs from where they are on record.
+pub fn fetch_known(session: &Session, blobs: &[&Descriptor]) -> Result<(), BuildError> {
+    match blobs.first() {
+        Some(first) => fetch(session, blobs, &nowhere(first)?),
+        None => Ok(()),
+    }
 }
 
 /// Where a blob is whose origin is not known.

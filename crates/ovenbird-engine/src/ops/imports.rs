@@ -117,11 +117,9 @@ impl Imports {
             return Ok(());
         }
         let Some((mount, place)) = self.found.get_or_init(|| read_all(session)).mounts.get(name) else { return Ok(()) };
-        let fetched = match &**place {
-            Place::Registry(reference) => image::fetch(session, &[&mount.blob], reference),
-            Place::Local(local) => copy(session, &local.dir, &mount.blob)
-                .map_err(|reason| BuildError::Malformed { digest: mount.blob.digest.to_string(), reason }),
-        };
+        let fetched =
+            obtain(session, &mount.blob, place).map_err(|reason| BuildError::Malformed { digest: mount.blob.digest.to_string(), reason });
+        let fetched = fetched.and_then(|()| image::fetch_known(session, &[&mount.blob]));
         let filled = fetched.and_then(|()| {
             let blob = session.state.store().open_blob(&mount.blob.digest)?;
             // Owners that this disk does not hold are not kept in a cache mount either way.
@@ -148,12 +146,7 @@ impl Imports {
             return None;
         }
         let (mount, place) = self.found.get_or_init(|| read_all(session)).mounts.get(name)?;
-        let reached = session.state.store().holds(&mount.blob)
-            || match &**place {
-                Place::Registry(reference) => session.state.set_origin(&mount.blob.digest, reference).is_ok(),
-                Place::Local(local) => copy(session, &local.dir, &mount.blob).is_ok(),
-            };
-        reached.then(|| mount.clone())
+        obtain(session, &mount.blob, place).is_ok().then(|| mount.clone())
     }
 
     fn link(&self, session: &Session, plan: &Plan, part: &Part) -> Option<Link> {
@@ -170,27 +163,32 @@ impl Imports {
         }
     }
 
-    /// Remembers where the layers are. Those of a folder are copied: the folder may be gone tomorrow.
+    /// Sees to it that the layers can be had when something reads them.
     fn reach(&self, session: &Session, chain: &[Link], place: &Place) -> bool {
         chain.iter().all(|link| {
             let Link::Shared(layer) = link else { return true };
             self.borrowed.met(&layer.digest);
-            let blob = layer.descriptor();
-            if session.state.has_snapshot(&layer.snapshot()) || session.state.store().holds(&blob) {
+            if session.state.has_snapshot(&layer.snapshot()) {
                 return true;
             }
-            match place {
-                Place::Registry(reference) => session.state.set_origin(&layer.digest, reference).is_ok(),
-                Place::Local(local) => match copy(session, &local.dir, &blob) {
-                    Ok(()) => true,
-                    Err(reason) => {
-                        self.borrowed.spoil(&layer.digest);
-                        warn(session, &format!("layer {} of the cache in {}", layer.digest, local.dir.display()), &reason);
-                        false
-                    }
-                },
-            }
+            obtain(session, &layer.descriptor(), place)
+                .inspect_err(|reason| {
+                    self.borrowed.spoil(&layer.digest);
+                    warn(session, &format!("the layer {} of a cache", layer.digest), reason);
+                })
+                .is_ok()
         })
+    }
+}
+
+/// Sees to it that a blob can be had: remembers its registry; copies it from a folder, which may be gone tomorrow.
+fn obtain(session: &Session, blob: &Descriptor, place: &Place) -> Result<(), String> {
+    if session.state.store().holds(blob) {
+        return Ok(());
+    }
+    match place {
+        Place::Registry(reference) => session.state.set_origin(&blob.digest, reference).map_err(|error| error.to_string()),
+        Place::Local(local) => copy(session, &local.dir, blob),
     }
 }
 

@@ -4,7 +4,6 @@
 //! moves no key moves no id: times, places, owners of context files, ignored files, stages and arguments that the target does not use.
 
 use ovenbird_oci::digest::Hasher;
-use ovenbird_oci::layer::Compression;
 use ovenbird_oci::{Digest, Platform, Reference};
 use serde::Serialize;
 
@@ -137,11 +136,7 @@ fn one(session: &Session, plan: &Plan) -> Result<PlatformId, BuildError> {
 
 fn form(input: &BuildInput, plans: &[Plan]) -> Result<Form, BuildError> {
     Ok(Form {
-        compression: match input.compression {
-            Compression::None => "tar".to_owned(),
-            Compression::Gzip(level) => format!("gzip{level}"),
-            Compression::Zstd(level) => format!("zstd{level}"),
-        },
+        compression: input.compression.to_string(),
         docker_media_types: input.docker_media_types,
         source_date_epoch: input.source_date_epoch.or_else(|| plans.iter().find_map(|plan| plan.source_date_epoch)),
         annotations: Digest::of(&document(&input.annotations)?),

@@ -89,18 +89,7 @@ impl Solver<'_> {
             return Ok(record.chain);
         }
         let inside = source.trim_matches('/');
-        let copy = CopyAction {
-            from,
-            sources: vec![if inside.is_empty() { ".".into() } else { inside.into() }],
-            dest: format!("/{inside}"),
-            chown: None,
-            chmod: None,
-            parents: false,
-            excludes: vec![],
-            unpack: false,
-            keep_owner: false,
-            default_mode: None,
-        };
+        let copy = CopyAction::new(from, if inside.is_empty() { "." } else { inside }, format!("/{inside}"));
         let chain = vec![self.write_files(vertex, &FileOp { base: None, actions: vec![FileAction::Copy(copy)] }, &[], None)?];
         self.look_again(vertex, &reads);
         if self.session.is_settled() {

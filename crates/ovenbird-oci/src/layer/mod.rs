@@ -15,6 +15,7 @@ mod walk;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsString};
+use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -24,8 +25,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::Digest;
 use crate::store::{StoreError, remedy};
+use crate::{Descriptor, Digest};
 
 pub use pack::{Elsewhere, pack, pack_searched, search};
 pub use search::{Found, Needles};
@@ -69,6 +70,17 @@ pub enum Compression {
     Zstd(u8),
 }
 
+/// `tar`, `gzip5`, `zstd3`: layers of the same files under the same name are the same bytes.
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("tar"),
+            Self::Gzip(level) => write!(f, "gzip{level}"),
+            Self::Zstd(level) => write!(f, "zstd{level}"),
+        }
+    }
+}
+
 /// How a diff folder becomes a layer.
 #[derive(Debug, Clone, Copy)]
 pub struct PackOptions {
@@ -93,6 +105,13 @@ pub struct Packed {
     pub uncompressed: u64,
     /// Layer media type (OCI).
     pub media_type: String,
+}
+
+impl Packed {
+    /// The blob.
+    pub fn descriptor(&self) -> Descriptor {
+        Descriptor::new(&self.media_type, self.digest, self.size)
+    }
 }
 
 /// What can go wrong with a layer.

@@ -5,8 +5,10 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
+
+use ovenbird_engine::ops::remote::git::hardened;
 
 /// Longest time of one command: refs are small files, but a hostile one may be a pipe.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -99,23 +101,13 @@ pub fn head(dir: &Path) -> Result<Head, GitError> {
 /// What a command prints, or the first line of its complaint.
 fn run(dir: &Path, args: &[&str]) -> Result<Result<String, String>, GitError> {
     let program = |source| GitError::Program { source };
-    let mut child = Command::new("git")
-        .args(["--no-pager", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "protocol.allow=never"])
+    let mut child = hardened(dir)
+        .args(["--no-pager", "-c", "protocol.allow=never"])
         // Nothing that is run here does what the repository says, so its owner need not be trusted.
         .args(["-c", "safe.directory=*"])
-        .arg("-C")
-        .arg(dir)
         .args(args)
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-        .env("HOME", "/nonexistent")
-        .env("LC_ALL", "C")
-        .env("GIT_CONFIG_NOSYSTEM", "1")
-        .env("GIT_CONFIG_GLOBAL", "/dev/null")
-        .env("GIT_TERMINAL_PROMPT", "0")
         .env("GIT_NO_LAZY_FETCH", "1")
         .env("GIT_NO_REPLACE_OBJECTS", "1")
         .env("GIT_OPTIONAL_LOCKS", "0")
@@ -153,6 +145,8 @@ fn run(dir: &Path, args: &[&str]) -> Result<Result<String, String>, GitError> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     fn git(dir: &Path, args: &[&str]) {

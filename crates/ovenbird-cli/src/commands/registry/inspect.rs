@@ -6,7 +6,7 @@ use clap::Args;
 use ovenbird::{Error, registry};
 use serde_json::json;
 
-use super::Format;
+use crate::args::Format;
 use crate::commands::unless_cancelled;
 use crate::progress::bytes;
 use crate::render::one_line;

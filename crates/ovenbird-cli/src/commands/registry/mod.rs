@@ -7,7 +7,7 @@ mod inspect;
 mod mount;
 mod tags;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use ovenbird::Error;
 
 use crate::session::Session;
@@ -27,12 +27,6 @@ enum Command {
     Copy(copy::CopyArgs),
     Delete(delete::DeleteArgs),
     Mount(mount::MountArgs),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Text,
-    Json,
 }
 
 /// Exit code of a question whose answer is no.

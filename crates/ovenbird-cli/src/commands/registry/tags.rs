@@ -4,7 +4,7 @@ use clap::Args;
 use ovenbird::{Error, registry};
 use serde_json::json;
 
-use super::Format;
+use crate::args::Format;
 use crate::commands::unless_cancelled;
 use crate::session::Session;
 

@@ -15,6 +15,23 @@ use crate::ops::{Session, exec::StepName};
 use crate::plan::GitOp;
 use crate::state::remove_tree;
 
+/// `git` in a folder, as little as possible under the influence of who runs it, and of what the repository says.
+pub fn hardened(dir: &Path) -> Command {
+    let mut command = Command::new("git");
+    command
+        .current_dir(dir)
+        .args(["-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"])
+        .stdin(Stdio::null())
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", "/nonexistent")
+        .env("LC_ALL", "C")
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_TERMINAL_PROMPT", "0");
+    command
+}
+
 /// Checks a repository out into a snapshot. The key is the commit, so an unchanged branch costs one look at the remote's refs.
 pub fn fetch(session: &Session, step: &StepName, op: &GitOp) -> Result<Fetched, BuildError> {
     let fail = |reason: String| fetch_error(step, &op.url, reason);
@@ -133,29 +150,11 @@ impl Git<'_> {
 
     fn run(&self, dir: &Path, args: &[&str]) -> Result<String, BuildError> {
         let fail = |reason: String| fetch_error(self.step, &self.op.url, reason);
-        let mut command = Command::new("git");
+        let mut command = hardened(dir);
         command
-            .current_dir(dir)
-            .args([
-                "-c",
-                "core.hooksPath=/dev/null",
-                "-c",
-                "core.fsmonitor=false",
-                "-c",
-                "protocol.ext.allow=never",
-                "-c",
-                "transfer.fsckObjects=true",
-            ])
+            .args(["-c", "protocol.ext.allow=never", "-c", "transfer.fsckObjects=true"])
             .args(["-c", "advice.detachedHead=false", "-c", "core.autocrlf=false"])
             .args(args)
-            .stdin(Stdio::null())
-            .env_clear()
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("HOME", "/nonexistent")
-            .env("LC_ALL", "C")
-            .env("GIT_CONFIG_NOSYSTEM", "1")
-            .env("GIT_CONFIG_GLOBAL", "/dev/null")
-            .env("GIT_TERMINAL_PROMPT", "0")
             .env("GIT_ALLOW_PROTOCOL", "https:http:ssh:git");
         let host = host_of(&self.op.url);
         let header = named_secret(self.session, &[format!("GIT_AUTH_HEADER.{host}"), "GIT_AUTH_HEADER".into()]).or_else(|| {
