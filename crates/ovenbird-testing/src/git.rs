@@ -34,7 +34,10 @@ impl Repository {
     /// Runs git in it; gives what it prints.
     pub fn git(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new("git");
-        command.current_dir(&self.dir).args(["-c", "user.name=t", "-c", "user.email=t@t", "-c", "protocol.file.allow=always"]).args(arguments);
+        command
+            .current_dir(&self.dir)
+            .args(["-c", "user.name=t", "-c", "user.email=t@t", "-c", "protocol.file.allow=always"])
+            .args(arguments);
         command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_COMMITTER_DATE", "1700000000 +0000");
         process::output(&mut command).map(|text| text.trim().to_owned())
     }
@@ -169,7 +172,8 @@ impl SshServer {
             );
             let config = dir.path().join("sshd_config");
             fs::write(&config, text).at("cannot write", &config)?;
-            let mut server = Server::start("sshd", Command::new("/usr/sbin/sshd").args(["-D", "-e", "-f"]).arg(&config), &dir.path().join("log"))?;
+            let mut server =
+                Server::start("sshd", Command::new("/usr/sbin/sshd").args(["-D", "-e", "-f"]).arg(&config), &dir.path().join("log"))?;
             match server.wait(Duration::from_secs(20), || process::accepts(port)) {
                 Ok(()) => return Ok(Self { _server: server, dir, port }),
                 Err(error) => last = Some(error),

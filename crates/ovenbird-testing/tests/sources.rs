@@ -76,12 +76,11 @@ impl User {
     }
 
     /// Nowhere below the user's folder are these bytes.
-    fn nowhere(&self, secret: &str, but: &str) -> Result<()> {
+    fn nowhere(&self, secret: &str, but: &str) {
         let found = Command::new("grep").args(["-rlaF", secret]).arg(self.room.path()).output().unwrap();
         let found = String::from_utf8_lossy(&found.stdout);
         let found: Vec<&str> = found.lines().filter(|line| but.is_empty() || !line.contains(but)).collect();
         assert!(found.is_empty(), "{secret} is in {found:?}");
-        Ok(())
     }
 }
 
@@ -131,15 +130,15 @@ fn names_of_commits() -> Result<()> {
         assert_eq!(report["image.name"], format!("docker.io/library/x:{commit}"), "{suffix}");
     }
     for (suffix, expect) in [
-        ("#none", "5 error: the build context"),
+        ("#none", "does not contain ref none"),
         ("#0000000", "does not contain ref 0000000"),
         ("?ref=main&checksum=123456", "not at --checksum=123456"),
-        ("?wrong=1", "2 error: the build context"),
+        ("?wrong=1", "unexpected query \"wrong\""),
         ("?tag=a&branch=b", "branch conflicts with tag"),
         ("#--upload-pack=x", "is not a valid git URL"),
     ] {
         let told = user.refused(&[&format!("{url}{suffix}")])?;
-        assert!(told.contains(expect) || told.starts_with(expect), "{suffix}: {told}");
+        assert!(told.contains(expect), "{suffix}: {told}");
     }
     // The time of the commit.
     let report = user.build(&[&url, "--build-arg", "SOURCE_DATE_EPOCH=context", "-o", "type=oci,dest=oci,tar=false"])?;
@@ -177,7 +176,10 @@ fn what_is_read_of_a_repository() -> Result<()> {
     assert_eq!(user.files(&[&format!("{url}#:sub")])?, ["sub/file"]);
     assert_eq!(user.files(&[&format!("{url}?subdir=sub"), "-f", "other/D"])?, ["by-other"]);
     let whole = user.files(&[&url])?;
-    assert!(whole.contains(&"module/inside".to_owned()) && !whole.iter().any(|file| file.contains(".git/") || file.ends_with(".git")), "{whole:?}");
+    assert!(
+        whole.contains(&"module/inside".to_owned()) && !whole.iter().any(|file| file.split('/').any(|part| part == ".git")),
+        "{whole:?}"
+    );
     assert!(!user.files(&[&format!("{url}?submodules=false")])?.contains(&"module/inside".to_owned()));
     for keep in [&[url.as_str(), "--build-arg", "BUILDKIT_CONTEXT_KEEP_GIT_DIR=1"][..], &[&format!("{url}?keep-git-dir=true")]] {
         assert!(user.files(keep)?.contains(&".git/HEAD".to_owned()));
@@ -228,7 +230,11 @@ fn private(level: Level) -> Result<()> {
     web.publish(&repository, "private/r.git")?;
     let url = format!("{}/git/private/r.git", web.url());
     // The user's configuration says whom to trust.
-    let trust = format!("[http]\n\tsslCAInfo = {}\n[filter \"x\"]\n\tsmudge = touch {}/proof\n", web.certificate().display(), user.room.path().display());
+    let trust = format!(
+        "[http]\n\tsslCAInfo = {}\n[filter \"x\"]\n\tsmudge = touch {}/proof\n",
+        web.certificate().display(),
+        user.room.path().display()
+    );
     user.write("home/.gitconfig", &trust, 0o644)?;
     let files = ["Dockerfile", "a", "module/inside"];
 
@@ -238,8 +244,9 @@ fn private(level: Level) -> Result<()> {
     let checked = |user: &User, arguments: &[&str], but: &str| -> Result<()> {
         let files_of = user.files(arguments)?;
         assert_eq!(files_of.iter().filter(|file| !file.starts_with('.')).collect::<Vec<_>>(), files);
-        user.nowhere(token, but)?;
-        user.nowhere("eC1hY2Nlc3MtdG9rZW46", but)
+        user.nowhere(token, but);
+        user.nowhere("eC1hY2Nlc3MtdG9rZW46", but);
+        Ok(())
     };
     checked(&user, &[&url, "--secret", "id=GIT_AUTH_TOKEN,src=token"], "/token")?;
     checked(&user, &[&url, "--secret", "id=GIT_AUTH_TOKEN.127.0.0.1,src=token"], "/token")?;
@@ -250,7 +257,7 @@ fn private(level: Level) -> Result<()> {
     let address = url.replacen("://", &format!("://{name}:{token}@"), 1);
     let (code, log) = user.run(&["build", &address, "--metadata-file", "metadata.json"])?;
     assert!(code == Some(0) && !log.contains(token) && log.contains("***@127.0.0.1"), "{log}");
-    user.nowhere(token, "")?;
+    user.nowhere(token, "");
     let told = user.refused(&[&address.replace(token, "wrong-but-private")])?;
     assert!(!told.contains("wrong-but-private"), "{told}");
     // By the user's credential helper.
@@ -310,7 +317,8 @@ fn over_ssh() -> Result<()> {
             command.args(["sh", "-c", "ssh-add -q key && exec \"$@\"", "sh"]).arg(binary.get_program()).args(binary.get_args());
             finish(&mut command, None, LIMIT)
         };
-        let (code, log) = run(&["build", &format!("git@forge:{}", repository.path().display()).replacen("git@", "root@", 1), "--ssh", "default"])?;
+        let (code, log) =
+            run(&["build", &format!("git@forge:{}", repository.path().display()).replacen("git@", "root@", 1), "--ssh", "default"])?;
         assert_eq!(code, Some(0), "{level:?}: {log}");
         user.write("d/Dockerfile", &format!("FROM scratch\nADD {url} /\n"), 0o644)?;
         let (code, log) = run(&["build", "d", "--ssh", "default"])?;
@@ -331,7 +339,11 @@ fn large_files() -> Result<()> {
     let user = User::new(Level::Own)?;
     let repository = Repository::create(&user.room.path().join("r"))?;
     repository.git(&["lfs", "install", "--local"])?;
-    repository.commit(&[("Dockerfile", "FROM scratch\nCOPY big /\n"), (".gitattributes", "big filter=lfs diff=lfs merge=lfs -text\n"), ("big", "much")])?;
+    repository.commit(&[
+        ("Dockerfile", "FROM scratch\nCOPY big /\n"),
+        (".gitattributes", "big filter=lfs diff=lfs merge=lfs -text\n"),
+        ("big", "much"),
+    ])?;
     let url = format!("file://{}", repository.path().display());
     assert_eq!(user.files(&[&url])?, ["big"]);
     assert_eq!(fs::read_to_string(user.room.path().join("out/big")).unwrap(), "much");
@@ -371,7 +383,8 @@ fn the_same_image_from_everywhere() -> Result<()> {
     let expected = user.digest(&["r"])?;
     assert_eq!(user.digest(&[&format!("{}/git/r.git", web.url())])?, expected);
     let tar = web.files().join("c.tar");
-    let make = |excluded: &str, to: &Path| output(Command::new("tar").arg("-C").arg(repository.path()).args([excluded, "-cf"]).arg(to).arg("."));
+    let make =
+        |excluded: &str, to: &Path| output(Command::new("tar").arg("-C").arg(repository.path()).args([excluded, "-cf"]).arg(to).arg("."));
     make("--exclude=./.git", &tar)?;
     for (name, program) in [("c.tar", ""), ("c.gz", "gzip"), ("c.bz2", "bzip2"), ("c.xz", "xz"), ("c.zst", "zstd")] {
         if !program.is_empty() {
@@ -391,7 +404,7 @@ fn the_same_image_from_everywhere() -> Result<()> {
     let guarded = format!("{}/private/c.tar", web.url());
     assert!(user.refused(&[&guarded])?.contains("401"));
     assert_eq!(user.digest(&[&guarded.replacen("://", &format!("://{name}:{token}@"), 1)])?, expected);
-    user.nowhere(token, "")?;
+    user.nowhere(token, "");
     // A Dockerfile, which has no files; what is not there; an archive that is none.
     fs::write(web.files().join("D"), "FROM scratch\nLABEL a=b\n").unwrap();
     user.build(&[&format!("{}/D", web.url())])?;

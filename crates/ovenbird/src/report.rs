@@ -134,6 +134,7 @@ mod tests {
             pushed: vec![],
             decision: Some(Decision::Built),
             content_id: None,
+            revision: None,
             breaks: Breaks { count: 1, resumed: 2, retried: 3 },
             ran: 1,
             cached: 2,

@@ -21,8 +21,8 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session) -
     }
     let builder = session.sandboxed()?;
     let (progress, job) = session.start(args.quiet, args.explain);
-    let driver = LocalDriver::new(builder, session.sources(), std::io::stdin())
-        .with_names(session.settings.tags.clone(), session.environment.now());
+    let driver =
+        LocalDriver::new(builder, session.sources(), std::io::stdin()).with_names(session.settings.tags.clone(), session.environment.now());
     let result = driver.run(request, &job);
     progress.finish();
     let report = unless_cancelled(result, &job)?;

@@ -84,7 +84,10 @@ pub(super) fn read(fetcher: &Fetcher, layout: &str, url: &RemoteUrl, job: &Job) 
     let is_wanted = |descriptor: &&Descriptor| match &wanted {
         Wanted::Any => true,
         Wanted::Digest(digest) => descriptor.digest == *digest,
-        Wanted::Tag(tag) => descriptor.annotations.get("org.opencontainers.image.ref.name").is_some_and(|name| name == tag || name.ends_with(&format!(":{tag}"))),
+        Wanted::Tag(tag) => descriptor
+            .annotations
+            .get("org.opencontainers.image.ref.name")
+            .is_some_and(|name| name == tag || name.ends_with(&format!(":{tag}"))),
     };
     let mut found = index.manifests.iter().filter(is_wanted);
     let chosen = match (found.next(), found.next()) {
@@ -165,7 +168,8 @@ fn apply(
             let upper = work.join("layer");
             fs::create_dir(&upper).map_err(io(&upper))?;
             let what = || format!("layer {} of {url}", described.digest.short());
-            let plain = decompress(open(&described.digest)?).map_err(|error| SourceError::Archive { what: what(), reason: error.to_string() })?;
+            let plain =
+                decompress(open(&described.digest)?).map_err(|error| SourceError::Archive { what: what(), reason: error.to_string() })?;
             layer::extract(plain, &upper, Ownership::Recorded)
                 .map_err(|error| SourceError::Archive { what: what(), reason: error.of_archive() })?;
             merge(&upper, dir).map_err(io(dir))?;
@@ -174,10 +178,11 @@ fn apply(
         }
         // A single file.
         let title = described.annotations.get(TITLE).map(Path::new);
-        let plain_name = |path: &&Path| path.components().count() > 0 && path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
-        let name = title.filter(plain_name).ok_or_else(|| {
-            failed(url, format!("layer {} is no archive, and has no name of a file ({TITLE})", described.digest.short()))
-        })?;
+        let plain_name =
+            |path: &&Path| path.components().count() > 0 && path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+        let name = title
+            .filter(plain_name)
+            .ok_or_else(|| failed(url, format!("layer {} is no archive, and has no name of a file ({TITLE})", described.digest.short())))?;
         let upper = work.join("layer");
         let target = upper.join(name);
         fs::create_dir_all(target.parent().unwrap_or(&upper)).map_err(io(&target))?;
@@ -202,10 +207,10 @@ fn merge(upper: &Path, lower: &Path) -> std::io::Result<()> {
             }
         }
         for entry in &entries {
-            if let Some(gone) = entry.file_name().to_str().and_then(|name| name.strip_prefix(WHITEOUT)).filter(|gone| !gone.is_empty()) {
-                if !gone.starts_with(WHITEOUT) && gone != "." && gone != ".." {
-                    remove_tree(&lower.join(gone))?;
-                }
+            let name = entry.file_name();
+            let gone = name.to_str().and_then(|name| name.strip_prefix(WHITEOUT)).filter(|gone| !gone.starts_with(WHITEOUT));
+            if let Some(gone) = gone.filter(|gone| !matches!(*gone, "" | "." | "..")) {
+                remove_tree(&lower.join(gone))?;
             }
         }
         for entry in entries {

@@ -124,7 +124,8 @@ impl Place<'_> {
     }
 
     fn repository(&self, git: &GitSource, credentials: Option<(String, String)>, main: bool) -> Result<Got, Error> {
-        let keep = |name: &str| self.request.build_args.get(name).is_some_and(|value| matches!(value.as_str(), "1" | "true" | "True" | "TRUE"));
+        let keep =
+            |name: &str| self.request.build_args.get(name).is_some_and(|value| matches!(value.as_str(), "1" | "true" | "True" | "TRUE"));
         let op = GitOp {
             url: git.url.clone(),
             reference: git.reference.clone(),
@@ -138,8 +139,9 @@ impl Place<'_> {
         let authorization = credentials.map(|(user, password)| basic(&user, &password));
         let access = Access { authorization, agent, user: Some(variables) }.with_secrets(&op.url, self.secrets(&["GIT_AUTH_"])?);
         let say = |text: &str| {
-            let text = text.trim_end();
-            self.job.sink.emit(Event::Message { text: format!("git: {text}") });
+            for line in text.lines().filter(|line| !line.trim().is_empty()) {
+                self.job.sink.emit(Event::Message { text: format!("git: {line}") });
+            }
         };
         let stopped = || self.job.cancel.is_cancelled();
         let fail = |error: GitError| match error {
@@ -209,7 +211,9 @@ impl Place<'_> {
         let dockerfile = match unpacked {
             Unpacked::Context => None,
             Unpacked::Dockerfile(text) if main => Some(text),
-            Unpacked::Dockerfile(_) => return Err(self.failed("it is no archive, as a named context from a web server must be".into(), None)),
+            Unpacked::Dockerfile(_) => {
+                return Err(self.failed("it is no archive, as a named context from a web server must be".into(), None));
+            }
             Unpacked::Empty => return Err(self.failed("it is empty: expected a tar archive or a Dockerfile".into(), None)),
         };
         drop(file);
@@ -254,7 +258,9 @@ mod tests {
 
     #[test]
     fn names_of_repositories() {
-        for (path, expect) in [("a/b", "a/b.git"), ("a/b.git", "a/b.git"), ("a/b#main:x", "a/b.git#main:x"), ("a/b/?ref=x", "a/b.git?ref=x")] {
+        for (path, expect) in
+            [("a/b", "a/b.git"), ("a/b.git", "a/b.git"), ("a/b#main:x", "a/b.git#main:x"), ("a/b/?ref=x", "a/b.git?ref=x")]
+        {
             assert_eq!(with_git(path), expect);
         }
         let tags = |tags: &[&str]| highest(tags.iter().map(|tag| (*tag).to_owned()).collect());
