@@ -9,6 +9,7 @@ pub mod driver;
 pub mod error;
 pub mod lint;
 pub mod naming;
+pub mod project;
 pub mod registry;
 pub mod report;
 pub mod request;

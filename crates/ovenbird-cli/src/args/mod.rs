@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ovenbird::settings::{Overrides, Progress, RegistryOption, parse_level};
 use ovenbird_sandbox::Level;
 
-pub(crate) use build::BuildArgs;
+pub(crate) use build::{BuildArgs, ProjectBuild};
 pub(crate) use subject::{Subject, platform};
 
 use crate::commands;
