@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
+use ovenbird::choice::On;
 use ovenbird::request::{AddHost, ByteSize, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit};
 use ovenbird::{BuildRequest, Environment, Error, Kind};
 
@@ -32,6 +33,10 @@ pub(crate) struct BuildArgs {
     /// Ssh agent for RUN --mount=type=ssh: `default` (SSH_AUTH_SOCK) or ID=SOCKET
     #[arg(long = "ssh", value_name = "default|ID[=SOCKET]")]
     ssh: Vec<SshSpec>,
+
+    /// Where the build runs: `here` in this process, `process` in one of its own [setting: on; env: OVENBIRD_ON]
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) on: Option<On>,
 
     /// Push the image to the registries of its names (short for -o type=registry)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, help_heading = "Output")]

@@ -3,13 +3,15 @@
 use std::io::IsTerminal as _;
 use std::path::Path;
 
-use ovenbird::{BuildRequest, Driver as _, Error, Kind, LocalDriver};
+use ovenbird::choice::On;
+use ovenbird::launch::{ProcessLauncher, WorkerSpec};
+use ovenbird::{BuildRequest, Driver, Error, Kind, LocalDriver, RemoteDriver};
 
 use super::{lint, unless_cancelled};
-use crate::args::BuildArgs;
+use crate::args::{BuildArgs, Global};
 use crate::session::Session;
 
-pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session) -> Result<(), Error> {
+pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, global: &Global) -> Result<(), Error> {
     let to_stdout = request.outputs.iter().any(ovenbird::request::Output::uses_stdout);
     if to_stdout && std::io::stdout().is_terminal() {
         return Err(
@@ -19,10 +21,8 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session) -
     if args.checks_only() {
         return lint::check(request, session, lint::Manner::OF_BUILD);
     }
-    let builder = session.sandboxed()?;
+    let driver = driver(args, session, global)?;
     let (progress, job) = session.start(args.quiet, args.explain);
-    let driver = LocalDriver::new(builder, &session.settings.temp, std::io::stdin())
-        .with_names(session.settings.tags.clone(), session.environment.now());
     let result = driver.run(request, &job);
     progress.finish();
     let report = unless_cancelled(result, &job)?;
@@ -33,6 +33,21 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session) -
         write(path, &super::json(&report.metadata())?)?;
     }
     if to_stdout { Ok(()) } else { crate::print(&format!("{}\n", report.digest)) }
+}
+
+/// The driver for where the build is to run. Enters the isolation level when that is here.
+fn driver(args: &BuildArgs, session: &Session, global: &Global) -> Result<Box<dyn Driver>, Error> {
+    let settings = &session.settings;
+    Ok(match args.on.clone().or_else(|| settings.on.clone()).unwrap_or_default() {
+        On::Auto | On::Here => {
+            let driver = LocalDriver::new(session.sandboxed()?, &settings.temp, std::io::stdin());
+            Box::new(driver.with_names(settings.tags.clone(), session.environment.now()))
+        }
+        On::Process => {
+            let spec = WorkerSpec { flags: global.for_worker(settings) };
+            Box::new(RemoteDriver::new(ProcessLauncher, spec, settings, &session.environment, std::io::stdin()))
+        }
+    })
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Error> {

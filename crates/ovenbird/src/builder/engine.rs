@@ -358,7 +358,7 @@ fn cache_export(to: &CacheTo) -> Result<Option<CacheExport>, Error> {
     }))
 }
 
-fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<String, SecretSource>, Error> {
+pub(crate) fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<String, SecretSource>, Error> {
     let mut found = BTreeMap::new();
     for spec in specs {
         let from_file = |path: PathBuf| {

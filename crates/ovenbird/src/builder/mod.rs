@@ -13,8 +13,8 @@ use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
 pub use docker_engine::{DockerEngine, DockerEngineError};
-pub(crate) use engine::options;
 pub use engine::{EngineBuilder, told};
+pub(crate) use engine::{options, secrets};
 pub use library::Library;
 pub(crate) use library::VERSION_LABEL;
 

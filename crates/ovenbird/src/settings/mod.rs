@@ -25,9 +25,10 @@ pub use environment::Environment;
 use file::{FileSettings, read};
 pub use registry::RegistryOption;
 
+use crate::choice::On;
 use crate::error::{Error, Kind};
 use crate::naming::TagPolicies;
-use crate::request::BuildRequest;
+use crate::request::{BuildRequest, ParseValueError};
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -99,6 +100,8 @@ pub struct Settings {
     pub transfers: usize,
     /// Use this level and no other.
     pub isolation_level: Option<Level>,
+    /// Where builds run.
+    pub on: Option<On>,
     /// Tags of names without one, and what kind of name a tag is.
     pub tags: TagPolicies,
     /// By registry name.
@@ -167,6 +170,7 @@ impl Settings {
             (None, Some(text)) => Some(parse_level(text).map_err(|e| parsed("isolation_level", e))?),
             (None, None) => None,
         };
+        let on = merged.on.as_deref().map(str::parse).transpose().map_err(|e: ParseValueError| parsed("on", e.reason))?;
         let root = match flags.root.clone().or(merged.root) {
             Some(root) => environment.absolute(&root),
             None => environment.data_home().map(|dir| dir.join("ovenbird")).ok_or_else(|| {
@@ -203,6 +207,7 @@ impl Settings {
             parallel: flags.parallel.unwrap_or_else(|| lowered(merged.parallel.unwrap_or(0), most)),
             transfers: merged.transfers.unwrap_or(0),
             isolation_level,
+            on,
             tags,
             registries,
             docker_config: credentials::docker_config(environment),
@@ -302,6 +307,7 @@ fn from_variables(environment: &Environment) -> Result<FileSettings, Error> {
         parallel: number("OVENBIRD_PARALLEL")?,
         transfers: number("OVENBIRD_TRANSFERS")?,
         isolation_level: environment.get("OVENBIRD_ISOLATION_LEVEL").map(Into::into),
+        on: environment.get("OVENBIRD_ON").filter(|on| !on.is_empty()).map(Into::into),
         default_registry: environment.get("OVENBIRD_DEFAULT_REGISTRY").filter(|name| !name.is_empty()).map(Into::into),
         registry_path: environment.get("OVENBIRD_REGISTRY_PATH").map(Into::into),
         ..FileSettings::default()

@@ -29,6 +29,18 @@ pub struct SourceTree {
     _unpacked: Option<ovenbird_oci::beside::Folder>,
 }
 
+impl SourceTree {
+    /// One that came from somewhere else, with the folder that holds its contexts.
+    pub(crate) fn given(
+        dockerfile: String,
+        dockerfile_name: String,
+        contexts: BTreeMap<String, LocalContext>,
+        unpacked: ovenbird_oci::beside::Folder,
+    ) -> Self {
+        Self { dockerfile, dockerfile_name, contexts, _unpacked: Some(unpacked) }
+    }
+}
+
 /// Why a source cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
