@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::launch::Host;
 use crate::request::ParseValueError;
 
 /// A place.
@@ -15,6 +16,10 @@ pub enum On {
     Here,
     /// In a process of its own on this machine.
     Process,
+    /// On one of these machines.
+    Ssh(Vec<Host>),
+    /// On one of the machines of the setting `[pool]`.
+    Pool,
 }
 
 impl FromStr for On {
@@ -25,17 +30,24 @@ impl FromStr for On {
             "auto" => Self::Auto,
             "here" => Self::Here,
             "process" => Self::Process,
-            _ => return Err(ParseValueError { reason: format!("{text:?} is no place for a build: expected auto, here or process") }),
+            "pool" => Self::Pool,
+            _ if text.starts_with("ssh://") => Self::Ssh(text.split(',').map(str::parse).collect::<Result<_, _>>()?),
+            _ => {
+                let reason = format!("{text:?} is no place for a build: expected auto, here, process, pool or ssh://HOST[,ssh://HOST]");
+                return Err(ParseValueError { reason });
+            }
         })
     }
 }
 
 impl fmt::Display for On {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Here => "here",
-            Self::Process => "process",
-        })
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Here => f.write_str("here"),
+            Self::Process => f.write_str("process"),
+            Self::Ssh(hosts) => f.write_str(&hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
+            Self::Pool => f.write_str("pool"),
+        }
     }
 }

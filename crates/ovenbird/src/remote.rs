@@ -128,7 +128,6 @@ impl<L: Launcher> Driver for RemoteDriver<L> {
         };
         naming.look_around(request, self.environment.now());
         let order = ToWorker::Build(Box::new(self.order(request, &tree, &naming)?));
-        job.sink.emit(Event::Message { text: format!("building {}", self.launcher.place()) });
         match self.attempt(request, &order, &tree, job) {
             // The worker removed what was damaged.
             Err(error) if error.is_damage() && !request.outputs.iter().any(Output::uses_stdout) => {

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::path::Path;
 
 use ovenbird::choice::On;
-use ovenbird::launch::{ProcessLauncher, WorkerSpec};
+use ovenbird::launch::{Host, ProcessLauncher, SshLauncher, WorkerSpec};
 use ovenbird::{BuildRequest, Driver, Error, Kind, LocalDriver, RemoteDriver};
 
 use super::{lint, unless_cancelled};
@@ -43,11 +43,22 @@ fn driver(args: &BuildArgs, session: &Session, global: &Global) -> Result<Box<dy
             let driver = LocalDriver::new(session.sandboxed()?, &settings.temp, std::io::stdin());
             Box::new(driver.with_names(settings.tags.clone(), session.environment.now()))
         }
+        On::Ssh(hosts) => over_ssh(&hosts, session)?,
+        On::Pool => over_ssh(&settings.pool, session)?,
         On::Process => {
             let spec = WorkerSpec { flags: global.for_worker(settings) };
             Box::new(RemoteDriver::new(ProcessLauncher, spec, settings, &session.environment, std::io::stdin()))
         }
     })
+}
+
+fn over_ssh(hosts: &[Host], session: &Session) -> Result<Box<dyn Driver>, Error> {
+    let settings = &session.settings;
+    if hosts.is_empty() {
+        return Err(Error::new(Kind::Configuration, "there is no host in the pool").hint("[pool] hosts = [\"ssh://HOST\"] in the settings"));
+    }
+    let hosts = hosts.iter().map(|host| host.clone().or(&settings.host_defaults)).collect();
+    Ok(Box::new(RemoteDriver::new(SshLauncher::new(hosts), WorkerSpec::default(), settings, &session.environment, std::io::stdin())))
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Error> {

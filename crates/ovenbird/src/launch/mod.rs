@@ -3,6 +3,7 @@
 //! A launcher knows nothing of builds. What it starts ends when its pipe is closed.
 
 pub mod process;
+pub mod ssh;
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -12,6 +13,7 @@ use crate::builder::Job;
 use crate::error::Error;
 
 pub use process::ProcessLauncher;
+pub use ssh::{Host, HostDefaults, SshLauncher};
 
 /// What is started.
 #[derive(Debug, Clone, Default)]

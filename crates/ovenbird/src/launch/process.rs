@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ovenbird_engine::Event;
+
 use super::{Launcher, Life, Pipe, WorkerSpec};
 use crate::builder::Job;
 use crate::error::{Error, Kind};
@@ -26,7 +28,8 @@ const LOOK: Duration = Duration::from_millis(5);
 pub struct ProcessLauncher;
 
 impl Launcher for ProcessLauncher {
-    fn launch(&self, spec: &WorkerSpec, _: &Job) -> Result<Pipe, Error> {
+    fn launch(&self, spec: &WorkerSpec, job: &Job) -> Result<Pipe, Error> {
+        job.sink.emit(Event::Message { text: format!("building {}", self.place()) });
         let mut command = Command::new(SELF);
         command.arg0("ovenbird").args(&spec.flags).arg("worker");
         start(command, "a worker process")

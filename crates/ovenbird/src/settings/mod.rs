@@ -27,6 +27,7 @@ pub use registry::RegistryOption;
 
 use crate::choice::On;
 use crate::error::{Error, Kind};
+use crate::launch::{Host, HostDefaults};
 use crate::naming::TagPolicies;
 use crate::request::{BuildRequest, ParseValueError};
 
@@ -102,6 +103,10 @@ pub struct Settings {
     pub isolation_level: Option<Level>,
     /// Where builds run.
     pub on: Option<On>,
+    /// Machines for builds.
+    pub pool: Vec<Host>,
+    /// What is not said of a machine for builds.
+    pub host_defaults: HostDefaults,
     /// Tags of names without one, and what kind of name a tag is.
     pub tags: TagPolicies,
     /// By registry name.
@@ -171,6 +176,16 @@ impl Settings {
             (None, None) => None,
         };
         let on = merged.on.as_deref().map(str::parse).transpose().map_err(|e: ParseValueError| parsed("on", e.reason))?;
+        let pool = merged.pool.take().unwrap_or_default();
+        let hosts = pool.hosts.iter().map(|host| host.parse()).collect::<Result<Vec<Host>, _>>();
+        let hosts = hosts.map_err(|e: ParseValueError| parsed("pool.hosts", e.reason))?;
+        if pool.slots == Some(0) {
+            return Err(parsed("pool.slots", "expected a number from 1".into()));
+        }
+        if pool.command.as_deref().is_some_and(|command| command.is_empty() || command.starts_with('-')) {
+            return Err(parsed("pool.command", "expected a program".into()));
+        }
+        let host_defaults = HostDefaults { slots: pool.slots, command: pool.command, root: pool.root };
         let root = match flags.root.clone().or(merged.root) {
             Some(root) => environment.absolute(&root),
             None => environment.data_home().map(|dir| dir.join("ovenbird")).ok_or_else(|| {
@@ -208,6 +223,8 @@ impl Settings {
             transfers: merged.transfers.unwrap_or(0),
             isolation_level,
             on,
+            pool: hosts,
+            host_defaults,
             tags,
             registries,
             docker_config: credentials::docker_config(environment),

@@ -7,6 +7,7 @@ pub(crate) mod failure;
 pub(crate) mod folder;
 mod outputs;
 pub(crate) mod question;
+mod slot;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -58,6 +59,8 @@ pub struct Place {
     pub level: Option<Level>,
     /// Do overlay mounts work there?
     pub overlay: bool,
+    /// Builds of workers at once on this machine; `None`: any number.
+    pub slots: Option<usize>,
 }
 
 /// Serves one caller: one build. Gives the exit code that the build would have had here.
@@ -73,6 +76,20 @@ pub fn serve(
     let to = Arc::new(Sender::new(to));
     let mut from = Receiver::new(from);
     // What cannot be sent nobody is there to read.
+    let _slot = match place.slots.map(|slots| slot::take(&place.settings.root, slots)) {
+        None => None,
+        Some(Ok(Some(slot))) => Some(slot),
+        Some(Ok(None)) => {
+            let _ = to.send(&ToCaller::Busy);
+            return Kind::Driver.exit_code();
+        }
+        Some(Err(error)) => {
+            let what = format!("cannot take a slot in {}", place.settings.root.display());
+            let failure = Failure::of(Error::from_chain(Kind::Configuration, &error).while_doing(what), ("", ""));
+            let _ = to.send(&ToCaller::Failed { failure: Box::new(failure) });
+            return Kind::Configuration.exit_code();
+        }
+    };
     let _ = to.send(&ToCaller::Hello(Hello::own()));
     let mut dockerfile = (String::new(), String::new());
     let outcome = receive(&mut from, &place.settings.temp).and_then(|received| {
@@ -198,7 +215,7 @@ fn in_memory(bytes: &[u8]) -> io::Result<(OwnedFd, PathBuf)> {
 fn build(place: Place, received: Received, to: &Arc<Sender>, questions: &Arc<Questions>, cancel: &Cancel) -> Result<BuildReport, Error> {
     let Received { order, tree } = received;
     let Order { request, values, policies, now, registries, .. } = *order;
-    let Place { mut settings, environment, level, overlay } = place;
+    let Place { mut settings, environment, level, overlay, .. } = place;
     // Files in memory live as long as these.
     let mut held = vec![];
     let mut hold = |bytes: &[u8], what: &str| -> Result<PathBuf, Error> {
