@@ -5,6 +5,7 @@
 //! It must not know of terminals or HTTP routes. Environment, home and clock are read in [`settings`] only.
 
 pub mod builder;
+pub mod docker_engine;
 pub mod driver;
 pub mod error;
 pub mod lint;

@@ -25,6 +25,7 @@ pub use environment::Environment;
 use file::{FileSettings, read};
 pub use registry::RegistryOption;
 
+use crate::docker_engine::DockerSettings;
 use crate::error::{Error, Kind};
 use crate::naming::TagPolicies;
 use crate::request::BuildRequest;
@@ -113,8 +114,8 @@ pub struct Settings {
     pub default_registry: Option<String>,
     /// What stands before the name then (`team/images`).
     pub registry_path: Option<String>,
-    /// `DOCKER_HOST`.
-    pub docker_host: Option<String>,
+    /// Which Docker Engine is meant.
+    pub docker: DockerSettings,
     /// Where short-lived files go.
     pub temp: PathBuf,
     /// Files that were read, weakest first.
@@ -210,7 +211,7 @@ impl Settings {
             keychain,
             default_registry,
             registry_path: merged.registry_path.map(|path| path.trim_matches('/').to_owned()).filter(|path| !path.is_empty()),
-            docker_host: environment.get("DOCKER_HOST").filter(|host| !host.is_empty()).map(Into::into),
+            docker: credentials::docker(environment),
             temp: environment.get("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| PathBuf::from("/tmp"), PathBuf::from),
             files,
         };
