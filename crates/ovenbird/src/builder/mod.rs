@@ -1,6 +1,5 @@
 //! What builds: one trait, one implementation a technique.
 
-mod docker_engine;
 mod engine;
 mod library;
 
@@ -12,7 +11,6 @@ use ovenbird_oci::publish::Target;
 use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
-pub use docker_engine::{DockerEngine, DockerEngineError};
 pub use engine::{EngineBuilder, told};
 pub(crate) use engine::{options, secrets};
 pub use library::Library;

@@ -26,6 +26,7 @@ use file::{FileSettings, read};
 pub use registry::RegistryOption;
 
 use crate::choice::On;
+use crate::docker_engine::DockerSettings;
 use crate::error::{Error, Kind};
 use crate::launch::{Host, HostDefaults};
 use crate::naming::TagPolicies;
@@ -121,8 +122,8 @@ pub struct Settings {
     pub default_registry: Option<String>,
     /// What stands before the name then (`team/images`).
     pub registry_path: Option<String>,
-    /// `DOCKER_HOST`.
-    pub docker_host: Option<String>,
+    /// Which Docker Engine is meant.
+    pub docker: DockerSettings,
     /// Where short-lived files go.
     pub temp: PathBuf,
     /// Files that were read, weakest first.
@@ -232,7 +233,7 @@ impl Settings {
             keychain,
             default_registry,
             registry_path: merged.registry_path.map(|path| path.trim_matches('/').to_owned()).filter(|path| !path.is_empty()),
-            docker_host: environment.get("DOCKER_HOST").filter(|host| !host.is_empty()).map(Into::into),
+            docker: credentials::docker(environment),
             temp: environment.get("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| PathBuf::from("/tmp"), PathBuf::from),
             files,
         };
