@@ -1,7 +1,6 @@
 //! Runs one request from source to report.
 
 use std::io::Read;
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -17,7 +16,7 @@ use crate::naming::{Named, Naming, TagPolicies, Version};
 use crate::report::{self, BuildReport, Decision, PlatformReport, Timings};
 use crate::request::tag::Values;
 use crate::request::{BuildRequest, Dest, Lookup, Output, OutputKind};
-use crate::source::{self, SourceTree};
+use crate::source::{Fetcher, SourceTree};
 
 /// What doors see: a request in, events beside, a report out.
 pub trait Driver {
@@ -28,7 +27,7 @@ pub trait Driver {
 /// Runs requests in this process.
 pub struct LocalDriver<B> {
     builder: B,
-    temp: PathBuf,
+    sources: Fetcher,
     stdin: Mutex<Box<dyn Read + Send>>,
     policies: TagPolicies,
     now: i64,
@@ -46,7 +45,7 @@ pub(crate) struct Given {
 
 impl<B> std::fmt::Debug for LocalDriver<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LocalDriver").field("temp", &self.temp).finish_non_exhaustive()
+        f.debug_struct("LocalDriver").field("sources", &self.sources).finish_non_exhaustive()
     }
 }
 
@@ -59,11 +58,11 @@ struct Found {
 }
 
 impl<B: Builder + Library> LocalDriver<B> {
-    /// A driver over `builder`. Archives on `stdin` are unpacked below `temp`.
-    pub fn new(builder: B, temp: impl Into<PathBuf>, stdin: impl Read + Send + 'static) -> Self {
+    /// A driver over `builder`, whose sources come through `sources` and from `stdin`.
+    pub fn new(builder: B, sources: impl Into<Fetcher>, stdin: impl Read + Send + 'static) -> Self {
         Self {
             builder,
-            temp: temp.into(),
+            sources: sources.into(),
             stdin: Mutex::new(Box::new(stdin)),
             policies: TagPolicies::default(),
             now: 0,
@@ -120,14 +119,15 @@ impl<B: Builder + Library> LocalDriver<B> {
         Ok(None)
     }
 
-    fn fetch(&self, request: &BuildRequest, naming: &mut Naming) -> Result<SourceTree, Error> {
+    fn fetch(&self, request: &BuildRequest, naming: &mut Naming, job: &Job) -> Result<SourceTree, Error> {
         if let Some(Given { tree, values }) = self.given.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
             naming.set_values(values);
             return Ok(tree);
         }
-        naming.look_around(request, self.now);
         let mut stdin = self.stdin.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(source::fetch(request, &self.temp, &mut **stdin)?)
+        let tree = self.sources.fetch(request, &mut **stdin, job)?;
+        naming.look_around(request, tree.revision.as_ref(), self.now);
+        Ok(tree)
     }
 
     /// All that can be known of the names before the build. Gives the content id when anything asks for it.
@@ -226,7 +226,8 @@ impl LocalDriver<EngineBuilder> {
     /// What [`Driver::run`] would run, and why, one trace a platform; see [`EngineBuilder::plan`].
     pub fn plan(&self, request: &BuildRequest, job: &Job) -> Result<Vec<Trace>, Error> {
         let mut naming = Naming::new(request, &self.policies)?;
-        let tree = self.fetch(request, &mut naming)?;
+        let tree = self.fetch(request, &mut naming, job)?;
+        let request = &tree.dated(request);
         self.name(&mut naming, &tree, request, job)?;
         self.builder.plan(&tree, &naming.before_build(request)?.request, job)
     }
@@ -275,7 +276,8 @@ impl<B: Builder + Library> Driver for LocalDriver<B> {
         }
         let mut timings = Timings::default();
         let start = Instant::now();
-        let tree = self.fetch(request, &mut naming)?;
+        let tree = self.fetch(request, &mut naming, job)?;
+        let request = &tree.dated(request);
         timings.source = start.elapsed();
         let start = Instant::now();
         let content_id = self.name(&mut naming, &tree, request, job)?;
@@ -328,6 +330,7 @@ impl<B: Builder + Library> Driver for LocalDriver<B> {
             pushed: pushed.iter().map(ToString::to_string).collect(),
             decision: request.if_needed.map(|_| decision),
             content_id,
+            revision: tree.revision,
             breaks: image.breaks.and(breaks),
             ran: image.ran,
             cached: image.cached,

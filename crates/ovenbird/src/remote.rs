@@ -12,7 +12,8 @@ use ovenbird_engine::{Event, OutputFile, PathOrStdout};
 use ovenbird_oci::store::Store;
 use ovenbird_oci::{archive, beside};
 
-use crate::builder::{DockerEngine, Job};
+use crate::builder::Job;
+use crate::docker_engine::DockerEngine;
 use crate::driver::{Driver, check};
 use crate::error::{Error, Kind};
 use crate::launch::{Launcher, Life, Pipe, WorkerSpec};
@@ -20,7 +21,7 @@ use crate::naming::Naming;
 use crate::report::BuildReport;
 use crate::request::{BuildRequest, CacheDest, CacheFrom, ContextSource, Dest, Output, OutputKind};
 use crate::settings::{Environment, Settings};
-use crate::source::{self, SourceTree};
+use crate::source::{Fetcher, SourceTree};
 use crate::worker::folder::{self, SendError};
 use crate::worker::question::Answers;
 use crate::worker::wire::{Hello, Order, Pieces, Receiver, Registry, Sender, ToCaller, ToWorker, WireError};
@@ -105,7 +106,7 @@ impl<L: Launcher> RemoteDriver<L> {
             return Err(error);
         }
         match outcome {
-            Ok(report) => outputs.all_whole().map(|()| report),
+            Ok(report) => outputs.all_whole().map(|()| BuildReport { revision: tree.revision.clone(), ..report }),
             Err(Ended::Failed(error)) => Err(error),
             Err(Ended::Lost(_)) if job.cancel.is_cancelled() => Err(Error::new(Kind::Cancelled, "cancelled")),
             Err(Ended::Lost(error)) => {
@@ -124,9 +125,10 @@ impl<L: Launcher> Driver for RemoteDriver<L> {
         refuse(request, &self.launcher.place())?;
         let tree = {
             let mut stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner);
-            source::fetch(request, &self.settings.temp, &mut **stdin)?
+            Fetcher::new(&self.settings, &self.environment).fetch(request, &mut **stdin, job)?
         };
-        naming.look_around(request, self.environment.now());
+        let request = &tree.dated(request);
+        naming.look_around(request, tree.revision.as_ref(), self.environment.now());
         let order = ToWorker::Build(Box::new(self.order(request, &tree, &naming)?));
         match self.attempt(request, &order, &tree, job) {
             // The worker removed what was damaged.
@@ -374,11 +376,11 @@ fn open(kind: &OutputKind, settings: &Settings, job: &Job) -> Result<Receiving, 
             }))
         }
         OutputKind::Load => {
-            let (host, job) = (settings.docker_host.clone(), job.clone());
+            let (docker, job) = (DockerEngine::new(&settings.docker)?, job.clone());
             stream(Box::new(move |mut from| {
-                let docker = DockerEngine::connect_to(host.as_deref())?;
                 job.sink.emit(Event::Message { text: format!("loading into the Docker Engine at {docker}") });
-                Ok(docker.load(&mut |out| io::copy(&mut from, out).map(drop))?)
+                docker.load(&job.cancel, |out| io::copy(&mut from, out).map(drop))?;
+                Ok(())
             }))
         }
         OutputKind::Image | OutputKind::Registry | OutputKind::CacheOnly => {

@@ -40,7 +40,7 @@ fn driver(args: &BuildArgs, session: &Session, global: &Global) -> Result<Box<dy
     let settings = &session.settings;
     Ok(match args.on.clone().or_else(|| settings.on.clone()).unwrap_or_default() {
         On::Auto | On::Here => {
-            let driver = LocalDriver::new(session.sandboxed()?, &settings.temp, std::io::stdin());
+            let driver = LocalDriver::new(session.sandboxed()?, session.sources(), std::io::stdin());
             Box::new(driver.with_names(settings.tags.clone(), session.environment.now()))
         }
         On::Ssh(hosts) => over_ssh(&hosts, session)?,

@@ -12,7 +12,7 @@ use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
 pub use engine::{EngineBuilder, told};
-pub(crate) use engine::{options, secrets};
+pub(crate) use engine::{agents, options, secrets};
 pub use library::Library;
 pub(crate) use library::VERSION_LABEL;
 

@@ -248,7 +248,8 @@ fn build(place: Place, received: Received, to: &Arc<Sender>, questions: &Arc<Que
     let outputs = Outputs::prepare(&mut request, &settings.temp, to)?;
     let job = Job { sink: Arc::new(Wire(Arc::clone(to))), cancel: cancel.clone() };
     let builder = EngineBuilder::open(&settings, &environment, level, overlay)?;
-    let driver = LocalDriver::new(builder, &settings.temp, io::empty()).with_names(policies, now).with_given(Given { tree, values });
+    let driver =
+        LocalDriver::new(builder, settings.temp.as_path(), io::empty()).with_names(policies, now).with_given(Given { tree, values });
     let report = driver.run(&request, &job);
     outputs.finish(report, to)
 }
@@ -306,8 +307,8 @@ pub(crate) fn without_places(request: &BuildRequest) -> BuildRequest {
     let mut request = request.clone();
     (request.source, request.dockerfile) = (Source::Path(".".into()), DockerfileFrom::Default);
     for context in request.contexts.values_mut() {
-        if let ContextSource::Path(path) = context {
-            *path = ".".into();
+        if let ContextSource::Path(_) | ContextSource::Remote(_) = context {
+            *context = ContextSource::Path(".".into());
         }
     }
     for spec in &mut request.secrets {

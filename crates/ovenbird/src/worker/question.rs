@@ -260,7 +260,11 @@ pub(crate) fn refused(what: &str, reason: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::builder::Job;
     use crate::request::Source;
+    use crate::source::Fetcher;
+    use ovenbird_engine::Cancel;
+    use ovenbird_engine::event::Silent;
 
     #[test]
     fn what_the_request_does_not_name_is_not_given() {
@@ -280,7 +284,8 @@ mod tests {
         let mut request = BuildRequest::new(Source::Path(dir.path().into()));
         request.names = vec!["push.test/app:{git.sha}".into()];
         request.secrets = vec![format!("id=token,src={}", file.display()).parse().unwrap()];
-        let tree = crate::source::fetch(&request, dir.path(), &mut std::io::empty()).unwrap();
+        let job = Job { sink: Arc::new(Silent), cancel: Cancel::default() };
+        let tree = Fetcher::new(&settings, &environment).fetch(&request, &mut std::io::empty(), &job).unwrap();
         let mut answers = Answers::new(&request, &tree, &settings, &environment).unwrap();
         let mut told = |question| match answers.answer(question) {
             (Answered::Bytes, bytes) => format!("{} bytes", bytes.len()),
