@@ -1,5 +1,6 @@
 //! Where builds run: the same image, the same exit codes and the same errors in each place, and nothing left behind.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
@@ -85,8 +86,9 @@ impl Room {
         let mut config = String::new();
         for (name, server) in servers {
             let (key, known) = (server.key(), self.path("known"));
-            config += &format!(
-                "Host {name}\n HostName 127.0.0.1\n Port {}\n IdentityFile {}\n UserKnownHostsFile {}\n",
+            let _ = writeln!(
+                config,
+                "Host {name}\n HostName 127.0.0.1\n Port {}\n IdentityFile {}\n UserKnownHostsFile {}",
                 server.port(),
                 key.display(),
                 known.display()
@@ -160,7 +162,7 @@ fn check_same(room: &Room, places: &[&str]) -> Result<()> {
             format!("type=local,dest={}", at("files")),
         ];
         let mut arguments = vec!["--reproducible", "--no-cache", "--secret", "id=token,env=TOKEN", "-t", "made:1"];
-        outputs.iter().for_each(|output| arguments.extend(["-o", output]));
+        arguments.extend(outputs.iter().flat_map(|output| ["-o", output]));
         let (code, log) = finish(&mut room.build(on, "ctx", &arguments), None, LIMIT)?;
         assert_eq!(code, Some(0), "{on}: {log}");
         assert!(!log.contains(SECRET), "{on}: {log}");
@@ -302,7 +304,7 @@ fn a_pool_of_two_hosts_with_two_slots() -> Result<()> {
 
     let mut builds: Vec<Child> = (0..5).map(|_| start(&mut room.build("pool", "naps", &["--no-cache"]))).collect();
     let (mut most, mut both) = (0, false);
-    wait_until("the end of five builds", Duration::from_secs(60), || {
+    wait_until("the end of five builds", Duration::from_mins(1), || {
         most = most.max(held("one")).max(held("two"));
         both |= held("one") == 2 && held("two") == 2;
         builds.iter_mut().all(|build| build.try_wait().unwrap().is_some())

@@ -273,7 +273,7 @@ mod tests {
         std::fs::write(&file, b"hunter2\xff").unwrap();
         std::fs::write(
             dir.path().join("Dockerfile"),
-            "ARG R=base.test:5000\nFROM ${R}/a:1 AS x\nFROM scratch\nCOPY --from=other.test/b / /\n",
+            "ARG R=base.test:5000\nFROM ${R}/a:1 AS x\nFROM scratch\nCOPY --from=x / /\nCOPY --from=other.test/b / /\n",
         )
         .unwrap();
         let auths = r#"{"auths":{"base.test:5000":{"auth":"dTpw"},"push.test":{"auth":"dTpw"},"secret.test":{"auth":"dTpw"},"other.test":{"auth":"dTpw"}}}"#;
