@@ -16,7 +16,7 @@ pub mod request;
 pub mod settings;
 pub mod source;
 
-pub use builder::{Builder, EngineBuilder, Image, Job, Library};
+pub use builder::{Builder, BuilderKind, DockerEngineBuilder, EngineBuilder, Image, Job, Library};
 pub use driver::{Driver, LocalDriver};
 pub use error::{Detail, Error, Kind};
 pub use lint::lint;

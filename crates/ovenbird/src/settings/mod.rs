@@ -25,6 +25,7 @@ pub use environment::Environment;
 use file::{FileSettings, read};
 pub use registry::RegistryOption;
 
+use crate::builder::BuilderKind;
 use crate::docker_engine::DockerSettings;
 use crate::error::{Error, Kind};
 use crate::naming::TagPolicies;
@@ -100,6 +101,8 @@ pub struct Settings {
     pub transfers: usize,
     /// Use this level and no other.
     pub isolation_level: Option<Level>,
+    /// What builds.
+    pub builder: Option<BuilderKind>,
     /// Tags of names without one, and what kind of name a tag is.
     pub tags: TagPolicies,
     /// By registry name.
@@ -168,6 +171,8 @@ impl Settings {
             (None, Some(text)) => Some(parse_level(text).map_err(|e| parsed("isolation_level", e))?),
             (None, None) => None,
         };
+        let builder = merged.builder.as_deref().map(str::parse).transpose();
+        let builder = builder.map_err(|e: crate::request::ParseValueError| parsed("builder", e.reason))?;
         let root = match flags.root.clone().or(merged.root) {
             Some(root) => environment.absolute(&root),
             None => environment.data_home().map(|dir| dir.join("ovenbird")).ok_or_else(|| {
@@ -204,6 +209,7 @@ impl Settings {
             parallel: flags.parallel.unwrap_or_else(|| lowered(merged.parallel.unwrap_or(0), most)),
             transfers: merged.transfers.unwrap_or(0),
             isolation_level,
+            builder,
             tags,
             registries,
             docker_config: credentials::docker_config(environment),
@@ -303,6 +309,7 @@ fn from_variables(environment: &Environment) -> Result<FileSettings, Error> {
         parallel: number("OVENBIRD_PARALLEL")?,
         transfers: number("OVENBIRD_TRANSFERS")?,
         isolation_level: environment.get("OVENBIRD_ISOLATION_LEVEL").map(Into::into),
+        builder: environment.get("OVENBIRD_BUILDER").map(Into::into),
         default_registry: environment.get("OVENBIRD_DEFAULT_REGISTRY").filter(|name| !name.is_empty()).map(Into::into),
         registry_path: environment.get("OVENBIRD_REGISTRY_PATH").map(Into::into),
         ..FileSettings::default()
