@@ -20,7 +20,7 @@ pub mod settings;
 pub mod source;
 pub mod worker;
 
-pub use builder::{Builder, EngineBuilder, Image, Job, Library};
+pub use builder::{Builder, BuilderKind, DockerEngineBuilder, EngineBuilder, Image, Job, Library};
 pub use driver::{Driver, LocalDriver};
 pub use error::{Detail, Error, Kind};
 pub use lint::lint;

@@ -27,7 +27,7 @@ use crate::settings::{Environment, Settings};
 use crate::source::SourceTree;
 
 /// Layers are gzip at this level unless an output says otherwise: every registry and runtime reads gzip.
-const DEFAULT_COMPRESSION: Compression = Compression::Gzip(5);
+pub(super) const DEFAULT_COMPRESSION: Compression = Compression::Gzip(5);
 
 /// Steps that wait for the network need no processor: so many run at once even on a small machine.
 const LEAST_PARALLEL: usize = 4;
@@ -38,6 +38,7 @@ pub struct EngineBuilder {
     environment: Environment,
     docker: DockerSettings,
     parallel: usize,
+    level: Option<Level>,
 }
 
 impl std::fmt::Debug for EngineBuilder {
@@ -52,7 +53,12 @@ impl EngineBuilder {
     pub fn open(settings: &Settings, environment: &Environment, level: Option<Level>, overlay: bool) -> Result<Self, Error> {
         let options = EngineOptions { root: settings.root.clone(), level, overlay, client: Client::new(settings.client_options()) };
         let engine = Engine::open(options).map_err(|e| told(e, None))?;
-        Ok(Self { engine, environment: environment.clone(), docker: settings.docker.clone(), parallel: settings.parallel })
+        Ok(Self { engine, environment: environment.clone(), docker: settings.docker.clone(), parallel: settings.parallel, level })
+    }
+
+    /// Can steps run here?
+    pub fn runs_steps(&self) -> bool {
+        self.level.is_some()
     }
 
     /// The engine itself, for the commands that are not builds.
@@ -315,7 +321,7 @@ fn one_platform_only(outputs: &[Output], platforms: &[Platform]) -> Result<(), E
 }
 
 /// One build makes one set of layers: outputs that ask for different ones cannot both be had.
-fn agreed<T: PartialEq + Copy>(outputs: &[Output], field: &str, get: impl Fn(&Output) -> Option<T>) -> Result<Option<T>, Error> {
+pub(super) fn agreed<T: PartialEq + Copy>(outputs: &[Output], field: &str, get: impl Fn(&Output) -> Option<T>) -> Result<Option<T>, Error> {
     let mut said = outputs.iter().filter_map(get);
     let first = said.next();
     if said.any(|other| Some(other) != first) {

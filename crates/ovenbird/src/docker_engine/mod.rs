@@ -4,6 +4,7 @@
 //! answers ([`DockerEngine::reach`]), not a program on the path. Long calls take a [`Cancel`]: the connection is dropped, which ends the
 //! engine's work. It must not know of stores, sources or requests; the builder over it is in [`crate::builder`].
 
+mod build;
 mod container;
 mod endpoint;
 mod image;
@@ -20,6 +21,7 @@ use ovenbird_engine::Cancel;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
+pub use build::{BuildCall, BuildFailure, Built};
 pub use container::{Attached, AttachedInput, AttachedOutput, ContainerSpec, ContainerSummary, Stream};
 pub use endpoint::{DockerSettings, Endpoint};
 pub use image::ImageSummary;
@@ -158,6 +160,13 @@ pub struct Version {
     pub api: (u32, u32),
 }
 
+impl Version {
+    /// Is BuildKit the builder that the engine itself takes? Docker 23 made it so.
+    pub fn prefers_buildkit(&self) -> bool {
+        self.api >= (1, 42)
+    }
+}
+
 impl DockerEngine {
     /// The engine that the environment means. Does not connect.
     pub fn new(settings: &DockerSettings) -> Result<Self, DockerEngineError> {
@@ -181,10 +190,14 @@ impl DockerEngine {
         })
     }
 
-    /// Which of its two builders it is to use: BuildKit when `DOCKER_BUILDKIT` says so, or when it is the engine's own choice.
-    pub fn uses_buildkit(&self) -> Result<bool, DockerEngineError> {
-        // Docker 23 made BuildKit the default.
-        self.buildkit.map_or_else(|| Ok(self.reach()?.api >= (1, 42)), Ok)
+    /// What `DOCKER_BUILDKIT` says.
+    pub fn said_buildkit(&self) -> Option<bool> {
+        self.buildkit
+    }
+
+    /// Runs something on the engine's runtime.
+    pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> Result<T, DockerEngineError> {
+        Ok(self.open()?.runtime.block_on(work))
     }
 
     fn open(&self) -> Result<&Open, DockerEngineError> {

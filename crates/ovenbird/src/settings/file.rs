@@ -29,6 +29,8 @@ pub(super) struct FileSettings {
     pub(super) on: Option<String>,
     /// Machines for builds.
     pub(super) pool: Option<FilePool>,
+    /// What builds.
+    pub(super) builder: Option<String>,
     /// Where a name without registry leads.
     pub(super) default_registry: Option<String>,
     /// What stands between registry and name then.
@@ -64,6 +66,7 @@ impl FileSettings {
         over(&mut self.isolation_level, other.isolation_level);
         over(&mut self.on, other.on);
         over(&mut self.pool, other.pool);
+        over(&mut self.builder, other.builder);
         over(&mut self.default_registry, other.default_registry);
         over(&mut self.registry_path, other.registry_path);
         over(&mut self.auth_files, other.auth_files);

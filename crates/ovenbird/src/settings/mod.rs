@@ -25,6 +25,7 @@ pub use environment::Environment;
 use file::{FileSettings, read};
 pub use registry::RegistryOption;
 
+use crate::builder::BuilderKind;
 use crate::choice::On;
 use crate::docker_engine::DockerSettings;
 use crate::error::{Error, Kind};
@@ -108,6 +109,8 @@ pub struct Settings {
     pub pool: Vec<Host>,
     /// What is not said of a machine for builds.
     pub host_defaults: HostDefaults,
+    /// What builds.
+    pub builder: Option<BuilderKind>,
     /// Tags of names without one, and what kind of name a tag is.
     pub tags: TagPolicies,
     /// By registry name.
@@ -187,6 +190,8 @@ impl Settings {
             return Err(parsed("pool.command", "expected a program".into()));
         }
         let host_defaults = HostDefaults { slots: pool.slots, command: pool.command, root: pool.root };
+        let builder = merged.builder.as_deref().map(str::parse).transpose();
+        let builder = builder.map_err(|e: crate::request::ParseValueError| parsed("builder", e.reason))?;
         let root = match flags.root.clone().or(merged.root) {
             Some(root) => environment.absolute(&root),
             None => environment.data_home().map(|dir| dir.join("ovenbird")).ok_or_else(|| {
@@ -226,6 +231,7 @@ impl Settings {
             on,
             pool: hosts,
             host_defaults,
+            builder,
             tags,
             registries,
             docker_config: credentials::docker_config(environment),
@@ -326,6 +332,7 @@ fn from_variables(environment: &Environment) -> Result<FileSettings, Error> {
         transfers: number("OVENBIRD_TRANSFERS")?,
         isolation_level: environment.get("OVENBIRD_ISOLATION_LEVEL").map(Into::into),
         on: environment.get("OVENBIRD_ON").filter(|on| !on.is_empty()).map(Into::into),
+        builder: environment.get("OVENBIRD_BUILDER").map(Into::into),
         default_registry: environment.get("OVENBIRD_DEFAULT_REGISTRY").filter(|name| !name.is_empty()).map(Into::into),
         registry_path: environment.get("OVENBIRD_REGISTRY_PATH").map(Into::into),
         ..FileSettings::default()
