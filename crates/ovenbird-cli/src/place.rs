@@ -2,7 +2,7 @@
 
 use ovenbird::choice::On;
 use ovenbird::docker_engine::DockerEngine;
-use ovenbird::launch::{Host, ProcessLauncher, SshLauncher, WorkerSpec};
+use ovenbird::launch::{ContainerLauncher, Host, ProcessLauncher, SshLauncher, WorkerSpec};
 use ovenbird::{Builder, BuilderKind, DockerEngineBuilder, Driver, Error, Kind, Library, LocalDriver, RemoteDriver};
 
 use crate::args::{BuildArgs, Global};
@@ -16,8 +16,17 @@ pub(crate) fn driver(args: &BuildArgs, session: &Session, global: &Global) -> Re
         On::Auto | On::Here => here(builder, session)?,
         On::Ssh(hosts) => over_ssh(&hosts, session)?,
         On::Pool => over_ssh(&settings.pool, session)?,
+        On::Container(place) => {
+            if builder != BuilderKind::Auto && (builder == BuilderKind::Docker) != place.socket {
+                return Err(Error::new(Kind::Usage, format!("--builder {builder} does not go with --on {}", On::Container(place)))
+                    .hint("--on container has Ovenbird's own engine, --on container,socket the Docker Engine"));
+            }
+            let spec = WorkerSpec { flags: global.in_container(), arguments: vec![] };
+            let launcher = ContainerLauncher::new(place, settings, &session.environment);
+            Box::new(RemoteDriver::new(launcher, spec, settings, &session.environment, std::io::stdin()))
+        }
         On::Process => {
-            let spec = WorkerSpec { flags: global.for_worker(settings) };
+            let spec = WorkerSpec { flags: global.for_worker(settings), arguments: vec!["--builder".into(), builder.to_string().into()] };
             Box::new(RemoteDriver::new(ProcessLauncher, spec, settings, &session.environment, std::io::stdin()))
         }
     })

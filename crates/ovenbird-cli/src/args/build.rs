@@ -34,7 +34,8 @@ pub(crate) struct BuildArgs {
     #[arg(long = "ssh", value_name = "default|ID[=SOCKET]")]
     ssh: Vec<SshSpec>,
 
-    /// Where the build runs: `here` in this process, `process` in one of its own, `ssh://[USER@]HOST[:PORT]` on another machine
+    /// Where the build runs: `here` in this process, `process` in one of its own, `container` in a container of the
+    /// Docker Engine (`container,socket`: that engine builds; `,image=NAME`: in this image), `ssh://[USER@]HOST[:PORT]` on another machine
     /// (several, separated by commas: the first with a free slot), `pool` on one of the setting [pool] [setting: on; env: OVENBIRD_ON]
     #[arg(long, value_name = "PLACE")]
     pub(crate) on: Option<On>,

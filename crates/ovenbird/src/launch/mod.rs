@@ -2,6 +2,8 @@
 //!
 //! A launcher knows nothing of builds. What it starts ends when its pipe is closed.
 
+mod caller;
+pub mod container;
 pub mod process;
 pub mod ssh;
 
@@ -12,6 +14,7 @@ use std::time::Duration;
 use crate::builder::Job;
 use crate::error::Error;
 
+pub use container::{ContainerLauncher, ContainerPlace};
 pub use process::ProcessLauncher;
 pub use ssh::{Host, HostDefaults, SshLauncher};
 
@@ -20,6 +23,8 @@ pub use ssh::{Host, HostDefaults, SshLauncher};
 pub struct WorkerSpec {
     /// Flags of `ovenbird`, before `worker`.
     pub flags: Vec<OsString>,
+    /// What follows `worker`.
+    pub arguments: Vec<OsString>,
 }
 
 /// The pipe to a worker, and the worker's life.
