@@ -11,8 +11,10 @@ use ovenbird_testing::Result;
 use ovenbird_testing::archive;
 use ovenbird_testing::base::Base;
 use ovenbird_testing::command::{Level, Workspace, finish, set_mode};
+use ovenbird_testing::dockerd::Dockerd;
 use ovenbird_testing::git::SshServer;
 use ovenbird_testing::needs::{self, Need};
+use ovenbird_testing::process::output;
 use ovenbird_testing::registry::{Options, Registry, mirror_toml};
 
 const LIMIT: Duration = Duration::from_mins(2);
@@ -30,6 +32,9 @@ const DOCKERFILE: &str = "FROM busybox\n\
 struct Room {
     room: Workspace,
     settings: PathBuf,
+    /// Instead of the program itself.
+    program: Option<PathBuf>,
+    docker: Option<String>,
 }
 
 impl Room {
@@ -61,7 +66,7 @@ impl Room {
             fs::create_dir(room.path().join(name)).unwrap();
             write(&room.path().join(name).join("Dockerfile"), dockerfile);
         }
-        Ok(Self { room, settings: file })
+        Ok(Self { room, settings: file, program: None, docker: None })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -70,11 +75,18 @@ impl Room {
 
     /// `ovenbird build` on a place; `state` is the folder of the caller's state.
     fn build(&self, on: &str, context: &str, arguments: &[&str]) -> Command {
-        let mut command = self.room.ovenbird();
+        let mut command = self.command();
+        command.args(["build", "--on", on, "--progress", "plain"]).args(arguments).arg(self.path(context));
+        command
+    }
+
+    /// `ovenbird` of this room.
+    fn command(&self) -> Command {
+        let mut command = self.program.as_ref().map_or_else(|| self.room.ovenbird(), |program| self.room.command(program));
+        command.envs(self.docker.iter().map(|host| ("DOCKER_HOST", host)));
         let path = std::env::join_paths([self.path("bin")].into_iter().chain(std::env::split_paths("/usr/sbin:/usr/bin:/sbin:/bin")));
         command.env("PATH", path.unwrap()).env("TOKEN", SECRET).env("TMPDIR", self.room.path());
         command.arg("--root").arg(self.path("state")).arg("--settings").arg(&self.settings);
-        command.args(["build", "--on", on, "--progress", "plain"]).args(arguments).arg(self.path(context));
         command
     }
 
@@ -318,5 +330,102 @@ fn a_pool_of_two_hosts_with_two_slots() -> Result<()> {
         let (code, log) = finish(&mut room.build(&many, "naps", &[]), None, LIMIT)?;
         assert!(code == Some(0) && log.contains("building on ssh://one"), "{log}");
     }
+    Ok(())
+}
+
+/// A room whose program is small enough to be made an image of again and again, and a Docker Engine.
+fn with_engine(registry: &Registry) -> Result<(Room, Dockerd)> {
+    let dockerd = Dockerd::start()?;
+    let mut room = Room::new(&mirror_toml(&registry.address()))?;
+    let program = room.path("ovenbird");
+    output(Command::new("strip").arg("-o").arg(&program).arg(ovenbird_testing::command::binary()?))?;
+    (room.program, room.docker) = (Some(program), Some(dockerd.host()));
+    Ok((room, dockerd))
+}
+
+fn containers(dockerd: &Dockerd) -> Vec<String> {
+    dockerd.run(&["ps", "--all", "--no-trunc", "--format", "{{.ID}} {{.Status}}"]).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn in_a_container() -> Result<()> {
+    if !needs::available("places::in_a_container", &[Need::Run, Need::Registry, Need::Docker]) {
+        return Ok(());
+    }
+    let registry = registry()?;
+    let (room, dockerd) = with_engine(&registry)?;
+    check_same(&room, &["container"])?;
+    check_nothing_stays(&room, &["container"]);
+    assert_eq!(containers(&dockerd), [""; 0]);
+    // One that no caller waits for any more goes with the next build; those of others stay.
+    let image = dockerd.run(&["images", "--format", "{{.Repository}}:{{.Tag}}", "ovenbird-self"])?.trim().to_owned();
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let namespace: String = fs::read_link("/proc/self/ns/pid").unwrap().display().to_string().chars().filter(char::is_ascii_digit).collect();
+    let made = |caller: &str| {
+        let label = format!("io.ovenbird.worker={caller}");
+        dockerd.run(&["create", "--label", &label, &image, "worker"]).unwrap().trim().to_owned()
+    };
+    let orphan = made(&format!("m/{}/{namespace}/4194304/1", boot.trim()));
+    let foreign = made("another/boot/1/2/3");
+    let (code, log) = finish(&mut room.build("container", "ctx", &["--secret", "id=token,env=TOKEN"]), None, LIMIT)?;
+    assert_eq!(code, Some(0), "{log}");
+    let left = containers(&dockerd);
+    assert!(left.len() == 1 && left[0].starts_with(&foreign), "{left:?} without {orphan}");
+    Ok(())
+}
+
+#[test]
+fn in_a_container_with_the_engines_socket() -> Result<()> {
+    if !needs::available("places::in_a_container_with_the_engines_socket", &[Need::Registry, Need::Docker]) {
+        return Ok(());
+    }
+    let registry = registry()?;
+    let (room, dockerd) = with_engine(&registry)?;
+    for name in ["one", "two", "three"] {
+        fs::create_dir(room.path(name)).unwrap();
+        write(&room.path(name).join("Dockerfile"), &format!("FROM scratch\nLABEL name={name}\nCOPY Dockerfile /{name}\n"));
+    }
+    // The first makes the image of the program.
+    let (code, log) = finish(&mut room.build("container,socket", "one", &["-t", "first:1", "--load"]), None, LIMIT)?;
+    assert_eq!(code, Some(0), "{log}");
+    let mut builds: Vec<Child> =
+        ["one", "two", "three"].iter().map(|name| start(&mut room.build("container,socket", name, &["-t", &format!("{name}:1")]))).collect();
+    assert!(builds.iter_mut().all(|build| build.wait().unwrap().success()));
+    for name in ["one", "two", "three"] {
+        let label = dockerd.run(&["image", "inspect", "--format", "{{.Config.Labels.name}}", &format!("{name}:1")])?;
+        assert_eq!(label.trim(), name);
+    }
+    assert!(dockerd.run(&["image", "inspect", "first:1"]).is_ok());
+    write(&room.path("one/Dockerfile"), "FROM scratch\nCOPY nothing /\n");
+    let (code, _) = finish(&mut room.build("container,socket", "one", &[]), None, LIMIT)?;
+    assert!(code.is_some_and(|code| code > 1), "{code:?}");
+    let (code, log) = finish(&mut room.build("container,socket", "one", &["--builder", "engine"]), None, LIMIT)?;
+    assert!(code == Some(2) && log.contains("does not go with"), "{log}");
+    assert_eq!(containers(&dockerd), [""; 0]);
+    Ok(())
+}
+
+#[test]
+fn an_image_of_the_program_itself() -> Result<()> {
+    if !needs::available("places::an_image_of_the_program_itself", &[Need::Run, Need::Registry, Need::Docker]) {
+        return Ok(());
+    }
+    let registry = registry()?;
+    let (room, dockerd) = with_engine(&registry)?;
+    // Nothing is reached: not even the name server.
+    let mut command = room.command();
+    command.args(["create-build-image", "-t", "builder:mine", "--load"]).env("HTTPS_PROXY", "http://127.0.0.1:1").env("HTTP_PROXY", "http://127.0.0.1:1");
+    let (code, log) = finish(&mut command, None, LIMIT)?;
+    assert_eq!(code, Some(0), "{log}");
+    assert_eq!(dockerd.run(&["run", "--rm", "--network", "host", "builder:mine", "version"])?.split_whitespace().next(), Some("ovenbird"));
+    let on = "container,image=builder:mine";
+    for (context, code) in [("fails", 6), ("wrong", 4), ("missing", 5)] {
+        let (ended, log) = finish(&mut room.build(on, context, &[]), None, LIMIT)?;
+        assert_eq!(ended, Some(code), "{context}: {log}");
+    }
+    assert_eq!(containers(&dockerd), [""; 0]);
+    assert!(!dockerd.run(&["images"])?.contains("ovenbird-self"), "the image that was given is the one that ran");
+    let (code, log) = finish(&mut room.build("container,image=nowhere:1", "fails", &[]), None, LIMIT)?;
+    assert!(code == Some(10) && log.contains("nowhere:1"), "{code:?} {log}");
     Ok(())
 }

@@ -327,7 +327,11 @@ impl<'a> Outputs<'a> {
     }
 
     fn end(&mut self, index: usize) -> Result<(), Error> {
-        self.receiving(index)?;
+        // Without bytes: the engine that built it is the one that was to get it.
+        let is_there = self.open.get(index).is_some_and(Option::is_none) && self.wanted[index].kind == OutputKind::Load;
+        if !is_there {
+            self.receiving(index)?;
+        }
         match self.open[index].take() {
             Some(Receiving::File(file)) => file.finish().map_err(|error| cannot_write(&error))?,
             Some(Receiving::Stream { pipe, reads }) => {

@@ -34,14 +34,17 @@ const SOCKET: &str = "/var/run/docker.sock";
 /// What our engine needs where the engine may not give everything (`--privileged`).
 const CAPABILITIES: [&str; 3] = ["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE"];
 
-/// Same: mounts, and `/proc` of its own.
-const SECURITY: [&str; 3] = ["seccomp=unconfined", "apparmor=unconfined", "systempaths=unconfined"];
+/// Same: the engine's filters would refuse mounts.
+const SECURITY: [&str; 2] = ["seccomp=unconfined", "apparmor=unconfined"];
 
 /// Most of what a worker says beside the pipe.
 const MAX_SAID: usize = 16 << 10;
 
+/// How long the engine may take to remove a container.
+const GONE: Duration = Duration::from_secs(5);
+
 /// How often it is looked whether it has ended.
-const LOOK: Duration = Duration::from_millis(5);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// What a container is to be.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -258,5 +261,10 @@ impl Life for Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.kill();
+        // The engine may be removing it by itself.
+        let end = Instant::now() + GONE;
+        while self.engine.inspect_container(&self.id).is_ok() && Instant::now() < end {
+            std::thread::sleep(LOOK);
+        }
     }
 }

@@ -249,7 +249,7 @@ fn build(place: Place, received: Received, to: &Arc<Sender>, questions: &Arc<Que
         let bytes = questions.bytes(Asked::Secret { id: spec.id.clone() }).map_err(|reason| refused(&what, reason))?;
         spec.origin = SecretOrigin::File(hold(&bytes, &what)?);
     }
-    let outputs = Outputs::prepare(&mut request, &settings.temp, to)?;
+    let outputs = Outputs::prepare(&mut request, &settings.temp, to, builder == BuilderKind::Docker)?;
     let job = Job { sink: Arc::new(Wire(Arc::clone(to))), cancel: cancel.clone() };
     let engine = EngineBuilder::open(&settings, &environment, level, overlay)?;
     let given = (policies, now, Given { tree, values });
