@@ -90,6 +90,11 @@ fn three(level: Level) -> Result<()> {
     assert_eq!(room.built(&[])?, ["api", "base", "web"]);
     let log = room.ok(&["build", "--no-cache"])?;
     assert!(log.contains("[api 1/2] COPY main /main") && log.contains("[web 1/1] COPY web /web"), "{log}");
+    // Somewhere else, where the state directory is the same.
+    let digests =
+        |log: &str| log.lines().filter(|line| line.contains(" sha256:") && !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
+    let here = digests(&room.ok(&["build", "--reproducible"])?);
+    assert_eq!((here.len(), digests(&room.ok(&["build", "--reproducible", "--on", "process"])?)), (3, here));
     // What it needs is built, and not printed; its result is the base.
     assert_eq!(room.built(&["api", "-o", "../out"])?, ["api"]);
     assert_eq!(fs::read_to_string(room.room.path().join("out/common")).unwrap(), "shared");

@@ -5,13 +5,14 @@ use std::path::Path;
 
 use ovenbird::project::Runner;
 use ovenbird::request::OutputKind;
-use ovenbird::{BuildRequest, Driver as _, Error, Kind, LocalDriver};
+use ovenbird::{BuildRequest, Error, Kind};
 
 use super::{lint, unless_cancelled};
-use crate::args::{BuildArgs, ProjectBuild};
+use crate::args::{BuildArgs, Global, ProjectBuild};
+use crate::place;
 use crate::session::Session;
 
-pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session) -> Result<(), Error> {
+pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, global: &Global) -> Result<(), Error> {
     let to_stdout = request.outputs.iter().any(ovenbird::request::Output::uses_stdout);
     if to_stdout && std::io::stdout().is_terminal() {
         return Err(
@@ -21,10 +22,8 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session) -
     if args.checks_only() {
         return lint::check(request, session, lint::Manner::OF_BUILD);
     }
-    let builder = session.sandboxed()?;
+    let driver = place::driver(args, session, global)?;
     let (progress, job) = session.start(args.quiet, args.explain);
-    let driver =
-        LocalDriver::new(builder, session.sources(), std::io::stdin()).with_names(session.settings.tags.clone(), session.environment.now());
     let result = driver.run(request, &job);
     progress.finish();
     let report = unless_cancelled(result, &job)?;
@@ -38,7 +37,7 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session) -
 }
 
 /// Builds images of `ovenbird.toml`. Prints a line for each that was asked for: its name and its digest.
-pub(crate) fn run_project(args: &BuildArgs, images: &ProjectBuild, session: &Session) -> Result<(), Error> {
+pub(crate) fn run_project(args: &BuildArgs, images: &ProjectBuild, session: &Session, global: &Global) -> Result<(), Error> {
     let settings = &session.settings;
     let ProjectBuild { project, asked, request } = images;
     let pushes = request.outputs.iter().any(|output| output.kind == OutputKind::Registry);
@@ -47,15 +46,14 @@ pub(crate) fn run_project(args: &BuildArgs, images: &ProjectBuild, session: &Ses
         crate::note("no image of ovenbird.toml depends on what changed: nothing is built");
         return Ok(());
     }
-    let builder = session.sandboxed()?;
+    let driver = place::driver(args, session, global)?;
     let (progress, job) = session.start(args.quiet, args.explain);
-    let driver =
-        LocalDriver::new(builder, session.sources(), std::io::stdin()).with_names(settings.tags.clone(), session.environment.now());
     let runner = Runner {
         project,
         base: request,
         names: &|request| settings.with_full_names(request),
         build: &|request, job| driver.run(request, job),
+        shared: place::has_our_store(args, session),
         parallel: std::thread::available_parallelism().map_or(2, usize::from).max(2),
     };
     let built = runner.run(&asked.iter().map(String::as_str).collect(), &job);

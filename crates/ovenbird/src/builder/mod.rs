@@ -1,7 +1,9 @@
 //! What builds: one trait, one implementation a technique.
 
+mod context;
 mod docker_engine;
 mod engine;
+mod kind;
 mod library;
 
 use std::sync::Arc;
@@ -12,9 +14,10 @@ use ovenbird_oci::publish::Target;
 use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
-pub use docker_engine::{DockerEngine, DockerEngineError};
+pub use docker_engine::DockerEngineBuilder;
 pub use engine::{EngineBuilder, told};
 pub(crate) use engine::{agents, options, secrets};
+pub use kind::BuilderKind;
 pub use library::Library;
 pub(crate) use library::VERSION_LABEL;
 
@@ -57,7 +60,7 @@ pub struct Image {
 }
 
 /// Turns a source into an image and takes the image to where it was asked for.
-pub trait Builder {
+pub trait Builder: Sync {
     /// Builds.
     fn build(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Image, Error>;
     /// Names the image on this machine.

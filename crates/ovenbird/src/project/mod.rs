@@ -58,9 +58,12 @@ enum Context {
 }
 
 impl Image {
+    fn bases(&self) -> impl Iterator<Item = &str> {
+        self.contexts.values().filter_map(|context| if let Context::Image(name) = context { Some(name.as_str()) } else { None })
+    }
+
     fn needs(&self) -> impl Iterator<Item = &str> {
-        let bases = self.contexts.values().filter_map(|context| if let Context::Image(name) = context { Some(name) } else { None });
-        self.depends_on.iter().chain(bases).map(String::as_str)
+        self.depends_on.iter().map(String::as_str).chain(self.bases())
     }
 
     fn source(&self) -> Source {
@@ -129,6 +132,11 @@ impl Project {
     /// What an image needs to be built before it.
     pub fn needs(&self, name: &str) -> BTreeSet<&str> {
         self.images.get(name).into_iter().flat_map(Image::needs).collect()
+    }
+
+    /// Images whose results an image reads.
+    fn bases(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.images.get(name).into_iter().flat_map(Image::bases)
     }
 
     /// Images that depend on any of these files (seen from the project's folder), and those that need them.

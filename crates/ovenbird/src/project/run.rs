@@ -29,6 +29,8 @@ pub struct Runner<'a> {
     pub names: &'a (dyn Fn(BuildRequest) -> BuildRequest + Sync),
     /// Builds one.
     pub build: &'a Build<'a>,
+    /// Does it see the images that are built? Otherwise an image has another as its base only where that was pushed.
+    pub shared: bool,
     /// Builds at once.
     pub parallel: usize,
 }
@@ -143,6 +145,14 @@ impl Runner<'_> {
             let report = built.reports.get(other)?;
             Some((report.pushed.first().or(report.names.first()).cloned(), report.digest))
         };
+        let unseen = |base: &&str| built.reports.get(*base).is_some_and(|report| report.pushed.is_empty());
+        if let Some(base) = self.project.bases(name).find(unseen).filter(|_| !self.shared) {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("image {base} is the base of image {name}, which is built where the images of this machine are not"),
+            )
+            .hint(format!("give {base} a tag and push both, or build with --on here and Ovenbird's own engine")));
+        }
         let mut base = self.base.clone();
         if !asked {
             // These are about what was asked for.
@@ -295,7 +305,7 @@ mod tests {
             };
             let told = Arc::new(Told::default());
             let job = Job { sink: Arc::clone(&told) as Arc<dyn EventSink>, cancel: Cancel::default() };
-            let runner = Runner { project: &project, base: &base, names: &|request| request, build: &build, parallel: 3 };
+            let runner = Runner { project: &project, base: &base, names: &|request| request, build: &build, shared: true, parallel: 3 };
             let built = runner.run(&project.names().collect(), &job).unwrap();
             assert_eq!(built.reports.keys().cloned().collect::<Vec<_>>().join(" "), done);
             assert_eq!(built.failed.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" "), bad);
