@@ -26,12 +26,12 @@ use super::{Builder, EngineBuilder, Image, Job, Library};
 use crate::docker_engine::{BuildCall, BuildFailure, DockerEngine};
 use crate::error::{Detail, Error, Kind};
 use crate::naming::Version;
-use crate::request::{BuildRequest, CacheDest, CacheFrom, Network, OutputKind};
+use crate::request::{BuildRequest, CacheDest, CacheFrom, Network, OutputKind, Source};
 use crate::settings::Settings;
 use crate::source::SourceTree;
 
-/// Docker 23, the first whose BuildKit takes limits of steps.
-const LIMITS_IN_BUILDKIT: (u32, u32) = (1, 42);
+/// The API of Docker 23, the first whose BuildKit takes limits of steps and a time.
+const DOCKER_23: (u32, u32) = (1, 42);
 /// Names of build arguments that BuildKit itself reads.
 const INLINE_CACHE: &str = "BUILDKIT_INLINE_CACHE";
 const SANDBOX_HOSTNAME: &str = "BUILDKIT_SANDBOX_HOSTNAME";
@@ -124,6 +124,20 @@ impl DockerEngineBuilder {
             }
         }
         found
+    }
+
+    /// An image that the engine has, in our store: to be pushed or written somewhere else.
+    pub fn import(&self, name: &str, job: &Job) -> Result<Image, Error> {
+        let id = self.docker.image_id(name)?;
+        self.take(&id.to_string(), &BuildRequest::new(Source::Stdin), job)
+    }
+
+    /// Gives the engine an image of a registry, by way of our store and our registry client.
+    pub fn pull_into_engine(&self, name: &Reference, platform: &Platform, job: &Job) -> Result<(), Error> {
+        let target = self.images.engine().pull(name, Some(platform), &job.sink, &job.cancel).map_err(|error| super::told(error, None))?;
+        // The engine knows names with tags only.
+        let names: Vec<Reference> = name.tag().map(|_| name.clone()).into_iter().collect();
+        self.images.export_target(&target, &OutputKind::Load, &names, None, job)
     }
 
     /// Takes an image of the engine into our store: same config, layers packed as asked for.
@@ -380,6 +394,9 @@ fn refuse(request: &BuildRequest, technique: Technique) -> Result<(), Error> {
     if !request.allow.is_empty() {
         return refused("--allow", "cannot be asked for entitlements through the engine's API");
     }
+    if request.build_args.contains_key("SOURCE_DATE_EPOCH") && !(buildkit && api >= DOCKER_23) {
+        return refused("SOURCE_DATE_EPOCH", "puts the time of the build into the image; BuildKit of Docker 23 or newer takes it");
+    }
     if request.reproducible {
         return refused("--reproducible", "puts the time of the build into the image");
     }
@@ -397,10 +414,10 @@ fn refuse(request: &BuildRequest, technique: Technique) -> Result<(), Error> {
         if limits.cpus.is_some() {
             return refused("--cpus", "does not limit the processors of steps; DOCKER_BUILDKIT=0 does");
         }
-        if api < LIMITS_IN_BUILDKIT && !limits.ulimits.is_empty() {
+        if api < DOCKER_23 && !limits.ulimits.is_empty() {
             return refused("--ulimit", "takes it from Docker 23 on");
         }
-        if api < LIMITS_IN_BUILDKIT && limits.shm_size.is_some_and(|bytes| bytes.0 > 0) {
+        if api < DOCKER_23 && limits.shm_size.is_some_and(|bytes| bytes.0 > 0) {
             return refused("--shm-size", "takes it from Docker 23 on");
         }
     }
