@@ -20,6 +20,8 @@ use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::store::Store;
 use ovenbird_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, Reference, archive, beside};
 
+use serde_json::{Value, json};
+
 use super::context::{self, Place};
 use super::engine::{DEFAULT_COMPRESSION, agreed};
 use super::{Builder, EngineBuilder, Image, Job, Library};
@@ -149,6 +151,13 @@ impl DockerEngineBuilder {
         };
         let folder = beside::folder_in(&self.temp).map_err(made)?;
         let scratch = Store::open(folder.path())?;
+        if let Some(config) = self.config_without_layers(id)? {
+            let bytes = serde_json::to_vec(&config).map_err(|error| Error::from_chain(Kind::Bug, &error))?;
+            let config = Descriptor::new(media::OCI_CONFIG, scratch.write(&bytes)?, bytes.len() as u64);
+            let media_type = Some(media::OCI_MANIFEST.to_owned());
+            let source = Manifest { schema_version: 2, media_type, config, layers: vec![], annotations: BTreeMap::new() };
+            return self.packed(id, &scratch, &source, request);
+        }
         let read = self.docker.save(id, &job.cancel, |archive| archive::read(&scratch, archive));
         let images = read?
             .map_err(|error| Error::from_chain(Kind::Driver, &error).while_doing("the Docker Engine gave an image that cannot be read"))?;
@@ -156,11 +165,42 @@ impl DockerEngineBuilder {
             return Err(Error::new(Kind::Driver, format!("the Docker Engine gave no image for {}", short(id))));
         };
         let source = one_image(&scratch, target)?;
+        self.packed(id, &scratch, &source, request)
+    }
+
+    /// The config of an image that has no layers: engines do not save such an image, so it is made of what they tell.
+    fn config_without_layers(&self, id: &str) -> Result<Option<Value>, Error> {
+        let said = self.docker.inspect_image(id)?;
+        if said["RootFS"]["Layers"].as_array().is_some_and(|layers| !layers.is_empty()) {
+            return Ok(None);
+        }
+        let mut history = vec![];
+        for (created_by, created, comment) in self.docker.image_history(id)? {
+            let created = jiff::Timestamp::from_second(created).unwrap_or_default().to_string();
+            let mut line = json!({"created": created, "created_by": created_by, "empty_layer": true});
+            if !comment.is_empty() {
+                line["comment"] = comment.into();
+            }
+            history.push(line);
+        }
+        let mut config = json!({
+            "architecture": said["Architecture"], "os": said["Os"], "created": said["Created"], "config": said["Config"],
+            "rootfs": {"type": "layers", "diff_ids": []}, "history": history,
+        });
+        for (name, said) in [("variant", &said["Variant"]), ("author", &said["Author"])] {
+            if said.as_str().is_some_and(|text| !text.is_empty()) {
+                config[name] = said.clone();
+            }
+        }
+        Ok(Some(config))
+    }
+
+    fn packed(&self, id: &str, scratch: &Store, source: &Manifest, request: &BuildRequest) -> Result<Image, Error> {
         let compression = agreed(&request.outputs, "compression", |o| o.compression)?;
         let docker_types = agreed(&request.outputs, "oci-mediatypes", |o| o.oci_media_types)?.is_some_and(|oci| !oci);
         let mut annotations = request.annotations.clone();
         annotations.extend(request.outputs.iter().flat_map(|output| output.annotations.clone()));
-        let image = self.pack(&scratch, &source, compression, docker_types, annotations)?;
+        let image = self.pack(scratch, source, compression, docker_types, annotations)?;
         self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(image.target.digest, id.to_owned());
         Ok(image)
     }
