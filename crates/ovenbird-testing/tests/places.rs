@@ -360,7 +360,8 @@ fn in_a_container() -> Result<()> {
     // One that no caller waits for any more goes with the next build; those of others stay.
     let image = dockerd.run(&["images", "--format", "{{.Repository}}:{{.Tag}}", "ovenbird-self"])?.trim().to_owned();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    let namespace: String = fs::read_link("/proc/self/ns/pid").unwrap().display().to_string().chars().filter(char::is_ascii_digit).collect();
+    let namespace: String =
+        fs::read_link("/proc/self/ns/pid").unwrap().display().to_string().chars().filter(char::is_ascii_digit).collect();
     let made = |caller: &str| {
         let label = format!("io.ovenbird.worker={caller}");
         dockerd.run(&["create", "--label", &label, &image, "worker"]).unwrap().trim().to_owned()
@@ -388,8 +389,10 @@ fn in_a_container_with_the_engines_socket() -> Result<()> {
     // The first makes the image of the program.
     let (code, log) = finish(&mut room.build("container,socket", "one", &["-t", "first:1", "--load"]), None, LIMIT)?;
     assert_eq!(code, Some(0), "{log}");
-    let mut builds: Vec<Child> =
-        ["one", "two", "three"].iter().map(|name| start(&mut room.build("container,socket", name, &["-t", &format!("{name}:1")]))).collect();
+    let mut builds: Vec<Child> = ["one", "two", "three"]
+        .iter()
+        .map(|name| start(&mut room.build("container,socket", name, &["-t", &format!("{name}:1")])))
+        .collect();
     assert!(builds.iter_mut().all(|build| build.wait().unwrap().success()));
     for name in ["one", "two", "three"] {
         let label = dockerd.run(&["image", "inspect", "--format", "{{.Config.Labels.name}}", &format!("{name}:1")])?;
@@ -414,7 +417,10 @@ fn an_image_of_the_program_itself() -> Result<()> {
     let (room, dockerd) = with_engine(&registry)?;
     // Nothing is reached: not even the name server.
     let mut command = room.command();
-    command.args(["create-build-image", "-t", "builder:mine", "--load"]).env("HTTPS_PROXY", "http://127.0.0.1:1").env("HTTP_PROXY", "http://127.0.0.1:1");
+    command
+        .args(["create-build-image", "-t", "builder:mine", "--load"])
+        .env("HTTPS_PROXY", "http://127.0.0.1:1")
+        .env("HTTP_PROXY", "http://127.0.0.1:1");
     let (code, log) = finish(&mut command, None, LIMIT)?;
     assert_eq!(code, Some(0), "{log}");
     assert_eq!(dockerd.run(&["run", "--rm", "--network", "host", "builder:mine", "version"])?.split_whitespace().next(), Some("ovenbird"));

@@ -23,12 +23,8 @@ const PROGRAM: &str = "usr/bin/ovenbird";
 pub(crate) const STATE: &str = "/var/lib/ovenbird";
 
 /// Bundles of certificate authorities, as distributions have them.
-const AUTHORITIES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
+const AUTHORITIES: [&str; 4] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem"];
 
 /// Where the image looks for them.
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
@@ -42,7 +38,8 @@ pub struct SelfImage {
 impl SelfImage {
     /// Finds out what belongs to it. Copies nothing.
     pub fn of_this_program() -> Result<Self, Error> {
-        let cannot = |error: io::Error| Error::from_chain(Kind::Configuration, &error).while_doing("cannot find out what this program is made of");
+        let cannot =
+            |error: io::Error| Error::from_chain(Kind::Configuration, &error).while_doing("cannot find out what this program is made of");
         let mut files = vec![(PathBuf::from(PROGRAM), PathBuf::from(SELF))];
         if let Some(loader) = interpreter(&mut File::open(SELF).map_err(cannot)?).map_err(cannot)? {
             files.push((inside(&loader), loader));
@@ -127,7 +124,7 @@ fn interpreter(program: &mut (impl io::Read + io::Seek)) -> io::Result<Option<Pa
     let (table, size, count) = (number(&head[32..40]), number(&head[54..56]), number(&head[56..58]));
     for index in 0..count {
         let mut entry = [0; 56];
-        program.seek(SeekFrom::Start(table + index * size))?;
+        program.seek(SeekFrom::Start(table.saturating_add(index.saturating_mul(size))))?;
         program.read_exact(&mut entry)?;
         if number(&entry[0..4]) == u64::from(PT_INTERP) {
             let (place, length) = (number(&entry[8..16]), number(&entry[32..40]).min(4096));
@@ -181,7 +178,7 @@ mod tests {
         }
         let mut wrong = vec![0u8; 64];
         wrong[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        wrong[56] = 9;
+        (wrong[32], wrong[56]) = (200, 9);
         assert!(interpreter(&mut io::Cursor::new(wrong)).is_err(), "a table beyond the end");
     }
 

@@ -4,10 +4,11 @@ use std::io::IsTerminal as _;
 use std::path::Path;
 
 use ovenbird::{BuildRequest, Error, Kind};
+use ovenbird_engine::Event;
 
 use super::{lint, unless_cancelled};
 use crate::args::{BuildArgs, Global};
-use crate::place;
+use crate::place::{Place, choose_driver};
 use crate::session::Session;
 
 pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, global: &Global) -> Result<(), Error> {
@@ -20,8 +21,11 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, g
     if args.checks_only() {
         return lint::check(request, session, lint::Manner::OF_BUILD);
     }
-    let driver = place::driver(args, session, global)?;
+    let Place { driver, reason } = choose_driver(args, session, global)?;
     let (progress, job) = session.start(args.quiet, args.explain);
+    if let Some(reason) = reason {
+        job.sink.emit(Event::Message { text: format!("building here: {reason}") });
+    }
     let result = driver.run(request, &job);
     progress.finish();
     let report = unless_cancelled(result, &job)?;

@@ -232,7 +232,9 @@ mod tests {
             DockerfileFrom::Path(path) => DockerfileFrom::Path(dir.path().join(path)),
             other => other.clone(),
         };
-        let mut source = crate::source::fetch(&request, dir.path(), &mut text.as_bytes()).unwrap();
+        let job =
+            crate::builder::Job { sink: std::sync::Arc::new(ovenbird_engine::event::Silent), cancel: ovenbird_engine::Cancel::default() };
+        let mut source = crate::source::Fetcher::from(dir.path()).fetch(&request, &mut text.as_bytes(), &job).unwrap();
         if text.starts_with("changed") {
             source.dockerfile = text.into();
         }

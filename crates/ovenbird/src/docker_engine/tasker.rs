@@ -90,7 +90,7 @@ impl Lines {
 impl Tasker {
     /// Over this builder; sources are unpacked below `temp`.
     pub fn new(builder: DockerEngineBuilder, temp: impl Into<PathBuf>, sink: Arc<dyn EventSink>, cancel: Cancel) -> Self {
-        Self { driver: LocalDriver::new(builder, temp, io::empty()), sink, cancel, last: Arc::default() }
+        Self { driver: LocalDriver::new(builder, temp.into().as_path(), io::empty()), sink, cancel, last: Arc::default() }
     }
 
     /// The engine.

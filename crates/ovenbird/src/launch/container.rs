@@ -94,7 +94,13 @@ impl ContainerLauncher {
     fn spec(&self, image: String, spec: &WorkerSpec) -> ContainerSpec {
         let mut container = ContainerSpec {
             image,
-            command: spec.flags.iter().map(|flag| flag.to_string_lossy().into_owned()).chain(["worker".into()]).collect(),
+            command: spec
+                .flags
+                .iter()
+                .map(|flag| flag.to_string_lossy().into_owned())
+                .chain(["worker".into()])
+                .chain(spec.arguments.iter().map(|word| word.to_string_lossy().into_owned()))
+                .collect(),
             labels: BTreeMap::from([(LABEL.to_owned(), Caller::own().to_string())]),
             // Registries are where they are for the caller, also those on loopback.
             network: Some("host".into()),
@@ -105,7 +111,6 @@ impl ContainerLauncher {
             ..ContainerSpec::default()
         };
         if self.place.socket {
-            container.command.extend(["--builder".into(), "docker".into()]);
             container.env.push(format!("DOCKER_HOST=unix://{SOCKET}"));
         } else {
             container.privileged = true;
@@ -146,8 +151,10 @@ impl Launcher for ContainerLauncher {
         match start(&engine, &container) {
             // Engines inside containers have not every right to give.
             Err(error) if container.privileged && error.to_string().contains("apply caps") => {
-                let message =
-                    format!("the Docker Engine cannot start privileged containers here: the container gets {} instead", CAPABILITIES.join(", "));
+                let message = format!(
+                    "the Docker Engine cannot start privileged containers here: the container gets {} instead",
+                    CAPABILITIES.join(", ")
+                );
                 job.sink.emit(Event::Message { text: message });
                 container.privileged = false;
                 container.cap_add = CAPABILITIES.map(str::to_owned).to_vec();
