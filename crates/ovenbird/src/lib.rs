@@ -5,6 +5,7 @@
 //! It must not know of terminals or HTTP routes. Environment, home and clock are read in [`settings`] only.
 
 pub mod builder;
+pub mod docker_engine;
 pub mod driver;
 pub mod error;
 pub mod lint;
@@ -15,7 +16,7 @@ pub mod request;
 pub mod settings;
 pub mod source;
 
-pub use builder::{Builder, EngineBuilder, Image, Job, Library};
+pub use builder::{Builder, BuilderKind, DockerEngineBuilder, EngineBuilder, Image, Job, Library};
 pub use driver::{Driver, LocalDriver};
 pub use error::{Detail, Error, Kind};
 pub use lint::lint;

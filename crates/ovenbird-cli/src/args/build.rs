@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 use ovenbird::request::{AddHost, ByteSize, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit};
-use ovenbird::{BuildRequest, Environment, Error, Kind};
+use ovenbird::{BuildRequest, BuilderKind, Environment, Error, Kind};
 
 use super::refused::Refused;
 use super::subject::Subject;
@@ -32,6 +32,11 @@ pub(crate) struct BuildArgs {
     /// Ssh agent for RUN --mount=type=ssh: `default` (SSH_AUTH_SOCK) or ID=SOCKET
     #[arg(long = "ssh", value_name = "default|ID[=SOCKET]")]
     ssh: Vec<SshSpec>,
+
+    /// What builds: `engine` (Ovenbird's own), `docker` (the Docker Engine of DOCKER_HOST or the docker context), or `auto` [setting: builder;
+    /// env: OVENBIRD_BUILDER]
+    #[arg(long, value_name = "BUILDER")]
+    pub(crate) builder: Option<BuilderKind>,
 
     /// Push the image to the registries of its names (short for -o type=registry)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, help_heading = "Output")]
@@ -359,7 +364,7 @@ mod tests {
             (". --attest type=sbom", "! 2 --attest is not supported"),
             (". --provenance=mode=max", "! 2 --provenance is not supported"),
             (". --sbom true", "! 2 --sbom is not supported"),
-            (". --builder b", "! 2 --builder is not supported"),
+            (". --builder b", "! invalid value 'b' for '--builder <BUILDER>': \"b\" is no builder"),
             (". --isolation hyperv", "! 2 --isolation is not supported"),
             (". --squash", "! 2 --squash is not supported"),
             (". --cgroup-parent /x", "! 2 --cgroup-parent is not supported"),

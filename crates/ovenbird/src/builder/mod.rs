@@ -1,7 +1,9 @@
 //! What builds: one trait, one implementation a technique.
 
+mod context;
 mod docker_engine;
 mod engine;
+mod kind;
 mod library;
 
 use std::sync::Arc;
@@ -12,9 +14,10 @@ use ovenbird_oci::publish::Target;
 use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
-pub use docker_engine::{DockerEngine, DockerEngineError};
+pub use docker_engine::DockerEngineBuilder;
 pub(crate) use engine::options;
 pub use engine::{EngineBuilder, told};
+pub use kind::BuilderKind;
 pub use library::Library;
 pub(crate) use library::VERSION_LABEL;
 

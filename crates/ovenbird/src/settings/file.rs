@@ -25,6 +25,8 @@ pub(super) struct FileSettings {
     pub(super) parallel: Option<usize>,
     pub(super) transfers: Option<usize>,
     pub(super) isolation_level: Option<String>,
+    /// What builds.
+    pub(super) builder: Option<String>,
     /// Where a name without registry leads.
     pub(super) default_registry: Option<String>,
     /// What stands between registry and name then.
@@ -47,6 +49,7 @@ impl FileSettings {
         over(&mut self.parallel, other.parallel);
         over(&mut self.transfers, other.transfers);
         over(&mut self.isolation_level, other.isolation_level);
+        over(&mut self.builder, other.builder);
         over(&mut self.default_registry, other.default_registry);
         over(&mut self.registry_path, other.registry_path);
         over(&mut self.auth_files, other.auth_files);

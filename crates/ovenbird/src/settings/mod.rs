@@ -25,6 +25,8 @@ pub use environment::Environment;
 use file::{FileSettings, read};
 pub use registry::RegistryOption;
 
+use crate::builder::BuilderKind;
+use crate::docker_engine::DockerSettings;
 use crate::error::{Error, Kind};
 use crate::naming::TagPolicies;
 use crate::request::BuildRequest;
@@ -99,6 +101,8 @@ pub struct Settings {
     pub transfers: usize,
     /// Use this level and no other.
     pub isolation_level: Option<Level>,
+    /// What builds.
+    pub builder: Option<BuilderKind>,
     /// Tags of names without one, and what kind of name a tag is.
     pub tags: TagPolicies,
     /// By registry name.
@@ -113,8 +117,8 @@ pub struct Settings {
     pub default_registry: Option<String>,
     /// What stands before the name then (`team/images`).
     pub registry_path: Option<String>,
-    /// `DOCKER_HOST`.
-    pub docker_host: Option<String>,
+    /// Which Docker Engine is meant.
+    pub docker: DockerSettings,
     /// Where short-lived files go.
     pub temp: PathBuf,
     /// Files that were read, weakest first.
@@ -167,6 +171,8 @@ impl Settings {
             (None, Some(text)) => Some(parse_level(text).map_err(|e| parsed("isolation_level", e))?),
             (None, None) => None,
         };
+        let builder = merged.builder.as_deref().map(str::parse).transpose();
+        let builder = builder.map_err(|e: crate::request::ParseValueError| parsed("builder", e.reason))?;
         let root = match flags.root.clone().or(merged.root) {
             Some(root) => environment.absolute(&root),
             None => environment.data_home().map(|dir| dir.join("ovenbird")).ok_or_else(|| {
@@ -203,6 +209,7 @@ impl Settings {
             parallel: flags.parallel.unwrap_or_else(|| lowered(merged.parallel.unwrap_or(0), most)),
             transfers: merged.transfers.unwrap_or(0),
             isolation_level,
+            builder,
             tags,
             registries,
             docker_config: credentials::docker_config(environment),
@@ -210,7 +217,7 @@ impl Settings {
             keychain,
             default_registry,
             registry_path: merged.registry_path.map(|path| path.trim_matches('/').to_owned()).filter(|path| !path.is_empty()),
-            docker_host: environment.get("DOCKER_HOST").filter(|host| !host.is_empty()).map(Into::into),
+            docker: credentials::docker(environment),
             temp: environment.get("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| PathBuf::from("/tmp"), PathBuf::from),
             files,
         };
@@ -302,6 +309,7 @@ fn from_variables(environment: &Environment) -> Result<FileSettings, Error> {
         parallel: number("OVENBIRD_PARALLEL")?,
         transfers: number("OVENBIRD_TRANSFERS")?,
         isolation_level: environment.get("OVENBIRD_ISOLATION_LEVEL").map(Into::into),
+        builder: environment.get("OVENBIRD_BUILDER").map(Into::into),
         default_registry: environment.get("OVENBIRD_DEFAULT_REGISTRY").filter(|name| !name.is_empty()).map(Into::into),
         registry_path: environment.get("OVENBIRD_REGISTRY_PATH").map(Into::into),
         ..FileSettings::default()
