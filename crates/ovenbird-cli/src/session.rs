@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 use std::sync::Arc;
 
 use ovenbird::settings::{Overrides, Progress as Mode};
+use ovenbird::source::Fetcher;
 use ovenbird::suggest;
 use ovenbird::{EngineBuilder, Environment, Error, Job, Kind, Settings};
 use ovenbird_engine::Cancel;
@@ -54,6 +55,11 @@ impl Session {
     /// Names as they were typed, in full.
     pub(crate) fn references(&self, names: &[String]) -> Result<Vec<Reference>, Error> {
         names.iter().map(|name| self.settings.reference(name)).collect()
+    }
+
+    /// What fetches sources for this user.
+    pub(crate) fn sources(&self) -> Fetcher {
+        Fetcher::new(&self.settings, &self.environment)
     }
 
     fn make_root(&self) -> Result<(), Error> {

@@ -1,7 +1,6 @@
 //! Runs one request from source to report.
 
 use std::io::Read;
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -16,7 +15,7 @@ use crate::error::{Error, Kind};
 use crate::naming::{Named, Naming, TagPolicies, Version};
 use crate::report::{self, BuildReport, Decision, PlatformReport, Timings};
 use crate::request::{BuildRequest, Lookup, Output, OutputKind};
-use crate::source::{self, SourceTree};
+use crate::source::{Fetcher, SourceTree};
 
 /// What doors see: a request in, events beside, a report out.
 pub trait Driver {
@@ -27,7 +26,7 @@ pub trait Driver {
 /// Runs requests in this process.
 pub struct LocalDriver<B> {
     builder: B,
-    temp: PathBuf,
+    sources: Fetcher,
     stdin: Mutex<Box<dyn Read + Send>>,
     policies: TagPolicies,
     now: i64,
@@ -35,7 +34,7 @@ pub struct LocalDriver<B> {
 
 impl<B> std::fmt::Debug for LocalDriver<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LocalDriver").field("temp", &self.temp).finish_non_exhaustive()
+        f.debug_struct("LocalDriver").field("sources", &self.sources).finish_non_exhaustive()
     }
 }
 
@@ -48,9 +47,9 @@ struct Found {
 }
 
 impl<B: Builder + Library> LocalDriver<B> {
-    /// A driver over `builder`. Archives on `stdin` are unpacked below `temp`.
-    pub fn new(builder: B, temp: impl Into<PathBuf>, stdin: impl Read + Send + 'static) -> Self {
-        Self { builder, temp: temp.into(), stdin: Mutex::new(Box::new(stdin)), policies: TagPolicies::default(), now: 0 }
+    /// A driver over `builder`, whose sources come through `sources` and from `stdin`.
+    pub fn new(builder: B, sources: impl Into<Fetcher>, stdin: impl Read + Send + 'static) -> Self {
+        Self { builder, sources: sources.into(), stdin: Mutex::new(Box::new(stdin)), policies: TagPolicies::default(), now: 0 }
     }
 
     /// With these tag policies, at this time (seconds since 1970).
@@ -96,14 +95,14 @@ impl<B: Builder + Library> LocalDriver<B> {
         Ok(None)
     }
 
-    fn fetch(&self, request: &BuildRequest) -> Result<SourceTree, Error> {
+    fn fetch(&self, request: &BuildRequest, job: &Job) -> Result<SourceTree, Error> {
         let mut stdin = self.stdin.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(source::fetch(request, &self.temp, &mut **stdin)?)
+        self.sources.fetch(request, &mut **stdin, job)
     }
 
     /// All that can be known of the names before the build. Gives the content id when anything asks for it.
     fn name(&self, naming: &mut Naming, tree: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Option<Digest>, Error> {
-        naming.look_around(request, self.now);
+        naming.look_around(request, tree.revision.as_ref(), self.now);
         if !naming.has_id() {
             return Ok(None);
         }
@@ -198,7 +197,8 @@ impl LocalDriver<EngineBuilder> {
     /// What [`Driver::run`] would run, and why, one trace a platform; see [`EngineBuilder::plan`].
     pub fn plan(&self, request: &BuildRequest, job: &Job) -> Result<Vec<Trace>, Error> {
         let mut naming = Naming::new(request, &self.policies)?;
-        let tree = self.fetch(request)?;
+        let tree = self.fetch(request, job)?;
+        let request = &tree.dated(request);
         self.name(&mut naming, &tree, request, job)?;
         self.builder.plan(&tree, &naming.before_build(request)?.request, job)
     }
@@ -237,7 +237,8 @@ impl<B: Builder + Library> Driver for LocalDriver<B> {
         }
         let mut timings = Timings::default();
         let start = Instant::now();
-        let tree = self.fetch(request)?;
+        let tree = self.fetch(request, job)?;
+        let request = &tree.dated(request);
         timings.source = start.elapsed();
         let start = Instant::now();
         let content_id = self.name(&mut naming, &tree, request, job)?;
@@ -290,6 +291,7 @@ impl<B: Builder + Library> Driver for LocalDriver<B> {
             pushed: pushed.iter().map(ToString::to_string).collect(),
             decision: request.if_needed.map(|_| decision),
             content_id,
+            revision: tree.revision,
             breaks: image.breaks.and(breaks),
             ran: image.ran,
             cached: image.cached,

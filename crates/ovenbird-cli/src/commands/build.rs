@@ -55,7 +55,7 @@ fn docker(engine: DockerEngine, session: &Session) -> Result<DockerEngineBuilder
 }
 
 fn local<B: Builder + Library + 'static>(session: &Session, builder: B) -> Box<dyn Driver> {
-    let driver = LocalDriver::new(builder, &session.settings.temp, std::io::stdin());
+    let driver = LocalDriver::new(builder, session.sources(), std::io::stdin());
     Box::new(driver.with_names(session.settings.tags.clone(), session.environment.now()))
 }
 

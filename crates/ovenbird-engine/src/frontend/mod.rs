@@ -7,7 +7,7 @@
 mod checks;
 mod findings;
 mod from;
-mod git_url;
+pub mod git_url;
 mod history;
 mod image_config;
 mod names;

@@ -276,7 +276,7 @@ pub(crate) fn options(source: &SourceTree, request: &BuildRequest) -> Result<Vec
     };
     let named = request.contexts.iter().map(|(name, context)| {
         let context = match context {
-            ContextSource::Path(_) => NamedContext::Local,
+            ContextSource::Path(_) | ContextSource::Remote(_) => NamedContext::Local,
             ContextSource::Image(image) => NamedContext::Image(image.clone()),
             ContextSource::Target(stage) => NamedContext::Target(stage.clone()),
         };
@@ -372,7 +372,7 @@ fn cache_export(to: &CacheTo) -> Result<Option<CacheExport>, Error> {
     }))
 }
 
-fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<String, SecretSource>, Error> {
+pub(crate) fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<String, SecretSource>, Error> {
     let mut found = BTreeMap::new();
     for spec in specs {
         let from_file = |path: PathBuf| {
@@ -397,7 +397,7 @@ fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<S
     Ok(found)
 }
 
-fn agents(specs: &[SshSpec], environment: &Environment) -> Result<BTreeMap<String, PathBuf>, Error> {
+pub(crate) fn agents(specs: &[SshSpec], environment: &Environment) -> Result<BTreeMap<String, PathBuf>, Error> {
     use std::os::unix::fs::FileTypeExt as _;
     let mut found = BTreeMap::new();
     for spec in specs {
