@@ -10,7 +10,7 @@ use ovenbird::{EngineBuilder, Environment, Error, Job, Kind, Settings};
 use ovenbird_engine::Cancel;
 use ovenbird_oci::store::Store;
 use ovenbird_oci::{Descriptor, Digest, Reference};
-use ovenbird_sandbox::LevelStatus;
+use ovenbird_sandbox::{Level, LevelStatus};
 
 use crate::progress::{self, Progress};
 use crate::signal;
@@ -29,6 +29,12 @@ impl Session {
 
     /// An engine that can run steps. Enters the isolation level: this process must still have one thread.
     pub(crate) fn sandboxed(&self) -> Result<EngineBuilder, Error> {
+        let (level, overlay) = self.enter()?;
+        EngineBuilder::open(&self.settings, &self.environment, level, overlay)
+    }
+
+    /// Enters the isolation level: this process must still have one thread. Which it is, and whether overlay mounts work there.
+    pub(crate) fn enter(&self) -> Result<(Option<Level>, bool), Error> {
         self.make_root()?;
         let status = match self.settings.isolation_level {
             Some(level) => Some(require(ovenbird_sandbox::probe::probe_level(level, &self.settings.root))?),
@@ -37,8 +43,7 @@ impl Session {
         if let Some(status) = &status {
             ovenbird_sandbox::enter(status.level)?;
         }
-        let (level, overlay) = (status.as_ref().map(|s| s.level), status.is_some_and(|s| s.overlay));
-        EngineBuilder::open(&self.settings, &self.environment, level, overlay)
+        Ok((status.as_ref().map(|s| s.level), status.is_some_and(|s| s.overlay)))
     }
 
     /// An engine for images only: it runs nothing and enters nothing.
@@ -138,7 +143,6 @@ fn find(store: &Store, text: &str, settings: &Settings) -> Result<Descriptor, Er
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ovenbird_sandbox::Level;
 
     #[test]
     fn forced_levels() {

@@ -14,7 +14,8 @@ use crate::builder::{Builder, EngineBuilder, Image, Job, Library, VERSION_LABEL}
 use crate::error::{Error, Kind};
 use crate::naming::{Named, Naming, TagPolicies, Version};
 use crate::report::{self, BuildReport, Decision, PlatformReport, Timings};
-use crate::request::{BuildRequest, Lookup, Output, OutputKind};
+use crate::request::tag::Values;
+use crate::request::{BuildRequest, Dest, Lookup, Output, OutputKind};
 use crate::source::{Fetcher, SourceTree};
 
 /// What doors see: a request in, events beside, a report out.
@@ -30,6 +31,16 @@ pub struct LocalDriver<B> {
     stdin: Mutex<Box<dyn Read + Send>>,
     policies: TagPolicies,
     now: i64,
+    given: Mutex<Option<Given>>,
+}
+
+/// What somebody else has found out for a driver: the caller of a worker.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// The source.
+    pub(crate) tree: SourceTree,
+    /// What the variables in names stand for.
+    pub(crate) values: Values,
 }
 
 impl<B> std::fmt::Debug for LocalDriver<B> {
@@ -49,13 +60,26 @@ struct Found {
 impl<B: Builder + Library> LocalDriver<B> {
     /// A driver over `builder`, whose sources come through `sources` and from `stdin`.
     pub fn new(builder: B, sources: impl Into<Fetcher>, stdin: impl Read + Send + 'static) -> Self {
-        Self { builder, sources: sources.into(), stdin: Mutex::new(Box::new(stdin)), policies: TagPolicies::default(), now: 0 }
+        Self {
+            builder,
+            sources: sources.into(),
+            stdin: Mutex::new(Box::new(stdin)),
+            policies: TagPolicies::default(),
+            now: 0,
+            given: Mutex::default(),
+        }
     }
 
     /// With these tag policies, at this time (seconds since 1970).
     #[must_use]
     pub fn with_names(self, policies: TagPolicies, now: i64) -> Self {
         Self { policies, now, ..self }
+    }
+
+    /// With a source that is here already, for one build.
+    #[must_use]
+    pub(crate) fn with_given(self, given: Given) -> Self {
+        Self { given: Mutex::new(Some(given)), ..self }
     }
 
     /// The builder.
@@ -95,14 +119,19 @@ impl<B: Builder + Library> LocalDriver<B> {
         Ok(None)
     }
 
-    fn fetch(&self, request: &BuildRequest, job: &Job) -> Result<SourceTree, Error> {
+    fn fetch(&self, request: &BuildRequest, naming: &mut Naming, job: &Job) -> Result<SourceTree, Error> {
+        if let Some(Given { tree, values }) = self.given.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+            naming.set_values(values);
+            return Ok(tree);
+        }
         let mut stdin = self.stdin.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.sources.fetch(request, &mut **stdin, job)
+        let tree = self.sources.fetch(request, &mut **stdin, job)?;
+        naming.look_around(request, tree.revision.as_ref(), self.now);
+        Ok(tree)
     }
 
     /// All that can be known of the names before the build. Gives the content id when anything asks for it.
     fn name(&self, naming: &mut Naming, tree: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Option<Digest>, Error> {
-        naming.look_around(request, tree.revision.as_ref(), self.now);
         if !naming.has_id() {
             return Ok(None);
         }
@@ -197,15 +226,25 @@ impl LocalDriver<EngineBuilder> {
     /// What [`Driver::run`] would run, and why, one trace a platform; see [`EngineBuilder::plan`].
     pub fn plan(&self, request: &BuildRequest, job: &Job) -> Result<Vec<Trace>, Error> {
         let mut naming = Naming::new(request, &self.policies)?;
-        let tree = self.fetch(request, job)?;
+        let tree = self.fetch(request, &mut naming, job)?;
         let request = &tree.dated(request);
         self.name(&mut naming, &tree, request, job)?;
         self.builder.plan(&tree, &naming.before_build(request)?.request, job)
     }
 }
 
+/// Does the output go where nothing can be taken back: to standard output, a pipe or a device?
+fn is_streamed(output: &Output) -> bool {
+    match &output.kind {
+        OutputKind::OciTar(Dest::Path(path)) | OutputKind::DockerTar(Dest::Path(path)) | OutputKind::Tar(Dest::Path(path)) => {
+            std::fs::metadata(path).is_ok_and(|meta| !meta.is_file())
+        }
+        _ => output.uses_stdout(),
+    }
+}
+
 /// Everything about the request that can be wrong before any work is done.
-fn check(request: &BuildRequest) -> Result<(), Error> {
+pub(crate) fn check(request: &BuildRequest) -> Result<(), Error> {
     if request.version != crate::request::VERSION {
         return Err(Error::new(Kind::Usage, format!("build request version {} is not supported", request.version)));
     }
@@ -237,7 +276,7 @@ impl<B: Builder + Library> Driver for LocalDriver<B> {
         }
         let mut timings = Timings::default();
         let start = Instant::now();
-        let tree = self.fetch(request, job)?;
+        let tree = self.fetch(request, &mut naming, job)?;
         let request = &tree.dated(request);
         timings.source = start.elapsed();
         let start = Instant::now();
@@ -270,8 +309,8 @@ impl<B: Builder + Library> Driver for LocalDriver<B> {
             cached.map(|()| (image, decision, delivered))
         };
         let (image, decision, Delivered { names, pushed, breaks }) = match once(&mut timings) {
-            // What is on standard output already cannot be taken back.
-            Err(error) if error.is_damage() && !request.outputs.iter().any(Output::uses_stdout) => {
+            // What is in a pipe already cannot be taken back.
+            Err(error) if error.is_damage() && !request.outputs.iter().any(is_streamed) => {
                 let message = format!("{error}; the image is built again");
                 job.sink.emit(Event::Warning { code: "corrupt-blob".into(), message, line: None });
                 once(&mut timings)?

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ovenbird_oci::Reference;
 use ovenbird_oci::publish::{TagClass, Target};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
 use crate::request::tag::{TagPolicy, Template, TemplateError, Values, Variable, tag_of};
@@ -15,7 +16,7 @@ use crate::source::{Revision, git};
 pub use version::Version;
 
 /// Tag policies: that of all registries, and those of some.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagPolicies {
     /// For registries without one of their own.
     pub all: TagPolicy,
@@ -155,6 +156,16 @@ impl Naming {
         };
         self.values.set(Variable::GitMajor, line(1));
         self.values.set(Variable::GitMinor, line(2));
+    }
+
+    /// What was found out, for somebody who cannot look.
+    pub(crate) fn values(&self) -> &Values {
+        &self.values
+    }
+
+    /// Says what somebody else found out, instead of [`Self::look_around`].
+    pub(crate) fn set_values(&mut self, values: Values) {
+        self.values = values;
     }
 
     /// Says the content id.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
+use ovenbird::choice::On;
 use ovenbird::request::{AddHost, ByteSize, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit};
 use ovenbird::{BuildRequest, BuilderKind, Environment, Error, Kind};
 
@@ -33,6 +34,10 @@ pub(crate) struct BuildArgs {
     #[arg(long = "ssh", value_name = "default|ID[=SOCKET]")]
     ssh: Vec<SshSpec>,
 
+    /// Where the build runs: `here` in this process, `process` in one of its own, `ssh://[USER@]HOST[:PORT]` on another machine
+    /// (several, separated by commas: the first with a free slot), `pool` on one of the setting [pool] [setting: on; env: OVENBIRD_ON]
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) on: Option<On>,
     /// What builds: `engine` (Ovenbird's own), `docker` (the Docker Engine of DOCKER_HOST or the docker context), or `auto` [setting: builder;
     /// env: OVENBIRD_BUILDER]
     #[arg(long, value_name = "BUILDER")]

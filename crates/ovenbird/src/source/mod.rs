@@ -59,6 +59,18 @@ impl SourceTree {
     }
 }
 
+impl SourceTree {
+    /// One that came from somewhere else, with the folder that holds its contexts.
+    pub(crate) fn given(
+        dockerfile: String,
+        dockerfile_name: String,
+        contexts: BTreeMap<String, LocalContext>,
+        unpacked: ovenbird_oci::beside::Folder,
+    ) -> Self {
+        Self { dockerfile, dockerfile_name, contexts, revision: None, times: BTreeMap::new(), _unpacked: vec![unpacked] }
+    }
+}
+
 /// Why a source cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
