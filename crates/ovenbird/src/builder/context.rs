@@ -131,6 +131,7 @@ impl Tar<'_> {
     fn header(&mut self, header: &Header) -> io::Result<()> {
         self.header.clear();
         encode(header, &mut self.header);
+        with_type(header, &mut self.header);
         self.out.write_all(&self.header)
     }
 
@@ -190,6 +191,29 @@ impl Tar<'_> {
     }
 }
 
+/// Puts the type into the mode of an encoded header. The classic builder's cache keys are made of headers as they come, and so Docker's client
+/// writes them: a step that the one has built, the other finds.
+fn with_type(header: &Header, encoded: &mut [u8]) {
+    let Some(block) = encoded.last_chunk_mut::<{ tar::BLOCK }>() else { return };
+    let mode = format!("{:07o}\0", (header.mode & 0o7777) | type_bits(header.kind));
+    block[100..108].copy_from_slice(mode.as_bytes());
+    block[148..156].fill(b' ');
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+}
+
+/// `S_IFMT` of an entry.
+const fn type_bits(kind: tar::Kind) -> u32 {
+    match kind {
+        tar::Kind::File | tar::Kind::Link => 0o100_000,
+        tar::Kind::Symlink => 0o120_000,
+        tar::Kind::Char => 0o020_000,
+        tar::Kind::Block => 0o060_000,
+        tar::Kind::Directory => 0o040_000,
+        tar::Kind::Fifo => 0o010_000,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,6 +249,8 @@ mod tests {
             let mut text = String::new();
             entry.read_to_string(&mut text).unwrap();
             assert_eq!((entry.header().uid().unwrap(), entry.header().gid().unwrap()), (0, 0));
+            let is_dir = entry.header().entry_type().is_dir();
+            assert_eq!(entry.header().mode().unwrap() >> 12, if is_dir { 4 } else { 8 });
             found.push(if name == IGNORE_FILE { format!("{name}={text:?}") } else { name });
         }
         let hidden = match &place {
