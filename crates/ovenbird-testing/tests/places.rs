@@ -349,12 +349,14 @@ fn containers(dockerd: &Dockerd) -> Vec<String> {
 
 #[test]
 fn in_a_container() -> Result<()> {
-    if !needs::available("places::in_a_container", &[Need::Run, Need::Registry, Need::Docker]) {
+    if !needs::available("places::in_a_container", &[Need::Run, Need::Registry, Need::Docker, Need::Ssh]) {
         return Ok(());
     }
-    let registry = registry()?;
+    let (registry, server) = (registry()?, SshServer::start()?);
     let (room, dockerd) = with_engine(&registry)?;
-    check_same(&room, &["container"])?;
+    room.know(&[("one", &server)])?;
+    // One request, one digest, everywhere.
+    check_same(&room, &["process", "container", &room.host("one", "there", "")?])?;
     check_nothing_stays(&room, &["container"]);
     assert_eq!(containers(&dockerd), [""; 0]);
     // One that no caller waits for any more goes with the next build; those of others stay.

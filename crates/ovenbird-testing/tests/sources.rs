@@ -76,12 +76,11 @@ impl User {
     }
 
     /// Nowhere below the user's folder are these bytes.
-    fn nowhere(&self, secret: &str, but: &str) -> Result<()> {
+    fn nowhere(&self, secret: &str, but: &str) {
         let found = Command::new("grep").args(["-rlaF", secret]).arg(self.room.path()).output().unwrap();
         let found = String::from_utf8_lossy(&found.stdout);
         let found: Vec<&str> = found.lines().filter(|line| but.is_empty() || !line.contains(but)).collect();
         assert!(found.is_empty(), "{secret} is in {found:?}");
-        Ok(())
     }
 }
 
@@ -131,15 +130,15 @@ fn names_of_commits() -> Result<()> {
         assert_eq!(report["image.name"], format!("docker.io/library/x:{commit}"), "{suffix}");
     }
     for (suffix, expect) in [
-        ("#none", "5 error: the build context"),
+        ("#none", "does not contain ref none"),
         ("#0000000", "does not contain ref 0000000"),
         ("?ref=main&checksum=123456", "not at --checksum=123456"),
-        ("?wrong=1", "2 error: the build context"),
+        ("?wrong=1", "unexpected query \"wrong\""),
         ("?tag=a&branch=b", "branch conflicts with tag"),
         ("#--upload-pack=x", "is not a valid git URL"),
     ] {
         let told = user.refused(&[&format!("{url}{suffix}")])?;
-        assert!(told.contains(expect) || told.starts_with(expect), "{suffix}: {told}");
+        assert!(told.contains(expect), "{suffix}: {told}");
     }
     // The time of the commit.
     let report = user.build(&[&url, "--build-arg", "SOURCE_DATE_EPOCH=context", "-o", "type=oci,dest=oci,tar=false"])?;
@@ -178,7 +177,7 @@ fn what_is_read_of_a_repository() -> Result<()> {
     assert_eq!(user.files(&[&format!("{url}?subdir=sub"), "-f", "other/D"])?, ["by-other"]);
     let whole = user.files(&[&url])?;
     assert!(
-        whole.contains(&"module/inside".to_owned()) && !whole.iter().any(|file| file.contains(".git/") || file.ends_with(".git")),
+        whole.contains(&"module/inside".to_owned()) && !whole.iter().any(|file| file.split('/').any(|part| part == ".git")),
         "{whole:?}"
     );
     assert!(!user.files(&[&format!("{url}?submodules=false")])?.contains(&"module/inside".to_owned()));
@@ -245,8 +244,9 @@ fn private(level: Level) -> Result<()> {
     let checked = |user: &User, arguments: &[&str], but: &str| -> Result<()> {
         let files_of = user.files(arguments)?;
         assert_eq!(files_of.iter().filter(|file| !file.starts_with('.')).collect::<Vec<_>>(), files);
-        user.nowhere(token, but)?;
-        user.nowhere("eC1hY2Nlc3MtdG9rZW46", but)
+        user.nowhere(token, but);
+        user.nowhere("eC1hY2Nlc3MtdG9rZW46", but);
+        Ok(())
     };
     checked(&user, &[&url, "--secret", "id=GIT_AUTH_TOKEN,src=token"], "/token")?;
     checked(&user, &[&url, "--secret", "id=GIT_AUTH_TOKEN.127.0.0.1,src=token"], "/token")?;
@@ -257,7 +257,7 @@ fn private(level: Level) -> Result<()> {
     let address = url.replacen("://", &format!("://{name}:{token}@"), 1);
     let (code, log) = user.run(&["build", &address, "--metadata-file", "metadata.json"])?;
     assert!(code == Some(0) && !log.contains(token) && log.contains("***@127.0.0.1"), "{log}");
-    user.nowhere(token, "")?;
+    user.nowhere(token, "");
     let told = user.refused(&[&address.replace(token, "wrong-but-private")])?;
     assert!(!told.contains("wrong-but-private"), "{told}");
     // By the user's credential helper.
@@ -404,7 +404,7 @@ fn the_same_image_from_everywhere() -> Result<()> {
     let guarded = format!("{}/private/c.tar", web.url());
     assert!(user.refused(&[&guarded])?.contains("401"));
     assert_eq!(user.digest(&[&guarded.replacen("://", &format!("://{name}:{token}@"), 1)])?, expected);
-    user.nowhere(token, "")?;
+    user.nowhere(token, "");
     // A Dockerfile, which has no files; what is not there; an archive that is none.
     fs::write(web.files().join("D"), "FROM scratch\nLABEL a=b\n").unwrap();
     user.build(&[&format!("{}/D", web.url())])?;

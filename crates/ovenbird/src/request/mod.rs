@@ -470,7 +470,7 @@ mod tests {
             ("docker-image://UPPER", "! "),
             ("oci-layout://./l:tag", "Image("),
             ("target:base", "Target(\"base\")"),
-            ("https://x/y.tar", "! \"https://x/y.tar\": a named context from a URL"),
+            ("https://x/y.tar", "Remote(\"https://x/y.tar\")"),
             ("", "! a named context needs a value"),
         ]);
         check::<AddHost>(&[

@@ -16,8 +16,8 @@ pub struct RemoteUrl(String);
 impl RemoteUrl {
     /// `None`: not an address, but a path.
     pub fn parse(text: &str) -> Option<Self> {
-        let is_scheme = |beginning: &&str| text.get(..beginning.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(beginning));
-        (BEGINNINGS.iter().any(|beginning| is_scheme(&beginning)) || is_scp(text)).then(|| Self(text.to_owned()))
+        let begins = |beginning: &&str| text.get(..beginning.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(beginning));
+        (BEGINNINGS.iter().any(begins) || is_scp(text)).then(|| Self(text.to_owned()))
     }
 
     /// As it was typed.
@@ -27,7 +27,9 @@ impl RemoteUrl {
 
     /// User and password, and the address without them. The user of ssh is no secret, and stays.
     pub fn split_credentials(&self) -> (Option<(String, String)>, String) {
-        let Some((scheme, rest)) = self.0.split_once("://") else { return (None, self.0.clone()) };
+        let schemes = ["http", "https", "git", "ssh"];
+        let server = self.0.split_once("://").filter(|(scheme, _)| schemes.iter().any(|known| scheme.eq_ignore_ascii_case(known)));
+        let Some((scheme, rest)) = server else { return (None, self.0.clone()) };
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, tail) = rest.split_at(end);
         let Some((info, host)) = authority.rsplit_once('@') else { return (None, self.0.clone()) };
@@ -86,6 +88,8 @@ mod tests {
             ("git@h:a/b.git", Some("git@h:a/b.git")),
             ("file:///srv/a.git", Some("file:///srv/a.git")),
             ("oci://r.io/a:1", Some("oci://r.io/a:1")),
+            ("oci://r.io/a@sha256:12", Some("oci://r.io/a@sha256:12")),
+            ("oci-layout://a@sha256:12", Some("oci-layout://a@sha256:12")),
             ("github.com/a/b", Some("github.com/a/b")),
         ] {
             assert_eq!(RemoteUrl::parse(text).map(|url| url.to_string()).as_deref(), expect, "{text}");

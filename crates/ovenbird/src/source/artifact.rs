@@ -207,10 +207,10 @@ fn merge(upper: &Path, lower: &Path) -> std::io::Result<()> {
             }
         }
         for entry in &entries {
-            if let Some(gone) = entry.file_name().to_str().and_then(|name| name.strip_prefix(WHITEOUT)).filter(|gone| !gone.is_empty()) {
-                if !gone.starts_with(WHITEOUT) && gone != "." && gone != ".." {
-                    remove_tree(&lower.join(gone))?;
-                }
+            let name = entry.file_name();
+            let gone = name.to_str().and_then(|name| name.strip_prefix(WHITEOUT)).filter(|gone| !gone.starts_with(WHITEOUT));
+            if let Some(gone) = gone.filter(|gone| !matches!(*gone, "" | "." | "..")) {
+                remove_tree(&lower.join(gone))?;
             }
         }
         for entry in entries {

@@ -32,8 +32,7 @@ enum Root {
 impl Root {
     fn dir(&self) -> &Path {
         match self {
-            Self::Trusted(dir) => dir,
-            Self::Foreign { dir, .. } => dir,
+            Self::Trusted(dir) | Self::Foreign { dir, .. } => dir,
         }
     }
 

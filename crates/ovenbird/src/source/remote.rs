@@ -139,8 +139,9 @@ impl Place<'_> {
         let authorization = credentials.map(|(user, password)| basic(&user, &password));
         let access = Access { authorization, agent, user: Some(variables) }.with_secrets(&op.url, self.secrets(&["GIT_AUTH_"])?);
         let say = |text: &str| {
-            let text = text.trim_end();
-            self.job.sink.emit(Event::Message { text: format!("git: {text}") });
+            for line in text.lines().filter(|line| !line.trim().is_empty()) {
+                self.job.sink.emit(Event::Message { text: format!("git: {line}") });
+            }
         };
         let stopped = || self.job.cancel.is_cancelled();
         let fail = |error: GitError| match error {

@@ -5,8 +5,9 @@
 //! configuration is in a file that is only in memory: credentials are on no command line, in no environment and on no disk, and submodules are
 //! fetched with the same.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{Read, Write as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -28,6 +29,14 @@ const MAX_COMPLAINT: u64 = 1 << 20;
 const TICK: Duration = Duration::from_millis(5);
 /// What a file that stands for one of Git LFS begins with.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\n";
+/// Lines of complaints that say nothing of the cause.
+const EMPTY_WORDS: [&str; 5] = [
+    "Could not read from remote repository",
+    "Please make sure you have",
+    "and the repository exists",
+    "hint: ",
+    "Warning: Permanently added",
+];
 /// Where programs are when nobody says.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Variables of git that say how to reach a server, and no more.
@@ -139,7 +148,7 @@ pub enum GitError {
     Failed {
         /// `fetch`…
         command: String,
-        /// Last line of what it said.
+        /// What it said, on one line.
         said: String,
     },
     /// Nothing in it.
@@ -426,11 +435,8 @@ impl<'a> Repository<'a> {
         if status.success() {
             return Ok(stdout);
         }
-        // What git adds last is often only advice.
-        let lines = || errors.lines().map(str::trim).filter(|line| !line.is_empty());
-        let told = lines().find(|line| line.starts_with("fatal: ") || line.starts_with("ERROR: ")).or_else(|| lines().last());
         let name = args.iter().find(|word| !word.starts_with('-')).unwrap_or(&"");
-        Err(GitError::Failed { command: (*name).to_owned(), said: told.unwrap_or("no message").to_owned() })
+        Err(GitError::Failed { command: (*name).to_owned(), said: essence(&errors) })
     }
 
     /// Runs a command to its end, or stops it with everything that it started.
@@ -463,6 +469,17 @@ impl<'a> Repository<'a> {
         };
         Ok((status, out.join().unwrap_or_default(), err.join().unwrap_or_default()))
     }
+}
+
+/// The first lines of a complaint that say something.
+fn essence(errors: &str) -> String {
+    let lines = || errors.lines().map(|line| line.trim().trim_start_matches("fatal: ")).filter(|line| !line.is_empty());
+    let advice = |line: &&str| EMPTY_WORDS.iter().any(|words| line.starts_with(words));
+    let mut told: Vec<&str> = lines().filter(|line| !advice(line)).take(3).collect();
+    if told.is_empty() {
+        told = lines().take(1).collect();
+    }
+    if told.is_empty() { "no reason given".into() } else { told.join("; ").chars().filter(|c| !c.is_control()).take(600).collect() }
 }
 
 fn not_started(source: std::io::Error) -> GitError {
@@ -512,7 +529,7 @@ fn configuration(op: &GitOp, access: &Access, reach: &[(String, String)], lfs: b
         let Some((section, rest)) = key.split_once('.') else { return };
         let (middle, name) = rest.rsplit_once('.').map_or((None, rest), |(middle, name)| (Some(middle), name));
         let head = middle.map_or_else(|| section.to_owned(), |middle| format!("{section} {}", quoted(middle)));
-        text.push_str(&format!("[{head}]\n\t{name} = {}\n", quoted(value)));
+        let _ = writeln!(text, "[{head}]\n\t{name} = {}", quoted(value));
     };
     for (key, value) in reach {
         set(key, value);
@@ -571,14 +588,14 @@ fn ssh_command(access: &Access) -> String {
         let word = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
         let ssh = home.join(".ssh");
         let config = ssh.join("config");
-        command += &format!(" -F {}", if config.is_file() { word(&config) } else { "/dev/null".into() });
+        let _ = write!(command, " -F {}", if config.is_file() { word(&config) } else { "/dev/null".into() });
         // What is said on the command line comes before the user's file.
         if !fs::read_to_string(&config).is_ok_and(|text| text.to_ascii_lowercase().contains("userknownhostsfile")) {
-            command += &format!(" -o UserKnownHostsFile={}", word(&ssh.join("known_hosts")));
+            let _ = write!(command, " -o UserKnownHostsFile={}", word(&ssh.join("known_hosts")));
         }
         for key in ["id_ed25519", "id_ecdsa", "id_rsa", "id_ed25519_sk", "id_ecdsa_sk"] {
             if ssh.join(key).is_file() {
-                command += &format!(" -i {}", word(&ssh.join(key)));
+                let _ = write!(command, " -i {}", word(&ssh.join(key)));
             }
         }
     }
