@@ -2,6 +2,7 @@
 
 mod bench;
 mod faults;
+mod layout;
 mod oracle;
 mod packages;
 mod self_image;
@@ -20,6 +21,7 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
   test                                      every test; installs the real servers they talk to
   self-image                                Ovenbird, static, in an image that it builds itself
+  layout                                    which functions common builds run, for the linker (release builds)
   tidy                                      the laws of the house, over every source file
   cases [--level LEVEL] [-m REGEX]          the literate build cases (LEVEL: root, rootless, single-id, docker, docker-builder)
   oracle [--level LEVEL] [-m REGEX]         the same cases beside a current Docker Engine, image by image; with
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     let result = match words.split_first() {
         Some((&"test", [])) => test(),
         Some((&"self-image", [])) => packages::install(&["build-essential"]).and_then(|()| self_image::build(repository())),
+        Some((&"layout", [])) => layout::write(repository()),
         Some((&"tidy", [])) => tidy(),
         Some((&"cases", rest)) => cases(rest),
         Some((&"oracle", rest)) => oracle::run(rest),
@@ -141,8 +144,13 @@ const TEST_PACKAGES: &[&str] = &[
     "docker-registry",
     "docker.io",
     "git",
+    "git-lfs",
     "iproute2",
     "libcap2-bin",
+    "lighttpd",
+    "lighttpd-mod-openssl",
+    "openssh-client",
+    "openssh-server",
     "openssl",
     "python3-venv",
     "skopeo",

@@ -219,7 +219,8 @@ pub fn finish(command: &mut Command, stdin: Option<&str>, limit: Duration) -> Re
     })
 }
 
-pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
+/// Gives a file these permissions.
+pub fn set_mode(path: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).at("cannot change the mode of", path)
 }

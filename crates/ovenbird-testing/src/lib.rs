@@ -11,6 +11,7 @@ pub mod command;
 pub mod compare;
 pub mod deviations;
 pub mod dockerd;
+pub mod git;
 pub mod keeper;
 pub mod moto;
 pub mod needs;

@@ -1,7 +1,6 @@
 //! Runs one request from source to report.
 
 use std::io::Read;
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -15,8 +14,9 @@ use crate::builder::{Builder, EngineBuilder, Image, Job, Library, VERSION_LABEL}
 use crate::error::{Error, Kind};
 use crate::naming::{Named, Naming, TagPolicies, Version};
 use crate::report::{self, BuildReport, Decision, PlatformReport, Timings};
-use crate::request::{BuildRequest, Lookup, Output, OutputKind};
-use crate::source::{self, SourceTree};
+use crate::request::tag::Values;
+use crate::request::{BuildRequest, Dest, Lookup, Output, OutputKind};
+use crate::source::{Fetcher, SourceTree};
 
 /// What doors see: a request in, events beside, a report out.
 pub trait Driver {
@@ -27,15 +27,25 @@ pub trait Driver {
 /// Runs requests in this process.
 pub struct LocalDriver<B> {
     builder: B,
-    temp: PathBuf,
+    sources: Fetcher,
     stdin: Mutex<Box<dyn Read + Send>>,
     policies: TagPolicies,
     now: i64,
+    given: Mutex<Option<Given>>,
+}
+
+/// What somebody else has found out for a driver: the caller of a worker.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// The source.
+    pub(crate) tree: SourceTree,
+    /// What the variables in names stand for.
+    pub(crate) values: Values,
 }
 
 impl<B> std::fmt::Debug for LocalDriver<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LocalDriver").field("temp", &self.temp).finish_non_exhaustive()
+        f.debug_struct("LocalDriver").field("sources", &self.sources).finish_non_exhaustive()
     }
 }
 
@@ -48,15 +58,28 @@ struct Found {
 }
 
 impl<B: Builder + Library> LocalDriver<B> {
-    /// A driver over `builder`. Archives on `stdin` are unpacked below `temp`.
-    pub fn new(builder: B, temp: impl Into<PathBuf>, stdin: impl Read + Send + 'static) -> Self {
-        Self { builder, temp: temp.into(), stdin: Mutex::new(Box::new(stdin)), policies: TagPolicies::default(), now: 0 }
+    /// A driver over `builder`, whose sources come through `sources` and from `stdin`.
+    pub fn new(builder: B, sources: impl Into<Fetcher>, stdin: impl Read + Send + 'static) -> Self {
+        Self {
+            builder,
+            sources: sources.into(),
+            stdin: Mutex::new(Box::new(stdin)),
+            policies: TagPolicies::default(),
+            now: 0,
+            given: Mutex::default(),
+        }
     }
 
     /// With these tag policies, at this time (seconds since 1970).
     #[must_use]
     pub fn with_names(self, policies: TagPolicies, now: i64) -> Self {
         Self { policies, now, ..self }
+    }
+
+    /// With a source that is here already, for one build.
+    #[must_use]
+    pub(crate) fn with_given(self, given: Given) -> Self {
+        Self { given: Mutex::new(Some(given)), ..self }
     }
 
     /// The builder.
@@ -96,14 +119,19 @@ impl<B: Builder + Library> LocalDriver<B> {
         Ok(None)
     }
 
-    fn fetch(&self, request: &BuildRequest) -> Result<SourceTree, Error> {
+    fn fetch(&self, request: &BuildRequest, naming: &mut Naming, job: &Job) -> Result<SourceTree, Error> {
+        if let Some(Given { tree, values }) = self.given.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+            naming.set_values(values);
+            return Ok(tree);
+        }
         let mut stdin = self.stdin.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(source::fetch(request, &self.temp, &mut **stdin)?)
+        let tree = self.sources.fetch(request, &mut **stdin, job)?;
+        naming.look_around(request, tree.revision.as_ref(), self.now);
+        Ok(tree)
     }
 
     /// All that can be known of the names before the build. Gives the content id when anything asks for it.
     fn name(&self, naming: &mut Naming, tree: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Option<Digest>, Error> {
-        naming.look_around(request, self.now);
         if !naming.has_id() {
             return Ok(None);
         }
@@ -198,14 +226,25 @@ impl LocalDriver<EngineBuilder> {
     /// What [`Driver::run`] would run, and why, one trace a platform; see [`EngineBuilder::plan`].
     pub fn plan(&self, request: &BuildRequest, job: &Job) -> Result<Vec<Trace>, Error> {
         let mut naming = Naming::new(request, &self.policies)?;
-        let tree = self.fetch(request)?;
+        let tree = self.fetch(request, &mut naming, job)?;
+        let request = &tree.dated(request);
         self.name(&mut naming, &tree, request, job)?;
         self.builder.plan(&tree, &naming.before_build(request)?.request, job)
     }
 }
 
+/// Does the output go where nothing can be taken back: to standard output, a pipe or a device?
+fn is_streamed(output: &Output) -> bool {
+    match &output.kind {
+        OutputKind::OciTar(Dest::Path(path)) | OutputKind::DockerTar(Dest::Path(path)) | OutputKind::Tar(Dest::Path(path)) => {
+            std::fs::metadata(path).is_ok_and(|meta| !meta.is_file())
+        }
+        _ => output.uses_stdout(),
+    }
+}
+
 /// Everything about the request that can be wrong before any work is done.
-fn check(request: &BuildRequest) -> Result<(), Error> {
+pub(crate) fn check(request: &BuildRequest) -> Result<(), Error> {
     if request.version != crate::request::VERSION {
         return Err(Error::new(Kind::Usage, format!("build request version {} is not supported", request.version)));
     }
@@ -237,7 +276,8 @@ impl<B: Builder + Library> Driver for LocalDriver<B> {
         }
         let mut timings = Timings::default();
         let start = Instant::now();
-        let tree = self.fetch(request)?;
+        let tree = self.fetch(request, &mut naming, job)?;
+        let request = &tree.dated(request);
         timings.source = start.elapsed();
         let start = Instant::now();
         let content_id = self.name(&mut naming, &tree, request, job)?;
@@ -269,8 +309,8 @@ impl<B: Builder + Library> Driver for LocalDriver<B> {
             cached.map(|()| (image, decision, delivered))
         };
         let (image, decision, Delivered { names, pushed, breaks }) = match once(&mut timings) {
-            // What is on standard output already cannot be taken back.
-            Err(error) if error.is_damage() && !request.outputs.iter().any(Output::uses_stdout) => {
+            // What is in a pipe already cannot be taken back.
+            Err(error) if error.is_damage() && !request.outputs.iter().any(is_streamed) => {
                 let message = format!("{error}; the image is built again");
                 job.sink.emit(Event::Warning { code: "corrupt-blob".into(), message, line: None });
                 once(&mut timings)?
@@ -290,6 +330,7 @@ impl<B: Builder + Library> Driver for LocalDriver<B> {
             pushed: pushed.iter().map(ToString::to_string).collect(),
             decision: request.if_needed.map(|_| decision),
             content_id,
+            revision: tree.revision,
             breaks: image.breaks.and(breaks),
             ran: image.ran,
             cached: image.cached,

@@ -9,7 +9,7 @@ use ovenbird_dockerfile::Diagnostic;
 use ovenbird_sandbox::SandboxError;
 
 /// What sort of failure it was; decides the exit code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A bug of Ovenbird.

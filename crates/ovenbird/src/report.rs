@@ -6,6 +6,8 @@ use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::source::Revision;
+
 /// Version of the report format.
 pub const VERSION: u32 = 1;
 
@@ -67,6 +69,9 @@ pub struct BuildReport {
     /// The content id, when it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_id: Option<Digest>,
+    /// The commit of the context, where that was fetched from a repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<Revision>,
     /// Transfers that broke and went on.
     #[serde(default)]
     pub breaks: Breaks,
@@ -129,6 +134,7 @@ mod tests {
             pushed: vec![],
             decision: Some(Decision::Built),
             content_id: None,
+            revision: None,
             breaks: Breaks { count: 1, resumed: 2, retried: 3 },
             ran: 1,
             cached: 2,

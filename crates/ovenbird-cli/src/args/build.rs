@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
+use ovenbird::choice::On;
 use ovenbird::request::{AddHost, ByteSize, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit};
 use ovenbird::{BuildRequest, BuilderKind, Environment, Error, Kind};
 
@@ -33,6 +34,11 @@ pub(crate) struct BuildArgs {
     #[arg(long = "ssh", value_name = "default|ID[=SOCKET]")]
     ssh: Vec<SshSpec>,
 
+    /// Where the build runs: `here` in this process, `process` in one of its own, `container` in a container of the
+    /// Docker Engine (`container,socket`: that engine builds; `,image=NAME`: in this image), `ssh://[USER@]HOST[:PORT]` on another machine
+    /// (several, separated by commas: the first with a free slot), `pool` on one of the setting [pool] [setting: on; env: OVENBIRD_ON]
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) on: Option<On>,
     /// What builds: `engine` (Ovenbird's own), `docker` (the Docker Engine of DOCKER_HOST or the docker context), or `auto` [setting: builder;
     /// env: OVENBIRD_BUILDER]
     #[arg(long, value_name = "BUILDER")]
@@ -343,6 +349,8 @@ mod tests {
             (". --reproducible", "reproducible: true"),
             (". --parallel 3", "parallel: 3"),
             (". --build-context b=dir --build-context i=docker-image://debian", "\"b\": Path(\"dir\")"),
+            (". --build-context a=https://me:pw@x/y.git", "\"a\": Remote(\"https://***@x/y.git\")"),
+            ("https://me:pw@x/y.git#main", "source: Remote(\"https://***@x/y.git#main\")"),
             (". --provenance=false --sbom=false --attest=type=sbom,disabled=true --rm --force-rm --compress", "source"),
             (". --squash=false --call build --isolation default", "source"),
             (". --call check,format=text", "source"),
@@ -394,7 +402,6 @@ mod tests {
             (". --build-arg =x", "! 2 --build-arg \"=x\" has no name"),
             (". --build-context x", "! 2 --build-context \"x\": expected NAME=VALUE"),
             (". --build-context context=x", "! 2 --build-context: the name `context`"),
-            (". --build-context a=https://x/y", "! 2 --build-context: \"https://x/y\""),
             (". -o type=cacheonly --push", "! 2 type=cacheonly keeps nothing"),
             (". --parallel 0", "! invalid value '0'"),
             (". --unknown", "! unexpected argument '--unknown'"),

@@ -231,7 +231,9 @@ const fn type_bits(kind: tar::Kind) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::builder::Job;
     use crate::request::{BuildRequest, Source};
+    use crate::source::Fetcher;
 
     /// What is in the tar for a context of these files: names, and the ignore file's text.
     fn check(files: &[(&str, &str)], said: &DockerfileFrom, text: &str, buildkit: bool) -> String {
@@ -246,7 +248,8 @@ mod tests {
             DockerfileFrom::Path(path) => DockerfileFrom::Path(dir.path().join(path)),
             other => other.clone(),
         };
-        let mut source = crate::source::fetch(&request, dir.path(), &mut text.as_bytes()).unwrap();
+        let job = Job { sink: std::sync::Arc::new(ovenbird_engine::event::Silent), cancel: ovenbird_engine::Cancel::default() };
+        let mut source = Fetcher::from(dir.path()).fetch(&request, &mut text.as_bytes(), &job).unwrap();
         if text.starts_with("changed") {
             source.dockerfile = text.into();
         }

@@ -187,6 +187,7 @@ impl EngineBuilder {
             parallelism: [request.parallel, self.parallel, processors].into_iter().find(|n| *n > 0).unwrap_or(1),
             annotations,
             publish_to: publish_to(request)?,
+            head_start: head_start(request)?,
             allow_leak: request.allow_leak.clone(),
             cache_from: request.cache_from.iter().map(cache_source).collect::<Result<_, _>>()?,
             files_wanted: request.outputs.iter().any(|output| matches!(output.kind, OutputKind::Local(_) | OutputKind::Tar(_))),
@@ -275,7 +276,7 @@ pub(crate) fn options(source: &SourceTree, request: &BuildRequest) -> Result<Vec
     };
     let named = request.contexts.iter().map(|(name, context)| {
         let context = match context {
-            ContextSource::Path(_) => NamedContext::Local,
+            ContextSource::Path(_) | ContextSource::Remote(_) => NamedContext::Local,
             ContextSource::Image(image) => NamedContext::Image(image.clone()),
             ContextSource::Target(stage) => NamedContext::Target(stage.clone()),
         };
@@ -330,6 +331,12 @@ pub(super) fn agreed<T: PartialEq + Copy>(outputs: &[Output], field: &str, get: 
     Ok(first)
 }
 
+/// Where layers may go before the image is done: the first repository that it is pushed to.
+fn head_start(request: &BuildRequest) -> Result<Option<Reference>, Error> {
+    let pushed = request.outputs.iter().find(|output| output.kind == OutputKind::Registry);
+    Ok(pushed.map(|output| request.references(Some(output))).transpose()?.and_then(|names| names.into_iter().next()))
+}
+
 /// Every name that the request pushes to, caches included.
 fn publish_to(request: &BuildRequest) -> Result<Vec<Reference>, Error> {
     let pushed = request.outputs.iter().filter(|output| output.kind == OutputKind::Registry);
@@ -365,7 +372,7 @@ fn cache_export(to: &CacheTo) -> Result<Option<CacheExport>, Error> {
     }))
 }
 
-fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<String, SecretSource>, Error> {
+pub(crate) fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<String, SecretSource>, Error> {
     let mut found = BTreeMap::new();
     for spec in specs {
         let from_file = |path: PathBuf| {
@@ -390,7 +397,7 @@ fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<S
     Ok(found)
 }
 
-fn agents(specs: &[SshSpec], environment: &Environment) -> Result<BTreeMap<String, PathBuf>, Error> {
+pub(crate) fn agents(specs: &[SshSpec], environment: &Environment) -> Result<BTreeMap<String, PathBuf>, Error> {
     use std::os::unix::fs::FileTypeExt as _;
     let mut found = BTreeMap::new();
     for spec in specs {

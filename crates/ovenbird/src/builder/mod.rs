@@ -15,8 +15,8 @@ use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
 pub use docker_engine::DockerEngineBuilder;
-pub(crate) use engine::options;
 pub use engine::{EngineBuilder, told};
+pub(crate) use engine::{agents, options, secrets};
 pub use kind::BuilderKind;
 pub use library::Library;
 pub(crate) use library::VERSION_LABEL;

@@ -1,0 +1,78 @@
+//! The driver of a build: where it runs and what builds it, as flags, settings and the machine say.
+
+use ovenbird::choice::{Chosen, On, Probe, choose};
+use ovenbird::docker_engine::DockerEngine;
+use ovenbird::launch::{ContainerLauncher, Host, Launcher, ProcessLauncher, SshLauncher, WorkerSpec};
+use ovenbird::{Builder, BuilderKind, DockerEngineBuilder, Driver, EngineBuilder, Error, Kind, Library, LocalDriver, RemoteDriver};
+
+use crate::args::{BuildArgs, Global};
+use crate::session::Session;
+
+/// A driver, and why it is this one; nothing where it was asked for.
+pub(crate) struct Place {
+    pub(crate) driver: Box<dyn Driver>,
+    pub(crate) reason: Option<String>,
+}
+
+/// Enters the isolation level when our own engine is to build here.
+pub(crate) fn choose_driver(args: &BuildArgs, session: &Session, global: &Global) -> Result<Place, Error> {
+    let settings = &session.settings;
+    let builder = args.builder.or(settings.builder).unwrap_or_default();
+    let on = args.on.clone().or_else(|| settings.on.clone()).unwrap_or_default();
+    let mut probe = Probe::of_environment(&session.environment);
+    let mut entered = (None, false);
+    if matches!(on, On::Auto | On::Here) && builder != BuilderKind::Docker {
+        entered = session.enter()?;
+        probe.level = entered.0.map(ovenbird_sandbox::Level::name);
+    }
+    if probe.wants_docker(&on, builder) {
+        probe.docker = Some(find_docker(session));
+    }
+    let Chosen { on: chosen, builder, reason } = choose(&on, builder, &probe)?;
+    let workers = |flags, builder: BuilderKind| WorkerSpec { flags, arguments: vec!["--builder".into(), builder.to_string().into()] };
+    let driver: Box<dyn Driver> = match chosen {
+        On::Auto | On::Here if builder == BuilderKind::Docker => {
+            let images = session.images_only()?;
+            local(session, DockerEngineBuilder::new(DockerEngine::new(&settings.docker)?, images, settings))
+        }
+        On::Auto | On::Here => local(session, EngineBuilder::open(settings, &session.environment, entered.0, entered.1)?),
+        On::Container(place) => {
+            let launcher = ContainerLauncher::new(place, settings, &session.environment);
+            remote(launcher, workers(global.in_container(), builder), session)
+        }
+        On::Ssh(hosts) => over_ssh(&hosts, workers(vec![], builder), session)?,
+        On::Pool => over_ssh(&settings.pool, workers(vec![], builder), session)?,
+        On::Process => remote(ProcessLauncher, workers(global.for_worker(settings), builder), session),
+    };
+    Ok(Place { driver, reason: (on == On::Auto).then_some(reason) })
+}
+
+/// The Docker Engine that answers, and what led there.
+pub(crate) fn find_docker(session: &Session) -> Result<String, String> {
+    let settings = &session.settings.docker;
+    let said = match (&settings.host, &settings.context) {
+        (Some(_), _) => " (DOCKER_HOST)",
+        (None, Some(_)) => " (DOCKER_CONTEXT)",
+        (None, None) => "",
+    };
+    let docker = DockerEngine::new(settings).map_err(|error| error.to_string())?;
+    docker.reach().map(|_| format!("{docker}{said}")).map_err(|error| error.to_string())
+}
+
+fn local<B: Builder + Library + 'static>(session: &Session, builder: B) -> Box<dyn Driver> {
+    let driver = LocalDriver::new(builder, session.sources(), std::io::stdin());
+    Box::new(driver.with_names(session.settings.tags.clone(), session.environment.now()))
+}
+
+fn remote<L: Launcher + 'static>(launcher: L, spec: WorkerSpec, session: &Session) -> Box<dyn Driver> {
+    Box::new(RemoteDriver::new(launcher, spec, &session.settings, &session.environment, std::io::stdin()))
+}
+
+fn over_ssh(hosts: &[Host], spec: WorkerSpec, session: &Session) -> Result<Box<dyn Driver>, Error> {
+    let settings = &session.settings;
+    if hosts.is_empty() {
+        return Err(Error::new(Kind::Configuration, "there is no host in the pool").hint("[pool] hosts = [\"ssh://HOST\"] in the settings"));
+    }
+    let hosts = hosts.iter().map(|host| host.clone().or(&settings.host_defaults)).collect();
+    Ok(remote(SshLauncher::new(hosts), spec, session))
+}
