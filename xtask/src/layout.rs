@@ -27,10 +27,10 @@ const FOOTER: &str = "  }\n}\nINSERT BEFORE .text;\n";
 /// Builds the program with its symbols, runs it under callgrind, and writes the linker script.
 pub(crate) fn write(repository: &Path) -> Result<(), String> {
     packages::install(&["valgrind", "docker-registry", "busybox-static"])?;
-    run(Command::new(env!("CARGO")).current_dir(repository).args(["build", "--release", "--locked", "--package", "ovenbird-cli"]).args([
-        "--config",
-        "profile.release.strip=false",
-    ]))?;
+    run(Command::new(env!("CARGO"))
+        .current_dir(repository)
+        .args(["build", "--release", "--locked", "--package", "ovenbird-cli"])
+        .args(["--config", "profile.release.strip=false"]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), |dir| repository.join(dir));
     let runs = Runs::new(target.join("release/ovenbird"))?;
     runs.all()?;
@@ -77,7 +77,12 @@ impl Runs {
         let files = [
             ("scratch", "FROM scratch\nCOPY src/1.txt /\n".to_owned()),
             ("steps", format!("{base}{steps}")),
-            ("stages", format!("{base}FROM base AS a\nCOPY src/1.txt /1\nFROM scratch\nCOPY --from=a --chown=1:1 /1 /1\nCOPY --chmod=600 src /s\n")),
+            (
+                "stages",
+                format!(
+                    "{base}FROM base AS a\nCOPY src/1.txt /1\nFROM scratch\nCOPY --from=a --chown=1:1 /1 /1\nCOPY --chmod=600 src /s\n"
+                ),
+            ),
             // A step cannot run under callgrind; everything up to it can.
             ("step", format!("{base}RUN --mount=type=cache,target=/c echo hello\n")),
         ];
