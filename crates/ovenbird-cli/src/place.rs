@@ -8,7 +8,7 @@ use ovenbird::{Builder, BuilderKind, DockerEngineBuilder, Driver, EngineBuilder,
 use crate::args::{BuildArgs, Global};
 use crate::session::Session;
 
-/// A driver, and why it is this one; nothing where it was asked for.
+/// A driver, and why it is this one; nothing where it was asked for, or where the line about isolation says it.
 pub(crate) struct Place {
     pub(crate) driver: Box<dyn Driver>,
     pub(crate) reason: Option<String>,
@@ -29,6 +29,8 @@ pub(crate) fn choose_driver(args: &BuildArgs, session: &Session, global: &Global
         probe.docker = Some(find_docker(session));
     }
     let Chosen { on: chosen, builder, reason } = choose(&on, builder, &probe)?;
+    let told = format!("--on {chosen} --builder {builder}: {reason}");
+    let said = on == On::Auto && entered.0.is_none() && args.builder.or(settings.builder) != Some(BuilderKind::Docker);
     let workers = |flags, builder: BuilderKind| WorkerSpec { flags, arguments: vec!["--builder".into(), builder.to_string().into()] };
     let driver: Box<dyn Driver> = match chosen {
         On::Auto | On::Here if builder == BuilderKind::Docker => {
@@ -44,7 +46,7 @@ pub(crate) fn choose_driver(args: &BuildArgs, session: &Session, global: &Global
         On::Pool => over_ssh(&settings.pool, workers(vec![], builder), session)?,
         On::Process => remote(ProcessLauncher, workers(global.for_worker(settings), builder), session),
     };
-    Ok(Place { driver, reason: (on == On::Auto).then_some(reason) })
+    Ok(Place { driver, reason: said.then_some(told) })
 }
 
 /// The Docker Engine that answers, and what led there.

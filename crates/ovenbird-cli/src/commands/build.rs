@@ -24,7 +24,7 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, g
     let Place { driver, reason } = choose_driver(args, session, global)?;
     let (progress, job) = session.start(args.quiet, args.explain);
     if let Some(reason) = reason {
-        job.sink.emit(Event::Message { text: format!("building here: {reason}") });
+        job.sink.emit(Event::Message { text: reason });
     }
     let result = driver.run(request, &job);
     progress.finish();

@@ -62,7 +62,7 @@ pub(crate) fn run(args: &DoctorArgs, session: &Session) -> Result<(), Error> {
             let _ = writeln!(text, "{:20} {}  {}", finding.what, if finding.good { "yes" } else { "no" }, finding.detail);
         }
         for place in &places {
-            let _ = writeln!(text, "--on {:15} {}  {}", place.what, if place.good { "yes" } else { "no" }, place.detail);
+            let _ = writeln!(text, "--on {:16} {}  {}", place.what, if place.good { "yes" } else { "no" }, place.detail);
         }
         text
     };
