@@ -14,6 +14,13 @@ pub(crate) struct Place {
     pub(crate) reason: Option<String>,
 }
 
+/// Does what is built there see the images of this machine's state directory?
+pub(crate) fn has_our_store(args: &BuildArgs, session: &Session) -> bool {
+    let on = args.on.clone().or_else(|| session.settings.on.clone()).unwrap_or_default();
+    let builder = args.builder.or(session.settings.builder).unwrap_or_default();
+    builder != BuilderKind::Docker && matches!(on, On::Auto | On::Here | On::Process)
+}
+
 /// Enters the isolation level when our own engine is to build here.
 pub(crate) fn choose_driver(args: &BuildArgs, session: &Session, global: &Global) -> Result<Place, Error> {
     let settings = &session.settings;
