@@ -16,6 +16,7 @@ pub mod keeper;
 pub mod moto;
 pub mod needs;
 pub mod oracle;
+pub mod pair;
 pub mod process;
 pub mod registry;
 pub mod relay;

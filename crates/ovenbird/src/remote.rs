@@ -106,7 +106,11 @@ impl<L: Launcher> RemoteDriver<L> {
             return Err(error);
         }
         match outcome {
-            Ok(report) => outputs.all_whole().map(|()| BuildReport { revision: tree.revision.clone(), ..report }),
+            Ok(report) => {
+                outputs.all_whole()?;
+                life.keep(&report, job)?;
+                Ok(BuildReport { revision: tree.revision.clone(), ..report })
+            }
             Err(Ended::Failed(error)) => Err(error),
             Err(Ended::Lost(_)) if job.cancel.is_cancelled() => Err(Error::new(Kind::Cancelled, "cancelled")),
             Err(Ended::Lost(error)) => {

@@ -124,7 +124,7 @@ fn interpreter(program: &mut (impl io::Read + io::Seek)) -> io::Result<Option<Pa
     let (table, size, count) = (number(&head[32..40]), number(&head[54..56]), number(&head[56..58]));
     for index in 0..count {
         let mut entry = [0; 56];
-        program.seek(SeekFrom::Start(table + index * size))?;
+        program.seek(SeekFrom::Start(table.saturating_add(index.saturating_mul(size))))?;
         program.read_exact(&mut entry)?;
         if number(&entry[0..4]) == u64::from(PT_INTERP) {
             let (place, length) = (number(&entry[8..16]), number(&entry[32..40]).min(4096));
@@ -178,7 +178,7 @@ mod tests {
         }
         let mut wrong = vec![0u8; 64];
         wrong[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        wrong[56] = 9;
+        (wrong[32], wrong[56]) = (200, 9);
         assert!(interpreter(&mut io::Cursor::new(wrong)).is_err(), "a table beyond the end");
     }
 

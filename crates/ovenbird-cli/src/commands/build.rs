@@ -9,7 +9,7 @@ use ovenbird::{BuildRequest, Error, Kind};
 
 use super::{lint, unless_cancelled};
 use crate::args::{BuildArgs, Global, ProjectBuild};
-use crate::place;
+use crate::place::{choose_driver, has_our_store};
 use crate::session::Session;
 
 pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, global: &Global) -> Result<(), Error> {
@@ -22,9 +22,10 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, g
     if args.checks_only() {
         return lint::check(request, session, lint::Manner::OF_BUILD);
     }
-    let driver = place::driver(args, session, global)?;
+    let place = choose_driver(args, session, global)?;
     let (progress, job) = session.start(args.quiet, args.explain);
-    let result = driver.run(request, &job);
+    place.tell(&job);
+    let result = place.driver.run(request, &job);
     progress.finish();
     let report = unless_cancelled(result, &job)?;
     if let Some(path) = &args.iidfile {
@@ -46,14 +47,15 @@ pub(crate) fn run_project(args: &BuildArgs, images: &ProjectBuild, session: &Ses
         crate::note("no image of ovenbird.toml depends on what changed: nothing is built");
         return Ok(());
     }
-    let driver = place::driver(args, session, global)?;
+    let place = choose_driver(args, session, global)?;
     let (progress, job) = session.start(args.quiet, args.explain);
+    place.tell(&job);
     let runner = Runner {
         project,
         base: request,
         names: &|request| settings.with_full_names(request),
-        build: &|request, job| driver.run(request, job),
-        shared: place::has_our_store(args, session),
+        build: &|request, job| place.driver.run(request, job),
+        shared: has_our_store(args, session),
         parallel: std::thread::available_parallelism().map_or(2, usize::from).max(2),
     };
     let built = runner.run(&asked.iter().map(String::as_str).collect(), &job);

@@ -40,7 +40,7 @@ struct Done {
 
 /// Stores a tar that somebody else made as a layer: read back, it is byte for byte the same tar.
 pub fn repack(mut tar: impl Read, compression: Compression, threads: usize, store: &Store) -> Result<Packed, LayerError> {
-    let options = PackOptions { compression, mtime: None, threads: threads.max(1) };
+    let options = PackOptions { compression, threads: threads.max(1), mtime: None };
     compress(&options, store, 0, None, |feed| {
         loop {
             let room = feed.room()?;

@@ -20,18 +20,20 @@ use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::store::Store;
 use ovenbird_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, Reference, archive, beside};
 
+use serde_json::{Value, json};
+
 use super::context::{self, Place};
 use super::engine::{DEFAULT_COMPRESSION, agreed};
 use super::{Builder, EngineBuilder, Image, Job, Library};
 use crate::docker_engine::{BuildCall, BuildFailure, DockerEngine};
 use crate::error::{Detail, Error, Kind};
 use crate::naming::Version;
-use crate::request::{BuildRequest, CacheDest, CacheFrom, Network, OutputKind};
+use crate::request::{BuildRequest, CacheDest, CacheFrom, Network, OutputKind, Source};
 use crate::settings::Settings;
 use crate::source::SourceTree;
 
-/// Docker 23, the first whose BuildKit takes limits of steps.
-const LIMITS_IN_BUILDKIT: (u32, u32) = (1, 42);
+/// The API of Docker 23, the first whose BuildKit takes limits of steps and a time.
+const DOCKER_23: (u32, u32) = (1, 42);
 /// Names of build arguments that BuildKit itself reads.
 const INLINE_CACHE: &str = "BUILDKIT_INLINE_CACHE";
 const SANDBOX_HOSTNAME: &str = "BUILDKIT_SANDBOX_HOSTNAME";
@@ -126,6 +128,20 @@ impl DockerEngineBuilder {
         found
     }
 
+    /// An image that the engine has, in our store: to be pushed or written somewhere else.
+    pub fn import(&self, name: &str, job: &Job) -> Result<Image, Error> {
+        let id = self.docker.image_id(name)?;
+        self.take(&id.to_string(), &BuildRequest::new(Source::Stdin), job)
+    }
+
+    /// Gives the engine an image of a registry, by way of our store and our registry client.
+    pub fn pull_into_engine(&self, name: &Reference, platform: &Platform, job: &Job) -> Result<(), Error> {
+        let target = self.images.engine().pull(name, Some(platform), &job.sink, &job.cancel).map_err(|error| super::told(error, None))?;
+        // The engine knows names with tags only.
+        let names: Vec<Reference> = name.tag().map(|_| name.clone()).into_iter().collect();
+        self.images.export_target(&target, &OutputKind::Load, &names, None, job)
+    }
+
     /// Takes an image of the engine into our store: same config, layers packed as asked for.
     fn take(&self, id: &str, request: &BuildRequest, job: &Job) -> Result<Image, Error> {
         job.sink.emit(Event::Message { text: format!("reading image {} out of the Docker Engine", short(id)) });
@@ -135,6 +151,13 @@ impl DockerEngineBuilder {
         };
         let folder = beside::folder_in(&self.temp).map_err(made)?;
         let scratch = Store::open(folder.path())?;
+        if let Some(config) = self.config_without_layers(id)? {
+            let bytes = serde_json::to_vec(&config).map_err(|error| Error::from_chain(Kind::Bug, &error))?;
+            let config = Descriptor::new(media::OCI_CONFIG, scratch.write(&bytes)?, bytes.len() as u64);
+            let media_type = Some(media::OCI_MANIFEST.to_owned());
+            let source = Manifest { schema_version: 2, media_type, config, layers: vec![], annotations: BTreeMap::new() };
+            return self.packed(id, &scratch, &source, request);
+        }
         let read = self.docker.save(id, &job.cancel, |archive| archive::read(&scratch, archive));
         let images = read?
             .map_err(|error| Error::from_chain(Kind::Driver, &error).while_doing("the Docker Engine gave an image that cannot be read"))?;
@@ -142,11 +165,42 @@ impl DockerEngineBuilder {
             return Err(Error::new(Kind::Driver, format!("the Docker Engine gave no image for {}", short(id))));
         };
         let source = one_image(&scratch, target)?;
+        self.packed(id, &scratch, &source, request)
+    }
+
+    /// The config of an image that has no layers: engines do not save such an image, so it is made of what they tell.
+    fn config_without_layers(&self, id: &str) -> Result<Option<Value>, Error> {
+        let said = self.docker.inspect_image(id)?;
+        if said["RootFS"]["Layers"].as_array().is_some_and(|layers| !layers.is_empty()) {
+            return Ok(None);
+        }
+        let mut history = vec![];
+        for (created_by, created, comment) in self.docker.image_history(id)? {
+            let created = jiff::Timestamp::from_second(created).unwrap_or_default().to_string();
+            let mut line = json!({"created": created, "created_by": created_by, "empty_layer": true});
+            if !comment.is_empty() {
+                line["comment"] = comment.into();
+            }
+            history.push(line);
+        }
+        let mut config = json!({
+            "architecture": said["Architecture"], "os": said["Os"], "created": said["Created"], "config": said["Config"],
+            "rootfs": {"type": "layers", "diff_ids": []}, "history": history,
+        });
+        for (name, said) in [("variant", &said["Variant"]), ("author", &said["Author"])] {
+            if said.as_str().is_some_and(|text| !text.is_empty()) {
+                config[name] = said.clone();
+            }
+        }
+        Ok(Some(config))
+    }
+
+    fn packed(&self, id: &str, scratch: &Store, source: &Manifest, request: &BuildRequest) -> Result<Image, Error> {
         let compression = agreed(&request.outputs, "compression", |o| o.compression)?;
         let docker_types = agreed(&request.outputs, "oci-mediatypes", |o| o.oci_media_types)?.is_some_and(|oci| !oci);
         let mut annotations = request.annotations.clone();
         annotations.extend(request.outputs.iter().flat_map(|output| output.annotations.clone()));
-        let image = self.pack(&scratch, &source, compression, docker_types, annotations)?;
+        let image = self.pack(scratch, source, compression, docker_types, annotations)?;
         self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(image.target.digest, id.to_owned());
         Ok(image)
     }
@@ -237,7 +291,7 @@ impl Builder for DockerEngineBuilder {
         let call = BuildCall { query, buildkit: technique.buildkit, credentials: self.credentials(&parsed, request, job) };
         let name = if technique.buildkit { "BuildKit" } else { "the classic builder" };
         job.sink.emit(Event::Message { text: format!("building with {name} of the Docker Engine at {}", self.docker) });
-        let built = self.docker.build(&call, &job.cancel, &*job.sink, |out| context::write(source, &place, out));
+        let built = self.docker.build(&call, &job.cancel, &*job.sink, |out| context::write(source, &place, technique.buildkit, out));
         let built = built.map_err(|failure| told(failure, source))?;
         let image = self.take(&built.id, request, job)?;
         Ok(Image { ran: built.ran, cached: built.cached, ..image })
@@ -380,6 +434,9 @@ fn refuse(request: &BuildRequest, technique: Technique) -> Result<(), Error> {
     if !request.allow.is_empty() {
         return refused("--allow", "cannot be asked for entitlements through the engine's API");
     }
+    if request.build_args.contains_key("SOURCE_DATE_EPOCH") && !(buildkit && api >= DOCKER_23) {
+        return refused("SOURCE_DATE_EPOCH", "puts the time of the build into the image; BuildKit of Docker 23 or newer takes it");
+    }
     if request.reproducible {
         return refused("--reproducible", "puts the time of the build into the image");
     }
@@ -397,10 +454,10 @@ fn refuse(request: &BuildRequest, technique: Technique) -> Result<(), Error> {
         if limits.cpus.is_some() {
             return refused("--cpus", "does not limit the processors of steps; DOCKER_BUILDKIT=0 does");
         }
-        if api < LIMITS_IN_BUILDKIT && !limits.ulimits.is_empty() {
+        if api < DOCKER_23 && !limits.ulimits.is_empty() {
             return refused("--ulimit", "takes it from Docker 23 on");
         }
-        if api < LIMITS_IN_BUILDKIT && limits.shm_size.is_some_and(|bytes| bytes.0 > 0) {
+        if api < DOCKER_23 && limits.shm_size.is_some_and(|bytes| bytes.0 > 0) {
             return refused("--shm-size", "takes it from Docker 23 on");
         }
     }
@@ -409,8 +466,16 @@ fn refuse(request: &BuildRequest, technique: Technique) -> Result<(), Error> {
 
 /// The first thing of a Dockerfile that the classic builder does not know.
 fn needs_buildkit(dockerfile: &Dockerfile) -> Option<&'static str> {
-    let instructions = dockerfile.stages.iter().flat_map(|stage| &stage.instructions);
-    instructions.into_iter().find_map(|instruction| match &instruction.kind {
+    dockerfile.stages.iter().flat_map(|stage| &stage.instructions).find_map(|instruction| needs(&instruction.kind))
+}
+
+fn needs(instruction: &Said) -> Option<&'static str> {
+    match instruction {
+        // It fires where the stage is a base.
+        Said::Onbuild(text) => ovenbird_dockerfile::parse::parse_instruction(text, '\\').ok().and_then(|trigger| match trigger.kind {
+            Said::Onbuild(_) => None,
+            kind => needs(&kind),
+        }),
         Said::Run(run) if !run.mounts.is_empty() => Some("RUN --mount"),
         Said::Run(run) if !run.heredocs.is_empty() => Some("a here-document"),
         Said::Run(run) if run.network.is_some() => Some("RUN --network"),
@@ -430,7 +495,7 @@ fn needs_buildkit(dockerfile: &Dockerfile) -> Option<&'static str> {
             .find_map(|(is, what)| is.then_some(what))
         }
         _ => None,
-    })
+    }
 }
 
 /// Images that the Dockerfile names, as far as they can be read without building: registries to log in to.

@@ -280,12 +280,16 @@ impl DockerEngine {
 
     /// Removes it and its unnamed volumes, running or not. One that is gone is fine.
     pub fn remove_container(&self, id: &str) -> Result<(), DockerEngineError> {
-        let options = query::RemoveContainerOptions { v: true, force: true, link: false };
-        match self.ask("container removal", async |client| client.remove_container(id, Some(options)).await) {
+        match self.remove(id, true) {
             // 409: someone else is removing it.
             Err(error) if error.is_not_found() || matches!(error, DockerEngineError::Refused { status: 409, .. }) => Ok(()),
             other => other,
         }
+    }
+
+    pub(super) fn remove(&self, id: &str, force: bool) -> Result<(), DockerEngineError> {
+        let options = query::RemoveContainerOptions { v: true, force, link: false };
+        self.ask("container removal", async |client| client.remove_container(id, Some(options)).await)
     }
 
     /// Puts a tar that `write` makes into the folder `path` of a container, which need not run.

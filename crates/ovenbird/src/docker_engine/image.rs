@@ -60,6 +60,13 @@ impl DockerEngine {
         Ok(found.into_iter().map(summary).collect())
     }
 
+    /// Its history, oldest first: what made each part, when (seconds since 1970), and a remark.
+    pub fn image_history(&self, name: &str) -> Result<Vec<(String, i64, String)>, DockerEngineError> {
+        let mut lines = self.ask("image history", async |client| client.image_history(name).await)?;
+        lines.reverse();
+        Ok(lines.into_iter().map(|line| (line.created_by, line.created, line.comment)).collect())
+    }
+
     /// Names an image it has, by id or name.
     pub fn tag(&self, image: &str, name: &Reference) -> Result<(), DockerEngineError> {
         let options = query::TagImageOptions { repo: Some(repository(name)), tag: Some(name.tag().unwrap_or("latest").into()) };

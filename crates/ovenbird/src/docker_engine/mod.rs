@@ -2,12 +2,14 @@
 //!
 //! Synchronous and typed; every engine has a small runtime of its own, made when it is first asked. What counts is an engine that
 //! answers ([`DockerEngine::reach`]), not a program on the path. Long calls take a [`Cancel`]: the connection is dropped, which ends the
-//! engine's work. It must not know of stores, sources or requests; the builder over it is in [`crate::builder`].
+//! engine's work. The calls know nothing of stores, sources or requests: the builder over them is in [`crate::builder`], and [`Tasker`] is over that.
 
 mod build;
 mod container;
 mod endpoint;
 mod image;
+mod options;
+mod tasker;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -25,6 +27,8 @@ pub use build::{BuildCall, BuildFailure, Built};
 pub use container::{Attached, AttachedInput, AttachedOutput, ContainerSpec, ContainerSummary, Stream};
 pub use endpoint::{DockerSettings, Endpoint};
 pub use image::ImageSummary;
+pub use options::{BuildOptions, ContainerLimits, Prepared};
+pub use tasker::{GitSource, Tasker};
 
 use crate::error::{Error, Kind};
 
