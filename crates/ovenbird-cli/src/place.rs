@@ -3,7 +3,8 @@
 use ovenbird::choice::{Chosen, On, Probe, choose};
 use ovenbird::docker_engine::DockerEngine;
 use ovenbird::launch::{ContainerLauncher, Host, Launcher, ProcessLauncher, SshLauncher, WorkerSpec};
-use ovenbird::{Builder, BuilderKind, DockerEngineBuilder, Driver, EngineBuilder, Error, Kind, Library, LocalDriver, RemoteDriver};
+use ovenbird::{Builder, BuilderKind, DockerEngineBuilder, Driver, EngineBuilder, Error, Job, Kind, Library, LocalDriver, RemoteDriver};
+use ovenbird_engine::Event;
 
 use crate::args::{BuildArgs, Global};
 use crate::session::Session;
@@ -11,7 +12,23 @@ use crate::session::Session;
 /// A driver, and why it is this one; nothing where it was asked for, or where the line about isolation says it.
 pub(crate) struct Place {
     pub(crate) driver: Box<dyn Driver>,
-    pub(crate) reason: Option<String>,
+    reason: Option<String>,
+}
+
+impl Place {
+    /// Says why it is this one.
+    pub(crate) fn tell(&self, job: &Job) {
+        if let Some(reason) = &self.reason {
+            job.sink.emit(Event::Message { text: reason.clone() });
+        }
+    }
+}
+
+/// Does what is built there see the images of this machine's state directory?
+pub(crate) fn has_our_store(args: &BuildArgs, session: &Session) -> bool {
+    let on = args.on.clone().or_else(|| session.settings.on.clone()).unwrap_or_default();
+    let builder = args.builder.or(session.settings.builder).unwrap_or_default();
+    builder != BuilderKind::Docker && matches!(on, On::Auto | On::Here | On::Process)
 }
 
 /// Enters the isolation level when our own engine is to build here.

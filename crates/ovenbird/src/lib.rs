@@ -12,6 +12,7 @@ pub mod error;
 pub mod launch;
 pub mod lint;
 pub mod naming;
+pub mod project;
 pub mod registry;
 pub mod remote;
 pub mod report;

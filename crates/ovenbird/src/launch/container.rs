@@ -286,7 +286,7 @@ impl Life for Running {
         })?;
         let images = EngineBuilder::open(settings, environment, None, false)?;
         let builder = DockerEngineBuilder::new(DockerEngine::new(&settings.docker)?, images, settings);
-        let tasker = Tasker::new(builder, settings.temp.clone(), Arc::clone(&job.sink), job.cancel.clone());
+        let tasker = Tasker::new(builder, settings.temp.as_path(), Arc::clone(&job.sink), job.cancel.clone());
         for name in tasker.push_buildroot(&self.id, &name.parse()?, registries, environment.now())? {
             job.sink.emit(Event::Message { text: format!("kept the build environment as {}", name.familiar()) });
         }

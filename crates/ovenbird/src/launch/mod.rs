@@ -57,7 +57,7 @@ pub trait Life: Send {
 }
 
 /// Starts workers in one kind of place.
-pub trait Launcher {
+pub trait Launcher: Sync {
     /// Starts one.
     fn launch(&self, spec: &WorkerSpec, job: &Job) -> Result<Pipe, Error>;
     /// Where, for messages: `on ssh://build1`.
