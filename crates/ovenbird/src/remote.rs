@@ -29,7 +29,7 @@ use crate::worker::wire::{Hello, Order, Receiver, Registry, Sender, ToCaller, To
 use crate::worker::without_places;
 
 /// How long a worker may take to begin, connecting included.
-const BEGIN: Duration = Duration::from_secs(60);
+const BEGIN: Duration = Duration::from_mins(1);
 
 /// How long a cancelled worker may take to stop.
 const STOP: Duration = Duration::from_secs(7);
@@ -301,10 +301,10 @@ impl<'a> Outputs<'a> {
     }
 
     fn all_whole(&self) -> Result<(), Error> {
-        match self.whole.iter().all(|whole| *whole) {
-            true => Ok(()),
-            false => Err(Error::new(Kind::Driver, "the worker reported success and did not send every output")),
+        if self.whole.iter().all(|whole| *whole) {
+            return Ok(());
         }
+        Err(Error::new(Kind::Driver, "the worker reported success and did not send every output"))
     }
 
     fn receiving(&mut self, index: usize) -> Result<&mut Receiving, Error> {
