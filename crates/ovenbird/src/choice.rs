@@ -171,10 +171,10 @@ pub fn choose(on: &On, builder: BuilderKind, probe: &Probe) -> Result<Chosen, Er
             (None, docker) => {
                 let mut reason = "no isolation level works on this machine, so only Dockerfiles without RUN can be built".to_owned();
                 if let Some(Err(why)) = docker {
-                    reason += &format!("; {why}");
+                    reason.extend(["; ", why]);
                 }
                 for place in &probe.elsewhere {
-                    reason += &format!("; {place} is not a place for builds in this version");
+                    reason.extend(["; ", place, " is not a place for builds in this version"]);
                 }
                 chosen(On::Here, Engine, reason)
             }
