@@ -3,15 +3,32 @@
 use ovenbird::choice::{Chosen, On, Probe, choose};
 use ovenbird::docker_engine::DockerEngine;
 use ovenbird::launch::{ContainerLauncher, Host, Launcher, ProcessLauncher, SshLauncher, WorkerSpec};
-use ovenbird::{Builder, BuilderKind, DockerEngineBuilder, Driver, EngineBuilder, Error, Kind, Library, LocalDriver, RemoteDriver};
+use ovenbird::{Builder, BuilderKind, DockerEngineBuilder, Driver, EngineBuilder, Error, Job, Kind, Library, LocalDriver, RemoteDriver};
+use ovenbird_engine::Event;
 
 use crate::args::{BuildArgs, Global};
 use crate::session::Session;
 
-/// A driver, and why it is this one; nothing where it was asked for.
+/// A driver, and why it is this one; nothing where it was asked for, or where the line about isolation says it.
 pub(crate) struct Place {
     pub(crate) driver: Box<dyn Driver>,
-    pub(crate) reason: Option<String>,
+    reason: Option<String>,
+}
+
+impl Place {
+    /// Says why it is this one.
+    pub(crate) fn tell(&self, job: &Job) {
+        if let Some(reason) = &self.reason {
+            job.sink.emit(Event::Message { text: reason.clone() });
+        }
+    }
+}
+
+/// Does what is built there see the images of this machine's state directory?
+pub(crate) fn has_our_store(args: &BuildArgs, session: &Session) -> bool {
+    let on = args.on.clone().or_else(|| session.settings.on.clone()).unwrap_or_default();
+    let builder = args.builder.or(session.settings.builder).unwrap_or_default();
+    builder != BuilderKind::Docker && matches!(on, On::Auto | On::Here | On::Process)
 }
 
 /// Enters the isolation level when our own engine is to build here.
@@ -29,6 +46,8 @@ pub(crate) fn choose_driver(args: &BuildArgs, session: &Session, global: &Global
         probe.docker = Some(find_docker(session));
     }
     let Chosen { on: chosen, builder, reason } = choose(&on, builder, &probe)?;
+    let told = format!("--on {chosen} --builder {builder}: {reason}");
+    let said = on == On::Auto && entered.0.is_none() && args.builder.or(settings.builder) != Some(BuilderKind::Docker);
     let workers = |flags, builder: BuilderKind| WorkerSpec { flags, arguments: vec!["--builder".into(), builder.to_string().into()] };
     let driver: Box<dyn Driver> = match chosen {
         On::Auto | On::Here if builder == BuilderKind::Docker => {
@@ -44,7 +63,7 @@ pub(crate) fn choose_driver(args: &BuildArgs, session: &Session, global: &Global
         On::Pool => over_ssh(&settings.pool, workers(vec![], builder), session)?,
         On::Process => remote(ProcessLauncher, workers(global.for_worker(settings), builder), session),
     };
-    Ok(Place { driver, reason: (on == On::Auto).then_some(reason) })
+    Ok(Place { driver, reason: said.then_some(told) })
 }
 
 /// The Docker Engine that answers, and what led there.

@@ -64,11 +64,15 @@ fn container(text: &str) -> Result<ContainerPlace, ParseValueError> {
         match part.split_once('=') {
             None if matches!(part, "privileged" | "socket") && rights.is_none_or(|said| said == part) => rights = Some(part),
             None if matches!(part, "privileged" | "socket") => return Err(wrong("it is either privileged or has the socket".into())),
+            None if part == "buildroot" => drop(place.buildroot.get_or_insert_default()),
+            Some(("buildroot", registry)) if ovenbird_oci::reference::is_host(registry) => {
+                place.buildroot.get_or_insert_default().push(registry.into());
+            }
             Some(("image", name)) => {
                 name.parse::<ovenbird_oci::Reference>().map_err(|error| wrong(error.to_string()))?;
                 place.image = Some(name.into());
             }
-            _ => return Err(wrong(format!("{part:?} is not known; expected privileged, socket or image=NAME"))),
+            _ => return Err(wrong(format!("{part:?} is not known; expected privileged, socket, image=NAME or buildroot[=REGISTRY]"))),
         }
     }
     place.socket = rights == Some("socket");
@@ -81,8 +85,12 @@ impl fmt::Display for On {
             Self::Auto => f.write_str("auto"),
             Self::Here => f.write_str("here"),
             Self::Process => f.write_str("process"),
-            Self::Container(ContainerPlace { socket, image }) => {
+            Self::Container(ContainerPlace { socket, image, buildroot }) => {
                 f.write_str(if *socket { "container,socket" } else { "container" })?;
+                if buildroot.as_ref().is_some_and(Vec::is_empty) {
+                    f.write_str(",buildroot")?;
+                }
+                buildroot.iter().flatten().try_for_each(|registry| write!(f, ",buildroot={registry}"))?;
                 image.iter().try_for_each(|image| write!(f, ",image={image}"))
             }
             Self::Ssh(hosts) => f.write_str(&hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
@@ -163,10 +171,10 @@ pub fn choose(on: &On, builder: BuilderKind, probe: &Probe) -> Result<Chosen, Er
             (None, docker) => {
                 let mut reason = "no isolation level works on this machine, so only Dockerfiles without RUN can be built".to_owned();
                 if let Some(Err(why)) = docker {
-                    reason += &format!("; {why}");
+                    reason.extend(["; ", why]);
                 }
                 for place in &probe.elsewhere {
-                    reason += &format!("; {place} is not a place for builds in this version");
+                    reason.extend(["; ", place, " is not a place for builds in this version"]);
                 }
                 chosen(On::Here, Engine, reason)
             }
@@ -189,6 +197,8 @@ mod tests {
             ("container,privileged", "container"),
             ("container,socket", "container,socket"),
             ("container,image=r.test/a:1,socket", "container,socket,image=r.test/a:1"),
+            ("container,buildroot", "container,buildroot"),
+            ("container,buildroot=r.test:5000,buildroot=s.test", "container,buildroot=r.test:5000,buildroot=s.test"),
             ("ssh://a,ssh://me@b:2?slots=3", "ssh://a,ssh://me@b:2"),
             ("container,socket,privileged", "! \"container,socket,privileged\" is no place for a build: it is either"),
             ("container,image=A", "! \"container,image=A\" is no place for a build: "),

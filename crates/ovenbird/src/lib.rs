@@ -12,6 +12,8 @@ pub mod error;
 pub mod launch;
 pub mod lint;
 pub mod naming;
+mod pieces;
+pub mod project;
 pub mod registry;
 pub mod remote;
 pub mod report;

@@ -57,9 +57,9 @@ impl SelfImage {
     pub fn name(&self) -> Result<String, Error> {
         let mut all = String::from("1\n");
         for (place, file) in &self.files {
-            let read = File::open(file).and_then(|file| Digest::of_reader(file));
+            let read = File::open(file).and_then(Digest::of_reader);
             let (digest, _) = read.map_err(|error| cannot_read(file, &error))?;
-            all.push_str(&format!("{} {digest}\n", place.display()));
+            all.extend([place.display().to_string(), format!(" {digest}\n")]);
         }
         Ok(format!("ovenbird-self:{}", &Digest::of(all.as_bytes()).hex()[..16]))
     }

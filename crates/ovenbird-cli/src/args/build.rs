@@ -6,7 +6,10 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 use ovenbird::choice::On;
-use ovenbird::request::{AddHost, ByteSize, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit};
+use ovenbird::project::Project;
+use ovenbird::request::{
+    AddHost, ByteSize, CacheDest, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit,
+};
 use ovenbird::{BuildRequest, BuilderKind, Environment, Error, Kind};
 
 use super::refused::Refused;
@@ -20,6 +23,12 @@ use super::subject::Subject;
 pub(crate) struct BuildArgs {
     #[command(flatten)]
     subject: Subject,
+    /// Image of ovenbird.toml to build, like its name as an argument, also where a folder has the same name. Repeatable
+    #[arg(long = "image", value_name = "IMAGE", conflicts_with = "words")]
+    images: Vec<String>,
+    /// Of the images of ovenbird.toml, build only those that depend on this file, or on an image that does. Repeatable
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::AnyPath)]
+    changed: Vec<PathBuf>,
     /// Name of the image, with an optional tag [default tag: latest, or those of the setting `tags`]. Variables: {id}, {git.sha}, {git.short},
     /// {git.branch}, {git.tag}, {git.major}, {git.minor}, {date}, {label:NAME}
     #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
@@ -143,6 +152,16 @@ pub(crate) struct BuildArgs {
     refused: Refused,
 }
 
+/// Images of a project that are to be built.
+#[derive(Debug)]
+pub(crate) struct ProjectBuild {
+    pub(crate) project: Project,
+    /// Those that were asked for.
+    pub(crate) asked: Vec<String>,
+    /// What the flags say of each.
+    pub(crate) request: BuildRequest,
+}
+
 /// `--if-needed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct IfNeeded(Option<Lookup>);
@@ -211,10 +230,49 @@ impl BuildArgs {
         self.check || self.call == Some(Call::Check)
     }
 
+    /// What the flags say of images of a project; `None`: they are about a context.
+    pub(crate) fn project(&self, environment: &Environment) -> Result<Option<ProjectBuild>, Error> {
+        let missing = |flag: &str| Error::new(Kind::Usage, format!("{flag} is about the images of ovenbird.toml, and there is none here"));
+        let found = match self.images.as_slice() {
+            [] => self.subject.images(environment)?,
+            images => {
+                let project = Project::find(environment.working_directory())?.ok_or_else(|| missing("--image"))?;
+                Some((project, images.to_vec()))
+            }
+        };
+        let Some((project, mut asked)) = found else {
+            return if self.changed.is_empty() { Ok(None) } else { Err(missing("--changed")) };
+        };
+        project.order(asked.iter().map(String::as_str))?;
+        if !self.changed.is_empty() {
+            let touched = project.touched(&self.changed)?;
+            asked.retain(|name| touched.contains(name.as_str()));
+        }
+        self.refused.check()?;
+        let request = self.assemble(self.subject.request_of_project(environment)?, environment)?;
+        let mut single = self.subject.of_one_image();
+        single.extend((!self.tags.is_empty()).then_some("--tag"));
+        single.extend(self.iidfile.is_some().then_some("--iidfile"));
+        single.extend(request.outputs.iter().any(|o| !matches!(o.kind, OutputKind::Registry | OutputKind::Load)).then_some("--output"));
+        single.extend(request.cache_to.iter().any(|to| to.dest != CacheDest::Inline).then_some("--cache-to"));
+        single.extend(self.checks_only().then_some("--check"));
+        if let (Some(flag), [_, _, ..]) = (single.first(), asked.as_slice()) {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("{flag} is about one image, and {} are to be built: {}", asked.len(), asked.join(", ")),
+            )
+            .hint("name one: `ovenbird build NAME`, or say it in ovenbird.toml"));
+        }
+        Ok(Some(ProjectBuild { project, asked, request }))
+    }
+
     /// The request that these flags say.
     pub(crate) fn request(&self, environment: &Environment) -> Result<BuildRequest, Error> {
         self.refused.check()?;
-        let mut request = self.subject.request(environment)?;
+        self.assemble(self.subject.request(environment)?, environment)
+    }
+
+    fn assemble(&self, mut request: BuildRequest, environment: &Environment) -> Result<BuildRequest, Error> {
         if let Some(epoch) = environment.get("SOURCE_DATE_EPOCH") {
             request.build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.to_owned());
         }
@@ -405,7 +463,7 @@ mod tests {
             (". -o type=cacheonly --push", "! 2 type=cacheonly keeps nothing"),
             (". --parallel 0", "! invalid value '0'"),
             (". --unknown", "! unexpected argument '--unknown'"),
-            (". other", "! unexpected argument 'other'"),
+            (". other", "! 2 there are 2 build contexts, \".\" and others"),
             (". --progress loud", "! invalid value 'loud'"),
             (". --isolation-level jail", "! invalid value 'jail'"),
         ] {

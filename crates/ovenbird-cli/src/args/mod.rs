@@ -12,7 +12,7 @@ use ovenbird::Settings;
 use ovenbird::settings::{Overrides, Progress, RegistryOption, parse_level};
 use ovenbird_sandbox::Level;
 
-pub(crate) use build::BuildArgs;
+pub(crate) use build::{BuildArgs, ProjectBuild};
 pub(crate) use subject::{Subject, platform};
 
 use crate::commands;

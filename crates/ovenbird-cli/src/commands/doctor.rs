@@ -62,7 +62,7 @@ pub(crate) fn run(args: &DoctorArgs, session: &Session) -> Result<(), Error> {
             let _ = writeln!(text, "{:20} {}  {}", finding.what, if finding.good { "yes" } else { "no" }, finding.detail);
         }
         for place in &places {
-            let _ = writeln!(text, "--on {:15} {}  {}", place.what, if place.good { "yes" } else { "no" }, place.detail);
+            let _ = writeln!(text, "--on {:16} {}  {}", place.what, if place.good { "yes" } else { "no" }, place.detail);
         }
         text
     };
@@ -88,16 +88,19 @@ fn places(session: &Session, level: Option<Level>) -> Vec<Finding> {
     let elsewhere = Probe::of_environment(&session.environment).elsewhere;
     let hosts: Vec<String> = session.settings.pool.iter().map(ToString::to_string).collect();
     let pool = if hosts.is_empty() { "no hosts in the setting [pool]".into() } else { format!("not tried: {}", hosts.join(", ")) };
-    let later =
-        |word: &str| elsewhere.iter().filter(|place| place.contains(word)).map(|place| format!("; found: {place}")).collect::<String>();
+    let later = |word: &str| {
+        let found: Vec<&str> = elsewhere.iter().copied().filter(|place| place.contains(word)).collect();
+        let found = if found.is_empty() { String::new() } else { format!("; found: {}", found.join(", ")) };
+        format!("not supported by this version{found}")
+    };
     vec![
         finding("here", level.is_some(), own.clone()),
         finding("process", level.is_some(), own),
         finding("container", docker.is_ok(), in_container.clone()),
         finding("container,socket", docker.is_ok(), in_container),
         finding("pool", !hosts.is_empty(), pool),
-        finding("kubernetes", false, format!("not supported by this version{}", later("Kubernetes"))),
-        finding("prefect", false, format!("not supported by this version{}", later("Prefect"))),
+        finding("kubernetes", false, later("Kubernetes")),
+        finding("prefect", false, later("Prefect")),
     ]
 }
 

@@ -36,6 +36,9 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, Error> {
     let done = match cli.command {
         Command::Build(args) => {
             // A flag that is refused is said before a settings file that is wrong.
+            if let Some(images) = args.project(environment)? {
+                return build::run_project(&args, &images, &session()?, &cli.global).map(|()| 0);
+            }
             let request = args.request(environment)?;
             let session = session()?;
             build::run(&args, &session.settings.with_full_names(request), &session, &cli.global)

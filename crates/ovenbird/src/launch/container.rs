@@ -13,10 +13,11 @@ use ovenbird_engine::Event;
 
 use super::caller::Caller;
 use super::{Launcher, Life, Pipe, WorkerSpec};
-use crate::builder::{EngineBuilder, Job};
-use crate::docker_engine::{ContainerSpec, DockerEngine, DockerEngineError, Endpoint, Stream};
+use crate::builder::{DockerEngineBuilder, EngineBuilder, Job};
+use crate::docker_engine::{ContainerSpec, DockerEngine, DockerEngineError, Endpoint, Stream, Tasker};
 use crate::driver::{Driver as _, LocalDriver};
 use crate::error::{Error, Kind};
+use crate::report::BuildReport;
 use crate::request::{Output, OutputKind};
 use crate::self_image::{STATE, SelfImage};
 use crate::settings::{Environment, Settings};
@@ -53,6 +54,8 @@ pub struct ContainerPlace {
     pub socket: bool,
     /// An image with `ovenbird` as its entrypoint; `None`: one of this program, made when the engine does not have it.
     pub image: Option<String>,
+    /// Keep the container of a build that succeeded as an image `buildroot-IMAGE:TIME`, and push it to these registries.
+    pub buildroot: Option<Vec<String>>,
 }
 
 /// Starts workers in containers.
@@ -107,7 +110,8 @@ impl ContainerLauncher {
             binds: vec![format!("{VOLUME}:{STATE}")],
             env: vec![format!("OVENBIRD_ROOT={STATE}")],
             stdin: true,
-            auto_remove: true,
+            // What is to be kept must be there when it has ended.
+            auto_remove: self.place.buildroot.is_none(),
             ..ContainerSpec::default()
         };
         if self.place.socket {
@@ -148,7 +152,12 @@ impl Launcher for ContainerLauncher {
             container.binds.push(format!("{outside}:{SOCKET}"));
         }
         job.sink.emit(Event::Message { text: format!("building {} of the Docker Engine at {engine}", self.place()) });
-        match start(&engine, &container) {
+        let kept = self.place.buildroot.clone().map(|registries| Kept {
+            registries,
+            settings: self.settings.clone(),
+            environment: self.environment.clone(),
+        });
+        match start(&engine, &container, kept.clone()) {
             // Engines inside containers have not every right to give.
             Err(error) if container.privileged && error.to_string().contains("apply caps") => {
                 let message = format!(
@@ -159,7 +168,7 @@ impl Launcher for ContainerLauncher {
                 container.privileged = false;
                 container.cap_add = CAPABILITIES.map(str::to_owned).to_vec();
                 container.security_options = SECURITY.map(str::to_owned).to_vec();
-                start(&engine, &container)
+                start(&engine, &container, kept)
             }
             started => started,
         }
@@ -171,13 +180,13 @@ impl Launcher for ContainerLauncher {
 }
 
 /// Makes the container, attaches, starts it.
-fn start(engine: &Arc<DockerEngine>, container: &ContainerSpec) -> Result<Pipe, Error> {
+fn start(engine: &Arc<DockerEngine>, container: &ContainerSpec, kept: Option<Kept>) -> Result<Pipe, Error> {
     let id = engine.create_container(container)?;
     let broken = |error: io::Error| Error::from_chain(Kind::Driver, &error).while_doing("cannot make a pipe to the container");
     let (to_worker, to) = io::pipe().map_err(broken)?;
     let (from, from_worker) = io::pipe().map_err(broken)?;
     let said = Arc::new(Mutex::new(Vec::new()));
-    let life = Running { engine: Arc::clone(engine), id: id.clone(), said: Arc::clone(&said), code: Arc::default() };
+    let life = Running { engine: Arc::clone(engine), id: id.clone(), said: Arc::clone(&said), code: Arc::default(), kept };
     let (tell, told) = mpsc::channel();
     let (engine, code) = (Arc::clone(engine), Arc::clone(&life.code));
     std::thread::spawn(move || {
@@ -241,6 +250,15 @@ struct Running {
     id: String,
     said: Arc<Mutex<Vec<u8>>>,
     code: Arc<Mutex<Option<Result<i64, String>>>>,
+    kept: Option<Kept>,
+}
+
+/// How a container is kept.
+#[derive(Debug, Clone)]
+struct Kept {
+    registries: Vec<String>,
+    settings: Settings,
+    environment: Environment,
 }
 
 impl Life for Running {
@@ -258,6 +276,21 @@ impl Life for Running {
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let said = shown(said.trim_ascii(), MAX_SAID);
         Some(if said.is_empty() { how } else { format!("{how}: {said}") })
+    }
+
+    fn keep(&mut self, report: &BuildReport, job: &Job) -> Result<(), Error> {
+        let Some(Kept { registries, settings, environment }) = &self.kept else { return Ok(()) };
+        let name = report.names.first().ok_or_else(|| {
+            Error::new(Kind::Usage, "the build environment cannot be kept: it is named after the image, which has no name")
+                .hint("add -t NAME")
+        })?;
+        let images = EngineBuilder::open(settings, environment, None, false)?;
+        let builder = DockerEngineBuilder::new(DockerEngine::new(&settings.docker)?, images, settings);
+        let tasker = Tasker::new(builder, settings.temp.as_path(), Arc::clone(&job.sink), job.cancel.clone());
+        for name in tasker.push_buildroot(&self.id, &name.parse()?, registries, environment.now())? {
+            job.sink.emit(Event::Message { text: format!("kept the build environment as {}", name.familiar()) });
+        }
+        Ok(())
     }
 
     fn kill(&mut self) {

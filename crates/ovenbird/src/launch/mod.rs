@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::builder::Job;
 use crate::error::Error;
+use crate::report::BuildReport;
 
 pub use container::{ContainerLauncher, ContainerPlace};
 pub use process::ProcessLauncher;
@@ -49,10 +50,14 @@ pub trait Life: Send {
     fn wait(&mut self, limit: Duration) -> Option<String>;
     /// Ends it now.
     fn kill(&mut self);
+    /// The build succeeded and the worker has ended: keeps of its place what was asked to be kept.
+    fn keep(&mut self, _report: &BuildReport, _job: &Job) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// Starts workers in one kind of place.
-pub trait Launcher {
+pub trait Launcher: Sync {
     /// Starts one.
     fn launch(&self, spec: &WorkerSpec, job: &Job) -> Result<Pipe, Error>;
     /// Where, for messages: `on ssh://build1`.

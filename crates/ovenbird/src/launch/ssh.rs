@@ -106,11 +106,7 @@ impl fmt::Display for Host {
         if let Some(user) = &self.user {
             write!(f, "{user}@")?;
         }
-        if self.name.contains(':') {
-            write!(f, "[{}]", self.name)?
-        } else {
-            f.write_str(&self.name)?
-        }
+        if self.name.contains(':') { write!(f, "[{}]", self.name) } else { f.write_str(&self.name) }?;
         self.port.iter().try_for_each(|port| write!(f, ":{port}"))
     }
 }

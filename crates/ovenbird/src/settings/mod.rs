@@ -131,6 +131,8 @@ pub struct Settings {
     pub temp: PathBuf,
     /// Files that were read, weakest first.
     pub files: Vec<PathBuf>,
+    /// Folders whose projects the user trusts.
+    pub trusted_projects: Vec<PathBuf>,
 }
 
 impl Settings {
@@ -242,6 +244,7 @@ impl Settings {
             docker: credentials::docker(environment),
             temp: environment.get("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| PathBuf::from("/tmp"), PathBuf::from),
             files,
+            trusted_projects: merged.trusted_projects.unwrap_or_default(),
         };
         settings.client_options().check()?;
         Ok(settings)

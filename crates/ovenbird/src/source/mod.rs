@@ -37,6 +37,8 @@ pub struct SourceTree {
     pub dockerfile_name: String,
     /// `context` and named folders.
     pub contexts: BTreeMap<String, LocalContext>,
+    /// What the main context is known by, where its folder is another one each time: the same for all commits of a repository.
+    pub origin: Option<String>,
     /// The commit of the main context, where that was fetched from a repository.
     pub revision: Option<Revision>,
     /// Of contexts: when the commit or the file was made, seconds since 1970.
@@ -67,7 +69,7 @@ impl SourceTree {
         contexts: BTreeMap<String, LocalContext>,
         unpacked: ovenbird_oci::beside::Folder,
     ) -> Self {
-        Self { dockerfile, dockerfile_name, contexts, revision: None, times: BTreeMap::new(), _unpacked: vec![unpacked] }
+        Self { dockerfile, dockerfile_name, contexts, origin: None, revision: None, times: BTreeMap::new(), _unpacked: vec![unpacked] }
     }
 }
 

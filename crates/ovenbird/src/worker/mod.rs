@@ -232,12 +232,11 @@ fn build(place: Place, received: Received, to: &Arc<Sender>, questions: &Arc<Que
     for (name, registry) in registries {
         let what = format!("the certificates of {name}");
         let ca = registry.ca.as_deref().map(|text| hold(text.as_bytes(), &what)).transpose()?;
-        let client_identity = match registry.client_identity {
-            true => {
-                let asked = questions.bytes(Asked::ClientIdentity { registry: name.clone() });
-                Some(hold(&asked.map_err(|reason| refused(&what, reason))?, &what)?)
-            }
-            false => None,
+        let client_identity = if registry.client_identity {
+            let asked = questions.bytes(Asked::ClientIdentity { registry: name.clone() });
+            Some(hold(&asked.map_err(|reason| refused(&what, reason))?, &what)?)
+        } else {
+            None
         };
         settings.registries.insert(name, registry.with_files(ca, client_identity));
     }
