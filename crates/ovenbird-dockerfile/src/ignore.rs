@@ -79,6 +79,13 @@ impl Patterns {
         Ok(Self { rules })
     }
 
+    /// These patterns, then those.
+    #[must_use]
+    pub fn and(mut self, more: Self) -> Self {
+        self.rules.extend(more.rules);
+        self
+    }
+
     /// True when there is no pattern.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()

@@ -14,6 +14,7 @@ pub mod report;
 pub mod request;
 pub mod settings;
 pub mod source;
+pub mod workflow;
 
 pub use builder::{Builder, EngineBuilder, Image, Job, Library};
 pub use driver::{Driver, LocalDriver};

@@ -6,6 +6,16 @@ use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform};
 use serde::{Deserialize, Serialize, Serializer};
 
+mod describe;
+mod record;
+
+pub(crate) use describe::{base_of, git_of, image_of};
+pub(crate) use record::Recorder;
+pub use record::{
+    BaseReport, DockerfileReport, ErrorReport, GitReport, ImageReport, LogReport, Outcome, PluginOutcome, PluginReport, Record,
+    StepOutcome, StepReport,
+};
+
 /// Version of the report format.
 pub const VERSION: u32 = 1;
 
@@ -76,6 +86,9 @@ pub struct BuildReport {
     pub cached: usize,
     /// Seconds.
     pub timings: Timings,
+    /// How it went.
+    #[serde(flatten)]
+    pub record: Record,
 }
 
 impl BuildReport {
@@ -104,11 +117,11 @@ impl BuildReport {
     }
 }
 
-fn seconds<S: Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn seconds<S: Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_f64(duration.as_millis() as f64 / 1000.0)
 }
 
-fn from_seconds<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+pub(crate) fn from_seconds<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     Duration::try_from_secs_f64(f64::deserialize(d)?).map_err(serde::de::Error::custom)
 }
 
@@ -133,6 +146,7 @@ mod tests {
             ran: 1,
             cached: 2,
             timings: Timings { build: Duration::from_millis(1500), ..Timings::default() },
+            record: Record::default(),
         };
         let json = report.metadata();
         assert_eq!(json["containerimage.digest"], digest.to_string());

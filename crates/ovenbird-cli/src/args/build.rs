@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
+use ovenbird::request::workflow::{PluginSpec, Workflow};
 use ovenbird::request::{AddHost, ByteSize, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit};
 use ovenbird::{BuildRequest, Environment, Error, Kind};
 
@@ -117,6 +118,14 @@ pub(crate) struct BuildArgs {
     /// Steps that run at once [default: one a processor, at least four; env: OVENBIRD_PARALLEL]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Steps")]
     parallel: Option<u16>,
+
+    /// Run a plugin in a phase (pre_build, pre_publish, post_build, exit): `PHASE:NAME,KEY=VALUE…`, in the order of the flags. Keys of every
+    /// plugin: on_failure=fail|warn, required=, timeout=, secret=ID, file=PROGRAM; the others are its arguments
+    #[arg(long = "plugin", value_name = "PHASE:NAME[,KEY=VALUE]", help_heading = "Workflow")]
+    plugins: Vec<PluginSpec>,
+    /// Run the plugins of a file (TOML or JSON), before those of --plugin
+    #[arg(long = "workflow", value_name = "FILE", help_heading = "Workflow")]
+    workflows: Vec<PathBuf>,
 
     /// Say of every step that runs why it did not come from the cache; `ovenbird why` says it afterwards
     #[arg(long)]
@@ -235,8 +244,20 @@ impl BuildArgs {
             limits: Limits { memory: self.memory, cpus: self.cpus, ulimits: self.ulimits.clone(), shm_size: self.shm_size },
             reproducible: self.reproducible,
             parallel: self.parallel.map_or(0, usize::from),
+            workflow: self.workflow(environment)?,
             ..request
         })
+    }
+
+    fn workflow(&self, environment: &Environment) -> Result<Workflow, Error> {
+        let mut workflow = Workflow::default();
+        for file in &self.workflows {
+            workflow.extend(Workflow::read(&environment.absolute(file))?);
+        }
+        for PluginSpec { phase, entry } in &self.plugins {
+            workflow.push(*phase, entry.clone());
+        }
+        Ok(workflow)
     }
 
     /// `--push` and `--load` are short for an output, unless `-o` has that one already.

@@ -3,6 +3,8 @@
 use std::io::IsTerminal as _;
 use std::path::Path;
 
+use ovenbird::report::Record;
+use ovenbird::workflow::Bench;
 use ovenbird::{BuildRequest, Driver as _, Error, Kind, LocalDriver};
 
 use super::{lint, unless_cancelled};
@@ -22,10 +24,21 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session) -
     let builder = session.sandboxed()?;
     let (progress, job) = session.start(args.quiet, args.explain);
     let driver = LocalDriver::new(builder, &session.settings.temp, std::io::stdin())
-        .with_names(session.settings.tags.clone(), session.environment.now());
+        .with_names(session.settings.tags.clone(), session.environment.now())
+        .with_plugins(Bench::new(&session.settings, &session.environment));
     let result = driver.run(request, &job);
     progress.finish();
-    let report = unless_cancelled(result, &job)?;
+    let report = match result {
+        Ok(report) => report,
+        Err(error) => {
+            // How it went is worth as much as the image.
+            if let Some(path) = &args.metadata_file {
+                let record = error.record.as_deref().cloned().unwrap_or_else(|| Record::of_error(&error));
+                write(path, &super::json(&record.metadata())?)?;
+            }
+            return unless_cancelled(Err(error), &job);
+        }
+    };
     if let Some(path) = &args.iidfile {
         write(path, &report.image_id().to_string())?;
     }

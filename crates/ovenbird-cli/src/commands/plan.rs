@@ -1,6 +1,7 @@
 //! `ovenbird plan`.
 
 use clap::Args;
+use ovenbird::workflow::Bench;
 use ovenbird::{BuildRequest, Error, LocalDriver};
 
 use super::why;
@@ -24,7 +25,8 @@ pub(crate) fn run(args: &PlanArgs, request: &BuildRequest, session: &Session) ->
     let builder = session.sandboxed()?;
     let (progress, job) = session.start(true, false);
     let driver = LocalDriver::new(builder, &session.settings.temp, std::io::stdin())
-        .with_names(session.settings.tags.clone(), session.environment.now());
+        .with_names(session.settings.tags.clone(), session.environment.now())
+        .with_plugins(Bench::new(&session.settings, &session.environment));
     let traces = driver.plan(&session.settings.with_full_names(request.clone()), &job);
     progress.finish();
     let traces = super::unless_cancelled(traces, &job)?;

@@ -4,6 +4,7 @@
 
 mod catalog;
 pub mod folder;
+pub mod overlaid;
 pub mod stat_cache;
 pub mod tree;
 pub mod view;

@@ -201,6 +201,7 @@ impl Builder for EngineBuilder {
             source_date_epoch: input.source_date_epoch,
             exportable: output.exportable,
             breaks: output.breaks,
+            bases: super::workshop::bases(output.bases),
         })
     }
 
@@ -358,7 +359,7 @@ fn cache_export(to: &CacheTo) -> Result<Option<CacheExport>, Error> {
     }))
 }
 
-fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<String, SecretSource>, Error> {
+pub(crate) fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result<BTreeMap<String, SecretSource>, Error> {
     let mut found = BTreeMap::new();
     for spec in specs {
         let from_file = |path: PathBuf| {

@@ -3,6 +3,7 @@
 mod docker_engine;
 mod engine;
 mod library;
+mod workshop;
 
 use std::sync::Arc;
 
@@ -13,14 +14,15 @@ use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
 pub use docker_engine::{DockerEngine, DockerEngineError};
-pub(crate) use engine::options;
 pub use engine::{EngineBuilder, told};
+pub(crate) use engine::{options, secrets};
 pub use library::Library;
 pub(crate) use library::VERSION_LABEL;
 
 use crate::error::Error;
 use crate::request::{BuildRequest, OutputKind};
 use crate::source::SourceTree;
+use crate::workflow::Base;
 
 /// What runs beside a build: where its events go and what stops it.
 #[derive(Clone)]
@@ -54,6 +56,8 @@ pub struct Image {
     pub exportable: Exportable,
     /// Transfers that broke and went on.
     pub breaks: Breaks,
+    /// What it was made from.
+    pub bases: Vec<Base>,
 }
 
 /// Turns a source into an image and takes the image to where it was asked for.

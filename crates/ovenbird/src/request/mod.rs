@@ -8,6 +8,7 @@ pub mod limit;
 pub mod output;
 pub mod secret;
 pub mod tag;
+pub mod workflow;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,6 +22,7 @@ pub use cache::{CacheDest, CacheFrom, CacheTo};
 pub use limit::{ByteSize, Limits, Ulimit};
 pub use output::{Dest, Output, OutputKind};
 pub use secret::{SecretOrigin, SecretSpec, SshSpec};
+pub use workflow::{Phase, Workflow};
 
 use crate::error::{Error, Kind};
 
@@ -292,6 +294,9 @@ pub struct BuildRequest {
     /// Steps at once; 0: one a processor.
     #[serde(default)]
     pub parallel: usize,
+    /// `--plugin` and `--workflow`.
+    #[serde(default)]
+    pub workflow: Workflow,
 }
 
 impl BuildRequest {
@@ -327,6 +332,7 @@ impl BuildRequest {
             limits: Limits::default(),
             reproducible: false,
             parallel: 0,
+            workflow: Workflow::default(),
         }
     }
 

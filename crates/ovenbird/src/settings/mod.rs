@@ -115,6 +115,8 @@ pub struct Settings {
     pub registry_path: Option<String>,
     /// `DOCKER_HOST`.
     pub docker_host: Option<String>,
+    /// Folders with programs `ovenbird-plugin-NAME`, looked through before `PATH`.
+    pub plugin_folders: Vec<PathBuf>,
     /// Where short-lived files go.
     pub temp: PathBuf,
     /// Files that were read, weakest first.
@@ -211,6 +213,9 @@ impl Settings {
             default_registry,
             registry_path: merged.registry_path.map(|path| path.trim_matches('/').to_owned()).filter(|path| !path.is_empty()),
             docker_host: environment.get("DOCKER_HOST").filter(|host| !host.is_empty()).map(Into::into),
+            plugin_folders: merged
+                .plugin_folders
+                .unwrap_or_else(|| environment.config_home().map(|dir| dir.join("ovenbird/plugins")).into_iter().collect()),
             temp: environment.get("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| PathBuf::from("/tmp"), PathBuf::from),
             files,
         };

@@ -74,12 +74,12 @@ pub(super) fn fetch(request: &BuildRequest, temp: &Path, stdin: &mut dyn Read) -
         Some(patterns) => patterns,
         None => ignore_file(&root, Path::new(".dockerignore"))?.unwrap_or_default(),
     };
-    contexts.insert("context".to_owned(), LocalContext { dir: root.dir().to_owned(), ignore });
+    contexts.insert("context".to_owned(), LocalContext::new(root.dir(), ignore));
     for (name, context) in &request.contexts {
         if let ContextSource::Path(path) = context {
             let dir = folder(&format!("build context {name:?}"), path)?;
             let ignore = ignore_file(&Root::Trusted(dir.clone()), Path::new(".dockerignore"))?.unwrap_or_default();
-            contexts.insert(name.clone(), LocalContext { dir, ignore });
+            contexts.insert(name.clone(), LocalContext::new(dir, ignore));
         }
     }
     let unpacked = match root {
