@@ -470,6 +470,9 @@ mod tests {
         fn as_base(&self, _: &Image) -> Result<String, Error> {
             Ok("scratch".into())
         }
+        fn forget(&self, _: &[Reference]) -> Result<(), Error> {
+            Ok(())
+        }
     }
 
     fn list(names: &[Reference]) -> String {

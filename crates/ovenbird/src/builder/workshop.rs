@@ -1,6 +1,7 @@
 //! Our engine as a [`Workshop`]: what plugins ask beside building.
 
 use ovenbird_engine::input::BaseImage;
+use ovenbird_oci::Reference;
 use serde_json::Value;
 
 use super::{EngineBuilder, Image, Job, told};
@@ -46,6 +47,10 @@ impl Workshop for EngineBuilder {
     fn bases(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Vec<Base>, Error> {
         let input = self.input(source, &request.nameless())?;
         self.engine().bases(&input, &job.sink, &job.cancel).map(bases).map_err(|e| told(e, Some(source)))
+    }
+
+    fn forget(&self, names: &[Reference]) -> Result<(), Error> {
+        names.iter().try_for_each(|name| self.engine().store().untag(name).map(drop).map_err(Error::from))
     }
 
     fn as_base(&self, image: &Image) -> Result<String, Error> {

@@ -294,6 +294,9 @@ pub struct BuildRequest {
     /// Steps at once; 0: one a processor.
     #[serde(default)]
     pub parallel: usize,
+    /// Classes of tags, and tags of names without one, beside those of the settings.
+    #[serde(default)]
+    pub tags: tag::TagPolicy,
     /// `--plugin` and `--workflow`.
     #[serde(default)]
     pub workflow: Workflow,
@@ -332,6 +335,7 @@ impl BuildRequest {
             limits: Limits::default(),
             reproducible: false,
             parallel: 0,
+            tags: tag::TagPolicy::default(),
             workflow: Workflow::default(),
         }
     }

@@ -29,6 +29,24 @@ pub struct SourceTree {
     _unpacked: Option<ovenbird_oci::beside::Folder>,
 }
 
+impl SourceTree {
+    /// A Dockerfile of our own over a folder.
+    pub(crate) fn inline(dockerfile: String, name: &str, context: LocalContext) -> Self {
+        let contexts = [("context".to_owned(), context)].into();
+        Self { dockerfile, dockerfile_name: name.to_owned(), contexts, _unpacked: None }
+    }
+
+    /// The same files with another Dockerfile; must not outlive this one.
+    pub(crate) fn with_dockerfile(&self, text: &str) -> Self {
+        Self {
+            dockerfile: text.to_owned(),
+            dockerfile_name: self.dockerfile_name.clone(),
+            contexts: self.contexts.clone(),
+            _unpacked: None,
+        }
+    }
+}
+
 /// Why a source cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -156,7 +174,7 @@ pub fn fetch(request: &BuildRequest, temp: &Path, stdin: &mut dyn Read) -> Resul
     }
 }
 
-fn without_credentials(url: &str) -> String {
+pub(crate) fn without_credentials(url: &str) -> String {
     match url.split_once("://").and_then(|(scheme, rest)| {
         let authority = rest.split('/').next().unwrap_or_default();
         authority.rfind('@').map(|at| format!("{scheme}://***@{}", &rest[at + 1..]))

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ovenbird_dockerfile::ignore::Patterns;
@@ -13,7 +14,7 @@ use ovenbird_engine::input::LocalContext;
 use ovenbird_oci::beside;
 
 use crate::error::{Error, Kind};
-use crate::request::BuildRequest;
+use crate::request::{BuildRequest, ContextSource};
 use crate::source::SourceTree;
 
 /// Most bytes that plugins may add in memory; larger things are files.
@@ -25,9 +26,30 @@ const MOST_FILES: usize = 100_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Content {
     Bytes(Vec<u8>),
-    /// A file of this machine: moved or copied when the build is frozen.
-    File(PathBuf),
+    /// A file that was written for this, too large for memory.
+    File(Kept),
 }
+
+/// A file and the temporary folder that it lives in.
+#[derive(Debug, Clone)]
+pub(crate) struct Kept {
+    path: PathBuf,
+    _folder: Arc<beside::Folder>,
+}
+
+impl Kept {
+    pub(crate) fn new(path: PathBuf, folder: Arc<beside::Folder>) -> Self {
+        Self { path, _folder: folder }
+    }
+}
+
+impl PartialEq for Kept {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+}
+
+impl Eq for Kept {}
 
 /// A file that a plugin adds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +96,15 @@ impl Draft {
         }
         self.added.entry(context.to_owned()).or_default().insert(path, Added { content, mode: mode & 0o7777 });
         Ok(())
+    }
+
+    /// The request, with a name for each context that plugins add: for looking at the Dockerfile, not for building.
+    pub(crate) fn outlook(&self) -> BuildRequest {
+        let mut request = self.request.clone();
+        for context in self.added.keys().filter(|context| *context != MAIN) {
+            request.contexts.insert(context.clone(), ContextSource::Path(PathBuf::new()));
+        }
+        request
     }
 
     /// Hides the files that this pattern (of a `.dockerignore`) matches.
@@ -135,7 +166,7 @@ impl Draft {
         }
         let mut request = self.request;
         for (context, folder) in self.added.keys().zip(&folders).filter(|(context, _)| *context != MAIN) {
-            request.contexts.insert(context.clone(), crate::request::ContextSource::Path(folder.path().to_owned()));
+            request.contexts.insert(context.clone(), ContextSource::Path(folder.path().to_owned()));
         }
         Ok((request, folders))
     }
@@ -166,7 +197,7 @@ fn write(path: &Path, added: &Added, epoch: i64) -> io::Result<()> {
     }
     match &added.content {
         Content::Bytes(bytes) => std::fs::write(path, bytes)?,
-        Content::File(from) => drop(std::fs::copy(from, path)?),
+        Content::File(kept) => drop(std::fs::copy(&kept.path, path)?),
     }
     let file = std::fs::File::open(path)?;
     file.set_permissions(std::fs::Permissions::from_mode(added.mode))?;

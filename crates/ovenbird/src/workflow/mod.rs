@@ -7,7 +7,9 @@
 mod built_in;
 mod draft;
 mod external;
+mod inside;
 mod schema;
+mod text;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -110,6 +112,8 @@ pub trait Workshop: Builder + Library {
     fn bases(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Vec<Base>, Error>;
     /// What a Dockerfile writes to name a built image as its base.
     fn as_base(&self, image: &Image) -> Result<String, Error>;
+    /// Takes names away on this machine.
+    fn forget(&self, names: &[Reference]) -> Result<(), Error>;
 }
 
 /// Where a build stands when a plugin runs.
@@ -399,7 +403,7 @@ impl<'a> Flow<'a> {
 }
 
 /// A result without secrets.
-fn masked(value: Value, masks: &Masks) -> Value {
+pub(crate) fn masked(value: Value, masks: &Masks) -> Value {
     match value {
         Value::String(text) => Value::String(masks.text(text)),
         Value::Array(items) => items.into_iter().map(|item| masked(item, masks)).collect(),

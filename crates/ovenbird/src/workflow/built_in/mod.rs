@@ -1,6 +1,14 @@
 //! The plugins that come with Ovenbird. Each is a type whose fields are its arguments; the table says when it runs and what it may reach.
 
+mod file;
+mod image;
 mod label;
+mod name;
+mod outcome;
+mod packages;
+mod parent;
+mod published;
+mod setting;
 
 use ovenbird_dockerfile::suggest;
 use schemars::JsonSchema;
@@ -40,6 +48,32 @@ const ALL: &[BuiltIn] = &[
     row::<label::Labels>("labels", &[PreBuild], false),
     row::<label::AutoLabels>("auto-labels", &[PreBuild], false),
     row::<label::AssertLabels>("assert-labels", &[PrePublish], false),
+    row::<parent::ChangeFrom>("change-from", &[PreBuild], false),
+    row::<parent::PinFrom>("pin-from", &[PreBuild], false),
+    row::<parent::AllowedParents>("allowed-parents", &[PreBuild], false),
+    row::<parent::ParentWait>("parent-wait", &[PreBuild], false),
+    row::<file::InjectFiles>("inject-files", &[PreBuild], true),
+    row::<file::HideFiles>("hide-files", &[PreBuild], false),
+    row::<file::AddDockerfile>("add-dockerfile", &[PreBuild], false),
+    row::<file::FetchArtifacts>("fetch-artifacts", &[PreBuild], true),
+    row::<setting::BuildArgs>("buildargs", &[PreBuild], false),
+    row::<setting::CheckSettings>("check-settings", &[PreBuild], true),
+    row::<setting::CheckPlatforms>("check-platforms", &[PreBuild], false),
+    row::<setting::BumpRelease>("bump-release", &[PreBuild], true),
+    row::<name::TagFromConfig>("tag-from-config", &[PreBuild], true),
+    row::<name::FloatingTagsLast>("floating-tags-last", &[PreBuild], false),
+    row::<name::PushAll>("push-all", &[PreBuild], true),
+    row::<image::TestImage>("test-image", &[PrePublish, PostBuild], true),
+    row::<image::SizeLimit>("size-limit", &[PrePublish], false),
+    row::<image::PackageList>("package-list", &[PrePublish, PostBuild], true),
+    row::<image::CompareComponents>("compare-components", &[PrePublish], false),
+    row::<file::ExportFiles>("export-files", ANY_IMAGE, true),
+    row::<published::VerifyMediaTypes>("verify-media-types", &[PostBuild], false),
+    row::<published::GroupManifests>("group-manifests", &[PostBuild], true),
+    row::<published::UndoPush>("undo-push", &[Exit], true),
+    row::<published::Cleanup>("cleanup", &[Exit], true),
+    row::<outcome::Notify>("notify", &[PostBuild, Exit], true),
+    row::<outcome::StoreMetadata>("store-metadata", &[PostBuild, Exit], true),
 ];
 
 /// A plugin by its name.
