@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ovenbird_dockerfile::{Diagnostic, Parsed, Severity};
-use ovenbird_oci::registry::Client;
+use ovenbird_oci::registry::{Client, HeadStarts};
 use ovenbird_oci::store::Store;
 use ovenbird_oci::{Descriptor, Platform, Reference};
 use ovenbird_sandbox::Level;
@@ -49,13 +49,15 @@ pub struct Engine {
     pub(crate) state: State,
     pub(crate) runtime: LazyRuntime,
     pub(crate) borrowed: Borrowed,
+    /// Layers that are on their way to where they will be published.
+    pub(crate) head_starts: Arc<HeadStarts>,
 }
 
 impl Engine {
     /// Opens the state folder.
     pub fn open(options: EngineOptions) -> Result<Self, BuildError> {
         let state = State::open(&options.root, options.level)?;
-        Ok(Self { options, state, runtime: LazyRuntime::default(), borrowed: Borrowed::default() })
+        Ok(Self { options, state, runtime: LazyRuntime::default(), borrowed: Borrowed::default(), head_starts: Arc::default() })
     }
 
     /// The blob store.
@@ -274,6 +276,7 @@ impl Engine {
             self.options.overlay,
             &self.options.client,
             &self.runtime,
+            &self.head_starts,
             input,
             contexts,
             sink.clone(),

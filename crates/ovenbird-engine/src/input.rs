@@ -288,6 +288,8 @@ pub struct BuildInput {
     pub annotations: BTreeMap<String, String>,
     /// Where the image will be pushed.
     pub publish_to: Vec<Reference>,
+    /// Large layers are sent here while they are packed. `None`: nothing is sent before the image is done.
+    pub head_start: Option<Reference>,
     /// Secrets (by id) and credentials (by registry) that may be in the image.
     pub allow_leak: Vec<String>,
     /// Caches of other machines, the first that has something counts.
@@ -353,6 +355,7 @@ impl Default for BuildInput {
             parallelism: 16,
             annotations: BTreeMap::new(),
             publish_to: vec![],
+            head_start: None,
             allow_leak: vec![],
             cache_from: vec![],
             cache_inline: false,

@@ -26,7 +26,8 @@ impl Engine {
         let names: Vec<String> = to.iter().map(|to| to.reference.familiar()).collect();
         sink.emit(Event::Message { text: format!("pushing {}", names.join(", ")) });
         let (progress, before) = (progress_events(sink.clone(), "pushing"), self.breaks());
-        let publication = Publication { image: target, store: self.store(), to, origins: &origins, progress: &progress };
+        let publication =
+            Publication { image: target, store: self.store(), to, origins: &origins, progress: &progress, head_starts: &self.head_starts };
         // Not to be dropped when the user stops it: names that were put must be taken back.
         let pushed = self.runtime.block_on(self.options.client.publish(&publication, &cancel.follow()));
         let breaks = self.tell_breaks(before, &**sink);

@@ -2,11 +2,12 @@
 //!
 //! Floor 0: it knows nothing of builds. `digest`, `reference`, `platform`, `image` and `publish` do no I/O;
 //! `layer`, `archive`, `beside` and `regular_file` touch only the readers, writers, files and folders they are given; `store` stays
-//! under its folder, `lease` in its file; `registry` and `keychain` talk to the network and to credential helpers.
+//! under its folder, `lease` in its file, `growth` in memory; `registry` and `keychain` talk to the network and to credential helpers.
 
 pub mod archive;
 pub mod beside;
 pub mod digest;
+pub mod growth;
 pub mod image;
 pub mod keychain;
 pub mod layer;

@@ -465,6 +465,11 @@ impl Partial {
         self.hasher.size()
     }
 
+    /// Where its bytes are until it is committed, and how many are there already.
+    pub fn on_disk(&self) -> (&Path, u64) {
+        (&self.path, self.size() - self.buffer.len() as u64)
+    }
+
     /// Forgets everything written so far (a transfer that starts again).
     pub fn restart(&mut self) -> Result<(), StoreError> {
         self.buffer.clear();

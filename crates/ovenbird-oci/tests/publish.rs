@@ -28,7 +28,9 @@ fn hasty() -> Client {
 
 async fn publish(client: &Client, store: &Store, image: &Descriptor, to: &[Target]) -> Result<(), RegistryError> {
     let origins = BTreeMap::new();
-    client.publish(&Publication { image, store, to, origins: &origins, progress: &quiet() }, &Arc::default()).await
+    client
+        .publish(&Publication { image, store, to, origins: &origins, progress: &quiet(), head_starts: &Arc::default() }, &Arc::default())
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -250,7 +252,8 @@ async fn a_publish_that_is_stopped_is_taken_back() {
         watched.1.store(true, Ordering::SeqCst);
     });
     let (origins, progress, client) = (BTreeMap::new(), quiet(), client());
-    let publication = Publication { image: &new, store: &here.store, to: &to, origins: &origins, progress: &progress };
+    let publication =
+        Publication { image: &new, store: &here.store, to: &to, origins: &origins, progress: &progress, head_starts: &Arc::default() };
     let result = client.publish(&publication, &stop).await;
     let expected = if result.is_ok() { (Some(new.digest), Some(new.digest)) } else { (None, Some(old.digest)) };
     assert_eq!((one.tag("app", "u"), one.tag("app", "latest")), expected, "{result:?}");
@@ -268,7 +271,8 @@ async fn a_registry_that_says_nothing_does_not_keep_the_user() {
     let mute = Proxy::start(one.port, "PUT /v2/app/manifests/latest", vec![Fault::Hang]);
     let (to, stop) = ([Target::from(mute.reference("app:latest"))], Arc::new(AtomicBool::new(false)));
     let (origins, progress, client) = (BTreeMap::new(), quiet(), hasty());
-    let publication = Publication { image: &new, store: &here.store, to: &to, origins: &origins, progress: &progress };
+    let publication =
+        Publication { image: &new, store: &here.store, to: &to, origins: &origins, progress: &progress, head_starts: &Arc::default() };
     let (set, faults) = (Arc::clone(&stop), Arc::clone(&mute.faults));
     std::thread::spawn(move || {
         while !faults.lock().unwrap().is_empty() {

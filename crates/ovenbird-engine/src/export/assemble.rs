@@ -6,6 +6,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use ovenbird_oci::image::{History, media};
 use ovenbird_oci::layer::{self, Elsewhere, Needles, Owners, PackOptions, Packed};
+use ovenbird_oci::registry::HeadStart;
 use ovenbird_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform};
 
 use crate::cache::{self, Filed, Link, SharedLayer, document};
@@ -204,13 +205,15 @@ pub(super) fn pack(session: &Session, gate: &Gate, id: &SnapshotId) -> Result<Pa
         done,
     };
     session.sink.emit(event(0, None, false));
+    let (head_start, store) = (session.head_start(), session.state.store());
+    let growth = head_start.as_ref().map(HeadStart::growth);
     let (packed, found) =
-        layer::pack_searched(&layer.dir, &layer.owners, &options, session.state.store(), gate.needles(), &Elsewhere::new())
-            .map_err(failed)?;
+        layer::pack_searched(&layer.dir, &layer.owners, &options, store, gate.needles(), &Elsewhere::new(), growth).map_err(failed)?;
     session.sink.emit(event(packed.size, Some(packed.size), true));
     session.state.set_packed(id, &variant, &packed)?;
     gate.check_layer(&packed.digest, &found)?;
     gate.passed(session.state, id)?;
+    session.complete(head_start, &packed);
     Ok(packed)
 }
 
@@ -219,8 +222,11 @@ pub fn pack_now(session: &Session, gate: &Gate, dir: &Path, owners: &Owners, len
     let options = PackOptions { compression: session.input.compression, mtime: None, threads: threads() };
     let failed = |source| BuildError::Layer { layer: "of a copy".into(), source };
     let elsewhere: Elsewhere = lent.iter().map(Lent::borrow).collect::<Result<_, _>>().map_err(BuildError::output(dir))?;
-    let (packed, found) = layer::pack_searched(dir, owners, &options, session.state.store(), gate.needles(), &elsewhere).map_err(failed)?;
+    let (head_start, store) = (session.head_start(), session.state.store());
+    let growth = head_start.as_ref().map(HeadStart::growth);
+    let (packed, found) = layer::pack_searched(dir, owners, &options, store, gate.needles(), &elsewhere, growth).map_err(failed)?;
     gate.check_layer(&packed.digest, &found)?;
+    session.complete(head_start, &packed);
     Ok(shared(session, gate, packed, Timestamp::now().as_second()))
 }
 

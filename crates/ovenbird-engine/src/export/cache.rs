@@ -104,7 +104,7 @@ fn mount(session: &Session, gate: &Gate, name: &Digest) -> Result<Option<MountLa
     let Some((_lock, dir)) = ops::mount::existing_cache(session, name)? else { return Ok(session.imports.mount(session, name)) };
     let options = PackOptions { compression: MOUNT_COMPRESSION, mtime: None, threads: assemble::threads() };
     let failed = |source| BuildError::Layer { layer: "of a cache mount".into(), source };
-    let packed = layer::pack_searched(&dir, &Owners::new(), &options, session.state.store(), gate.needles(), &Elsewhere::new());
+    let packed = layer::pack_searched(&dir, &Owners::new(), &options, session.state.store(), gate.needles(), &Elsewhere::new(), None);
     let checked = packed.map_err(failed).and_then(|(packed, found)| gate.check_layer(&packed.digest, &found).map(|()| packed));
     match checked {
         Ok(packed) => Ok(Some(MountLayer { name: *name, blob: packed.descriptor(), diff_id: packed.diff_id })),

@@ -16,6 +16,7 @@ use ovenbird_oci::Digest;
 use super::file::FileError;
 use super::file::select::Selection;
 use crate::plan::CopyAction;
+use crate::snapshot::content_hash::ContentHash;
 use crate::snapshot::tree::{self, Entry, Kind, Tree, Visit, Walk, resolve};
 use crate::trace::files::{FileState, Listing};
 
@@ -124,7 +125,7 @@ impl Reader<'_> {
         if visit.entry.kind != Kind::File {
             return read(self.from, visit, None, self.cache).map(Some);
         }
-        Ok(self.cache.get(&visit.entry).filter(|known| known.plain).map(|known| Content { digest: known.digest, xattrs: Vec::new() }))
+        Ok(self.cache.get(&visit.entry).filter(|known| known.plain).map(|known| Content { hash: known.content, xattrs: Vec::new() }))
     }
 
     fn read(&mut self, root: &Path, waiting: &mut Vec<(Visit, Option<Content>)>) -> Result<(), FileError> {
@@ -160,21 +161,21 @@ impl Reader<'_> {
             // A link has no mode of its own.
             mode: (counted.mode && entry.kind != Kind::Symlink).then_some(entry.mode),
             owner: counted.owner.then_some((entry.uid, entry.gid)),
-            content: first.unwrap_or(content.digest),
-            xattrs: (!content.xattrs.is_empty()).then(|| Digest::of(format!("{:?}", content.xattrs).as_bytes())),
+            content: first.unwrap_or(content.hash),
+            xattrs: (!content.xattrs.is_empty()).then(|| ContentHash::of(format!("{:?}", content.xattrs).as_bytes())),
         };
         self.listing.entry(path, &file);
     }
 
     /// Of a file that is another name of one before it: the digest of that one's name.
-    fn first_name(&mut self, entry: &Entry, path: &[u8]) -> Option<Digest> {
+    fn first_name(&mut self, entry: &Entry, path: &[u8]) -> Option<ContentHash> {
         use std::collections::hash_map::Entry::{Occupied, Vacant};
         let (device, inode, count) = entry.inode;
         if entry.kind != Kind::File || count < 2 {
             return None;
         }
         match self.firsts.entry((device, inode)) {
-            Occupied(first) => Some(Digest::of(first.get())),
+            Occupied(first) => Some(ContentHash::of(first.get())),
             Vacant(none) => {
                 none.insert(path.to_vec());
                 None
@@ -186,7 +187,7 @@ impl Reader<'_> {
 /// What an entry holds.
 struct Content {
     /// Of a file's bytes, a link's target, a device's number.
-    digest: Digest,
+    hash: ContentHash,
     xattrs: Vec<(OsString, Vec<u8>)>,
 }
 
@@ -195,44 +196,46 @@ fn read(from: &dyn Tree, visit: &Visit, known: Option<Known>, cache: &dyn StatCa
     let Some(location) = from.locate(path).map_err(FileError::unreadable("read", path))? else {
         // An empty root has no place on disk.
         if path.as_os_str().is_empty() {
-            return Ok(Content { digest: Digest::of(b""), xattrs: Vec::new() });
+            return Ok(Content { hash: ContentHash::of(b""), xattrs: Vec::new() });
         }
         return Err(FileError::unreadable("read", path)(rustix::io::Errno::NOENT));
     };
     let xattrs = location.xattrs().map_err(FileError::unreadable("read the attributes of", path))?;
-    let digest = match (visit.entry.kind, known) {
-        (Kind::File, Some(known)) => known.digest,
+    let hash = match (visit.entry.kind, known) {
+        (Kind::File, Some(known)) => known.content,
         (Kind::File, None) => {
             let stat = location.stat().map_err(FileError::unreadable("read", path))?;
             let seen = Entry::from_stat(&stat);
             let file = location.open().map_err(FileError::replaced("read", path))?;
-            let (digest, read) = digest_of(&file, seen.size).map_err(FileError::unreadable("read", path))?;
+            let (hash, read) = hash_of(&file, seen.size).map_err(FileError::unreadable("read", path))?;
             let after = rustix::fs::fstat(&file).map_err(FileError::unreadable("read", path))?;
             if read == seen.size && (after.st_ctime, after.st_ctime_nsec as u32) == visit.entry.ctime && after.st_ino == stat.st_ino {
-                cache.put(&seen, Known { digest, plain: xattrs.is_empty() });
+                cache.put(&seen, Known { content: hash, plain: xattrs.is_empty() });
             } else {
                 cache.unsettled();
             }
-            digest
+            hash
         }
-        (Kind::Symlink, _) => Digest::of(location.read_link().map_err(FileError::replaced("read", path))?.as_os_str().as_encoded_bytes()),
-        (Kind::Char(major, minor) | Kind::Block(major, minor), _) => Digest::of(format!("{major}:{minor}").as_bytes()),
-        (Kind::Dir | Kind::Fifo | Kind::Socket, _) => Digest::of(b""),
+        (Kind::Symlink, _) => {
+            ContentHash::of(location.read_link().map_err(FileError::replaced("read", path))?.as_os_str().as_encoded_bytes())
+        }
+        (Kind::Char(major, minor) | Kind::Block(major, minor), _) => ContentHash::of(format!("{major}:{minor}").as_bytes()),
+        (Kind::Dir | Kind::Fifo | Kind::Socket, _) => ContentHash::of(b""),
     };
-    Ok(Content { digest, xattrs })
+    Ok(Content { hash, xattrs })
 }
 
 /// Bounded by the size seen: the file may grow without end.
-fn digest_of(file: &File, size: u64) -> io::Result<(Digest, u64)> {
+fn hash_of(file: &File, size: u64) -> io::Result<(ContentHash, u64)> {
     let mut content = file.take(size);
     if size > SMALL {
-        return Digest::of_reader(content);
+        return ContentHash::of_reader(content);
     }
     thread_local! { static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) }; }
     BUFFER.with_borrow_mut(|buffer| {
         buffer.clear();
         content.read_to_end(buffer)?;
-        Ok((Digest::of(buffer), buffer.len() as u64))
+        Ok((ContentHash::of(buffer), buffer.len() as u64))
     })
 }
 

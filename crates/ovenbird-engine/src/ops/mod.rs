@@ -19,7 +19,8 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ovenbird_oci::Digest;
-use ovenbird_oci::registry::{Client, ProgressFn};
+use ovenbird_oci::layer::Packed;
+use ovenbird_oci::registry::{Client, HeadStart, HeadStarts, ProgressFn};
 use ovenbird_sandbox::Level;
 use tokio::runtime::Runtime;
 
@@ -41,16 +42,18 @@ impl LazyRuntime {
     /// # Panics
     /// When the system gives no threads at all.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
-        self.0
-            .get_or_init(|| {
-                tokio::runtime::Builder::new_multi_thread()
-                    .worker_threads(2)
-                    .thread_name("ovenbird-net")
-                    .enable_all()
-                    .build()
-                    .unwrap_or_else(|error| panic!("cannot start the network threads: {error}"))
-            })
-            .block_on(future)
+        self.get().block_on(future)
+    }
+
+    fn get(&self) -> &Runtime {
+        self.0.get_or_init(|| {
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .thread_name("ovenbird-net")
+                .enable_all()
+                .build()
+                .unwrap_or_else(|error| panic!("cannot start the network threads: {error}"))
+        })
     }
 }
 
@@ -91,6 +94,8 @@ pub struct Session<'a> {
     pub client: &'a Client,
     /// The network's runtime.
     pub runtime: &'a LazyRuntime,
+    /// Layers that are on their way to where they will be published.
+    pub head_starts: &'a HeadStarts,
     /// The request.
     pub input: &'a BuildInput,
     /// Local contexts by name.
@@ -126,6 +131,7 @@ impl<'a> Session<'a> {
         overlay: bool,
         client: &'a Client,
         runtime: &'a LazyRuntime,
+        head_starts: &'a HeadStarts,
         input: &'a BuildInput,
         contexts: BTreeMap<String, Arc<dyn Tree>>,
         sink: Arc<dyn EventSink>,
@@ -140,6 +146,7 @@ impl<'a> Session<'a> {
             overlay,
             client,
             runtime,
+            head_starts,
             input,
             contexts,
             stat_cache: FileStatCache::new(state.stat_cache(), state.temporary()),
@@ -167,6 +174,21 @@ impl<'a> Session<'a> {
         // Cancelled in between.
         if cancel.is_cancelled() {
             self.stop.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// For a layer that is about to be packed: large ones are sent meanwhile, if the image will be published.
+    pub fn head_start(&self) -> Option<HeadStart> {
+        let to = self.input.head_start.as_ref()?;
+        let _runtime = self.runtime.get().enter();
+        // Who publishes will be told what is wrong.
+        self.client.head_start(to, self.state.store()).ok()
+    }
+
+    /// The layer of a head start is packed, and no secret is in it.
+    pub fn complete(&self, head_start: Option<HeadStart>, packed: &Packed) {
+        if let Some(head_start) = head_start {
+            self.head_starts.complete(head_start, &packed.digest, packed.size);
         }
     }
 

@@ -3,6 +3,7 @@
 //! Only [`tree::Tree`] and what implements it know overlayfs' whiteout and opaque marks.
 
 mod catalog;
+pub mod content_hash;
 pub mod folder;
 pub mod overlaid;
 pub mod stat_cache;

@@ -1,8 +1,8 @@
-//! Remembers the content digests of files on disk from one build to the next.
+//! Remembers the content of files on disk from one build to the next.
 //!
 //! A file is known by device and inode; its size and both its times say whether it is still the one that was read. The file of the
-//! cache: one line `ovenbird stat cache 3`, then records of one length sorted by device and inode (little endian: device, inode, size
-//! `u64`, mtime and ctime each `i64` seconds and `u32` nanoseconds, 32 bytes of SHA-256, 1 if it has no extended attributes, day of
+//! cache: one line `ovenbird stat cache 4`, then records of one length sorted by device and inode (little endian: device, inode, size
+//! `u64`, mtime and ctime each `i64` seconds and `u32` nanoseconds, 32 bytes of BLAKE3, 1 if it has no extended attributes, day of
 //! the last use `u32`), then the CRC-32 of all that. A file that does not check out is no error: the cache is only empty.
 
 use std::collections::HashMap;
@@ -13,15 +13,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use flate2::Crc;
-use ovenbird_oci::Digest;
 
+use super::content_hash::ContentHash;
 use super::tree::Entry;
 
 /// What is remembered of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {
     /// Of its content.
-    pub digest: Digest,
+    pub content: ContentHash,
     /// It has no extended attributes that belong into an image.
     pub plain: bool,
 }
@@ -47,7 +47,7 @@ impl StatCache for NoStatCache {
     fn put(&self, _: &Entry, _: Known) {}
 }
 
-const HEADER: &[u8] = b"ovenbird stat cache 3\n";
+const HEADER: &[u8] = b"ovenbird stat cache 4\n";
 /// Bytes of a record.
 const RECORD: usize = 16 + 32 + 33 + 4;
 /// Bytes of the checksum.
@@ -357,7 +357,7 @@ fn encode((device, inode): Key, stamp: &Stamp, known: &Known, day: u32) -> [u8; 
         put(&seconds.to_le_bytes());
         put(&nanoseconds.to_le_bytes());
     }
-    put(known.digest.as_bytes());
+    put(known.content.as_bytes());
     put(&[u8::from(known.plain)]);
     put(&day.to_le_bytes());
     record
@@ -376,7 +376,7 @@ fn key_of(record: &[u8]) -> Key {
 fn decode(record: &[u8]) -> (Key, Stamp, Known, u32) {
     let time = |at| (i64::from_le_bytes(field(record, at)), u32::from_le_bytes(field(record, at + 8)));
     let stamp = Stamp { size: u64::from_le_bytes(field(record, 16)), mtime: time(24), ctime: time(36) };
-    let known = Known { digest: Digest::from_bytes(field(record, 48)), plain: record[80] == 1 };
+    let known = Known { content: ContentHash::from_bytes(field(record, 48)), plain: record[80] == 1 };
     (key_of(record), stamp, known, u32::from_le_bytes(field(record, 81)))
 }
 
@@ -390,7 +390,7 @@ mod tests {
     }
 
     fn known(text: &str) -> Known {
-        Known { digest: Digest::of(text.as_bytes()), plain: !text.is_empty() }
+        Known { content: ContentHash::of(text.as_bytes()), plain: !text.is_empty() }
     }
 
     #[test]

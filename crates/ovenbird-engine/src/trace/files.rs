@@ -5,6 +5,7 @@ use std::path::Path;
 
 use ovenbird_oci::Digest;
 
+use crate::snapshot::content_hash::ContentHash;
 use crate::state::{State, StateError};
 
 /// Differences that are named; the rest is counted.
@@ -22,13 +23,13 @@ pub struct FileState {
     /// User and group.
     pub owner: Option<(u32, u32)>,
     /// Content of a file, target of a link, number of a device, first name of an `h`; of nothing for the rest.
-    pub content: Digest,
+    pub content: ContentHash,
     /// Extended attributes.
-    pub xattrs: Option<Digest>,
+    pub xattrs: Option<ContentHash>,
 }
 
 /// First bytes, so that a change of the form changes every key.
-const FORM: &[u8] = b"ovenbird content 3\n";
+const FORM: &[u8] = b"ovenbird content 4\n";
 const MODE: u8 = 1;
 const OWNER: u8 = 2;
 const XATTRS: u8 = 4;
@@ -37,7 +38,7 @@ const XATTRS: u8 = 4;
 /// later build is compared with.
 ///
 /// Bytes, for there may be many files: [`FORM`], then for each source its name, length first (`S`), for each entry its path below the
-/// source, length first, kind, which of the rest it has, mode, owner, 32 bytes of SHA-256 of its content and of its attributes (`E`), and
+/// source, length first, kind, which of the rest it has, mode, owner, 32 bytes of BLAKE3 of its content and of its attributes (`E`), and
 /// for a folder of which only the content counts nothing (`T`). Numbers are `u32`, little endian.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Listing {
@@ -170,8 +171,8 @@ impl<'b> Rest<'b> {
         let [kind, has] = self.take()?;
         let mode = if has & MODE == 0 { None } else { Some(self.number()?) };
         let owner = if has & OWNER == 0 { None } else { Some((self.number()?, self.number()?)) };
-        let content = Digest::from_bytes(self.take()?);
-        let xattrs = if has & XATTRS == 0 { None } else { Some(Digest::from_bytes(self.take()?)) };
+        let content = ContentHash::from_bytes(self.take()?);
+        let xattrs = if has & XATTRS == 0 { None } else { Some(ContentHash::from_bytes(self.take()?)) };
         Some(FileState { kind, mode, owner, content, xattrs })
     }
 }
@@ -283,7 +284,7 @@ mod tests {
     use super::*;
 
     fn file(kind: u8, mode: u32, content: &str) -> FileState {
-        FileState { kind, mode: Some(mode), owner: Some((0, 0)), content: Digest::of(content.as_bytes()), xattrs: None }
+        FileState { kind, mode: Some(mode), owner: Some((0, 0)), content: ContentHash::of(content.as_bytes()), xattrs: None }
     }
 
     fn listing(files: &[(&str, FileState)]) -> Listing {
@@ -311,7 +312,7 @@ mod tests {
             (one(&base), one(&FileState { owner: Some((1, 2)), ..base.clone() }), vec!["file the/src/a.py owner 0:0 → 1:2"]),
             (
                 one(&base),
-                one(&FileState { xattrs: Some(Digest::of(b"")), ..base.clone() }),
+                one(&FileState { xattrs: Some(ContentHash::of(b"")), ..base.clone() }),
                 vec!["file the/src/a.py extended attributes changed"],
             ),
         ] {
@@ -340,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_damaged_listing_is_read_to_no_bad_end() {
-        let whole = listing(&[("a", file(b'f', 0o644, "x")), ("b", FileState { xattrs: Some(Digest::of(b"")), ..file(b'd', 0, "") })]);
+        let whole = listing(&[("a", file(b'f', 0o644, "x")), ("b", FileState { xattrs: Some(ContentHash::of(b"")), ..file(b'd', 0, "") })]);
         for end in 0..whole.bytes.len() {
             let part = Listing { bytes: whole.bytes[..end].to_vec(), sources: whole.sources.clone() };
             assert!(part.entries().is_none_or(|entries| entries.len() < 2), "{end}");

@@ -10,11 +10,12 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::digest::Hasher;
+use crate::growth::Growth;
 use crate::image::media;
 use crate::store::{Partial, Store};
 
 use super::pack::Sink;
-use super::{Compression, LayerError, Packed};
+use super::{Compression, LayerError, PackOptions, Packed};
 
 /// Uncompressed bytes of a gzip member, and of a write when nothing is compressed: the window is 32 KiB, so larger ones would save
 /// less than half a percent and cost memory.
@@ -37,11 +38,13 @@ struct Done {
     output: io::Result<Vec<u8>>,
 }
 
-/// Runs `produce`, which feeds the tar, and stores what it fed.
+/// Runs `produce`, which feeds the tar, and stores what it fed. What is told of `growth` ends where nothing can begin any more that is
+/// `longest` bytes long and not seen as a whole yet.
 pub(super) fn compress(
-    compression: Compression,
-    threads: usize,
+    &PackOptions { compression, threads, .. }: &PackOptions,
     store: &Store,
+    longest: usize,
+    growth: Option<&Growth>,
     produce: impl FnOnce(&mut Feed) -> Result<(), LayerError>,
 ) -> Result<Packed, LayerError> {
     let (chunk, media_type) = match compression {
@@ -50,6 +53,9 @@ pub(super) fn compress(
         Compression::Zstd(_) => (FRAME, media::OCI_LAYER_ZSTD),
     };
     let partial = store.partial()?;
+    growth.inspect(|growth| growth.begin(partial.on_disk().0.to_owned()));
+    // Each chunk has been searched before it is compressed.
+    let hold = if longest == 0 { 0 } else { 1 + longest / chunk };
     let (partial, hasher) = std::thread::scope(|scope| {
         let spawn = || {
             let (sender, receiver) = sync_channel::<Job>(threads);
@@ -67,6 +73,7 @@ pub(super) fn compress(
             filled: 0,
             hasher: (compression != Compression::None).then(Hasher::default),
             partial,
+            growth: growth.map(|growth| (growth, hold)),
             inline: None,
             spawn: (threads > 1 && compression != Compression::None).then_some(&spawn),
             jobs: None,
@@ -107,6 +114,8 @@ pub(super) struct Feed<'s> {
     /// Of the tar; not needed when the blob is the tar.
     hasher: Option<Hasher>,
     partial: Partial,
+    /// Told of what is written, and how many chunks later.
+    growth: Option<(&'s Growth, usize)>,
     /// Of this thread.
     inline: Option<Compressor>,
     /// Starts the threads, at the second chunk: most layers have one.
@@ -142,12 +151,14 @@ impl Feed<'_> {
             }
         } else if self.compression == Compression::None {
             self.partial.append(&self.buffer[..length])?;
+            self.grown();
         } else {
             let compressor = match &mut self.inline {
                 Some(compressor) => compressor,
                 none => none.insert(Compressor::new(self.compression).map_err(failed)?),
             };
             self.partial.append(&compressor.compress(&self.buffer[..length]).map_err(failed)?)?;
+            self.grown();
         }
         Ok(())
     }
@@ -157,8 +168,15 @@ impl Feed<'_> {
         let Some(oldest) = self.pending.pop_front() else { return Ok(()) };
         let done = oldest.recv().map_err(|_| failed(io::Error::other("a compression thread died")))?;
         self.partial.append(&done.output.map_err(failed)?)?;
+        self.grown();
         self.spare.push(done.input);
         Ok(())
+    }
+
+    fn grown(&self) {
+        if let Some((growth, hold)) = self.growth {
+            growth.grown(self.partial.on_disk().1, hold);
+        }
     }
 
     fn finish(&mut self) -> Result<(), LayerError> {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use crate::growth::Growth;
 use crate::store::Store;
 
 use super::compress::compress;
@@ -21,13 +22,15 @@ use super::{CAPABILITY, LayerError, MAX_PATH, Owner, Owners, PackOptions, Packed
 
 /// Packs the diff folder into a blob of `store`: sorted, PAX, hard links kept, whiteouts turned into OCI form.
 pub fn pack(dir: &Path, owners: &Owners, options: &PackOptions, store: &Store) -> Result<Packed, LayerError> {
-    pack_searched(dir, owners, options, store, &Needles::default(), &Elsewhere::new()).map(|(packed, _)| packed)
+    pack_searched(dir, owners, options, store, &Needles::default(), &Elsewhere::new(), None).map(|(packed, _)| packed)
 }
 
 /// Content that is not where its file is: by device and inode of the file, which says size and everything else. Read from where it stands.
 pub type Elsewhere<'a> = HashMap<(u64, u64), &'a File>;
 
 /// The same, with the content of some files from `elsewhere`; says which of the needles went into the layer, and where. Nothing is read twice.
+///
+/// Who follows `growth` may read the blob while it is made, and sees nothing of a needle.
 pub fn pack_searched(
     dir: &Path,
     owners: &Owners,
@@ -35,17 +38,17 @@ pub fn pack_searched(
     store: &Store,
     needles: &Needles,
     elsewhere: &Elsewhere<'_>,
+    growth: Option<&Growth>,
 ) -> Result<(Packed, Vec<Found>), LayerError> {
-    let mut watch = Watch::new(needles);
-    let packed = compress(options.compression, options.threads, store, |feed| {
-        Packer::new(dir, owners, options.mtime, &mut watch, elsewhere).run(feed)
-    })?;
+    let mut watch = Watch::new(needles, growth);
+    let packed =
+        compress(options, store, needles.longest, growth, |feed| Packer::new(dir, owners, options.mtime, &mut watch, elsewhere).run(feed))?;
     Ok((packed, watch.found()))
 }
 
 /// Looks for the needles in what [`pack`] would pack, and packs nothing.
 pub fn search(dir: &Path, owners: &Owners, needles: &Needles) -> Result<Vec<Found>, LayerError> {
-    let mut watch = Watch::new(needles);
+    let mut watch = Watch::new(needles, None);
     Packer::new(dir, owners, None, &mut watch, &Elsewhere::new()).run(&mut Nowhere(vec![0; 256 * 1024]))?;
     Ok(watch.found())
 }

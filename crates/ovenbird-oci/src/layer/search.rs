@@ -7,12 +7,13 @@ use std::fmt;
 use memchr::memmem::Finder;
 
 use super::tar::Header;
+use crate::growth::Growth;
 
 /// What is looked for.
 #[derive(Default)]
 pub struct Needles {
     finders: Vec<Finder<'static>>,
-    longest: usize,
+    pub(super) longest: usize,
 }
 
 impl fmt::Debug for Needles {
@@ -56,14 +57,16 @@ pub struct Found {
 /// Sees a layer go by. Memory: twice the longest needle.
 pub(super) struct Watch<'a> {
     needles: &'a Needles,
+    /// A blob of these bytes that is read meanwhile.
+    growth: Option<&'a Growth>,
     found: Vec<Found>,
     /// The end of what was seen of this file: a needle may lie across two pieces.
     carry: Vec<u8>,
 }
 
 impl<'a> Watch<'a> {
-    pub(super) fn new(needles: &'a Needles) -> Self {
-        Self { needles, found: vec![], carry: vec![] }
+    pub(super) fn new(needles: &'a Needles, growth: Option<&'a Growth>) -> Self {
+        Self { needles, growth, found: vec![], carry: vec![] }
     }
 
     pub(super) fn found(mut self) -> Vec<Found> {
@@ -114,6 +117,7 @@ impl<'a> Watch<'a> {
     fn look(&mut self, path: &[u8], text: &[u8]) {
         for (needle, finder) in self.needles.finders.iter().enumerate() {
             if !self.found.iter().any(|found| found.needle == needle) && is_in(finder, text) {
+                self.growth.inspect(|growth| growth.stop());
                 self.found.push(Found { needle, path: path.to_vec() });
             }
         }
@@ -129,7 +133,7 @@ mod tests {
         let needles = Needles::new([&b"hunter2!"[..], b"absent-needle-of-length", b""]);
         let text = b"xxhunthunter2!yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy";
         for size in 1..text.len() {
-            let mut watch = Watch::new(&needles);
+            let mut watch = Watch::new(&needles, None);
             for piece in text.chunks(size) {
                 watch.content(b"a/b", piece);
             }
@@ -140,14 +144,14 @@ mod tests {
     #[test]
     fn a_needle_does_not_lie_across_files() {
         let needles = Needles::new([&b"hunter2!"[..]]);
-        let mut watch = Watch::new(&needles);
+        let mut watch = Watch::new(&needles, None);
         let header = |path: &[u8]| Header::new(path.to_vec(), crate::layer::tar::Kind::File);
         watch.entry(&header(b"a"));
         watch.content(b"a", b"hunt");
         watch.entry(&header(b"b"));
         watch.content(b"b", b"er2!");
         assert_eq!(watch.found(), []);
-        let mut watch = Watch::new(&needles);
+        let mut watch = Watch::new(&needles, None);
         watch.entry(&header(b"dir/hunter2!.txt"));
         assert_eq!(watch.found().len(), 1);
         assert!(Needles::new([]).is_empty() && Needles::default().find(b"x").is_none());

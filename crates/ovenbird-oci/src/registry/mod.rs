@@ -10,6 +10,7 @@ mod auth;
 pub mod challenge;
 mod endpoint;
 mod error;
+mod head_start;
 mod limit;
 mod publish;
 mod pull;
@@ -42,6 +43,7 @@ pub use access::{Access, Verdict};
 pub(crate) use endpoint::is_loopback_url;
 pub use error::RegistryError;
 pub(crate) use error::printable;
+pub use head_start::{HeadStart, HeadStarts};
 pub use repository::Deletion;
 pub(crate) use transport::tls_config;
 
@@ -152,6 +154,8 @@ pub struct Publication<'a> {
     pub origins: &'a BTreeMap<Digest, Reference>,
     /// Told about bytes.
     pub progress: &'a ProgressFn,
+    /// Blobs that are under way already.
+    pub head_starts: &'a Arc<HeadStarts>,
 }
 
 /// Transfers that broke, and what that cost.
@@ -196,6 +200,8 @@ struct Inner {
     http: transport::Http,
     auth: auth::Auth,
     transfers: Arc<Semaphore>,
+    /// One blob at a time is sent while it is made.
+    head_start: Arc<Semaphore>,
     limits: limit::Limits,
     breaks: Mutex<Breaks>,
     flights: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -227,6 +233,7 @@ impl Client {
             http: transport::Http::default(),
             auth: auth::Auth::new(keychain),
             transfers: Arc::new(Semaphore::new(parallel)),
+            head_start: Arc::new(Semaphore::new(1)),
             limits: limit::Limits::default(),
             breaks: Mutex::default(),
             flights: Mutex::default(),
@@ -275,7 +282,7 @@ impl Client {
         progress: &ProgressFn,
     ) -> Result<(), RegistryError> {
         let to = &[Target::from(to.clone())];
-        self.publish(&Publication { image: target, store, to, origins, progress }, &Arc::default()).await
+        self.publish(&Publication { image: target, store, to, origins, progress, head_starts: &Arc::default() }, &Arc::default()).await
     }
 
     /// Publishes an image under several names, in several registries: under all of them, or under none.
@@ -287,6 +294,12 @@ impl Client {
     /// The future must be run to its end: dropped, it leaves behind what it was doing.
     pub async fn publish(&self, publication: &Publication<'_>, stop: &Arc<AtomicBool>) -> Result<(), RegistryError> {
         publish::publish(&self.inner, publication, stop).await
+    }
+
+    /// Begins to send a blob that is about to be made and will be published under this name. Of a small one nothing is sent. Must be called
+    /// in a runtime, which also carries the publish.
+    pub fn head_start(&self, to: &Reference, store: &Store) -> Result<HeadStart, RegistryError> {
+        HeadStart::new(&self.inner, to, store)
     }
 
     /// What broke on the way so far, and what it cost.

@@ -151,6 +151,7 @@ async fn prepare(inner: &Arc<Inner>, publication: &Publication<'_>, action: &str
                     to: reference.clone(),
                     tree: Arc::clone(&tree),
                     progress: Arc::clone(publication.progress),
+                    head_starts: Arc::clone(publication.head_starts),
                 });
                 registry.push(Arc::clone(&repository));
                 repository
@@ -235,9 +236,29 @@ fn unchanged(error: RegistryError, publication: &Publication<'_>) -> RegistryErr
 }
 
 /// Takes names back, and says in the error what came of it.
+///
+/// One after the other in each repository, and those that are put again first: Docker's registry reads every tag to find those of a manifest
+/// that it removes, and stops half-way at one that is being written.
 async fn take_back(error: RegistryError, more: Vec<RegistryError>, put: Vec<Arc<Name>>) -> RegistryError {
     let (mut undone, mut left) = (vec![], vec![]);
-    for (name, result) in at_once(put, |name: Arc<Name>| async move { (Arc::clone(&name), name.take_back().await) }).await {
+    let mut repositories: Vec<Vec<Arc<Name>>> = vec![];
+    for name in put {
+        match repositories.iter_mut().find(|names| Arc::ptr_eq(&names[0].repository, &name.repository)) {
+            Some(names) => names.push(name),
+            None => repositories.push(vec![name]),
+        }
+    }
+    let taken = at_once(repositories, |mut names| async move {
+        names.sort_by_key(|name| matches!(name.before, Before::Absent));
+        let end = Instant::now() + names.first().map_or(Duration::ZERO, |name| name.undo);
+        let mut taken = vec![];
+        for name in names {
+            let result = name.take_back(end).await;
+            taken.push((name, result));
+        }
+        taken
+    });
+    for (name, result) in taken.await.into_iter().flatten() {
         let said = name.repository.name(&name.tag);
         match result {
             Ok(Undone::Removed) => undone.push(format!("{said} was removed again")),
@@ -253,11 +274,10 @@ async fn take_back(error: RegistryError, more: Vec<RegistryError>, put: Vec<Arc<
 }
 
 impl Name {
-    /// As it was before; tried again for a while when the registry cannot be reached.
-    async fn take_back(&self) -> Result<Undone, RegistryError> {
+    /// As it was before; tried again until `end` when the registry cannot be reached.
+    async fn take_back(&self, end: Instant) -> Result<Undone, RegistryError> {
         let throwaway = self.repository.tree.throwaway();
         let ours = [Some(self.target), throwaway.as_ref().map(|t| t.descriptor.digest)];
-        let end = Instant::now() + self.undo;
         let (mut last, tried) = (None, AtomicBool::new(false));
         loop {
             let attempt = async {

@@ -7,9 +7,11 @@ use reqwest::{Method, Response, StatusCode, Url};
 use tokio::task::JoinSet;
 
 use super::endpoint::Endpoint;
+use super::head_start::HeadStarts;
 use super::pull::{header, is_index, scope};
 use super::transport::{Call, Payload, failure, read_limited};
 use super::tree::Tree;
+use super::upload::Session;
 use super::{Fetched, Inner, MAX_MANIFEST, ProgressFn, RegistryError, all, blocking};
 use crate::store::Store;
 use crate::{Descriptor, Digest, Reference};
@@ -27,6 +29,7 @@ pub(super) struct Repository {
     pub(super) to: Reference,
     pub(super) tree: Arc<Tree>,
     pub(super) progress: ProgressFn,
+    pub(super) head_starts: Arc<HeadStarts>,
 }
 
 impl Repository {
@@ -80,7 +83,7 @@ impl Repository {
             return Ok(());
         }
         let origin = self.tree.origins.get(&blob.digest);
-        let mut session = None;
+        let mut started = None;
         let near = |from: &&Reference| from.registry() == self.to.registry() && from.repository() != self.to.repository();
         if let Some(from) = sibling.or(origin).filter(near) {
             match self.mount(blob, from, &action).await? {
@@ -88,15 +91,18 @@ impl Repository {
                     (self.progress)(&blob.digest, blob.size, blob.size);
                     return Ok(());
                 }
-                Some(started) => session = started,
+                Some(upload) => started = upload.map(|url| Session::new(url, 0)),
             }
         }
         if let Err(damage) = self.store.check(blob) {
             let Some(origin) = origin else { return Err(RegistryError::store(&action, damage)) };
             self.inner.fetch_blob(origin, blob, &self.store, &self.progress).await?;
         }
+        if let Some(url) = self.head_starts.arrived(&self.url(""), &blob.digest).await {
+            started = Some(Session::new(url, blob.size));
+        }
         let _transfer = self.inner.transfer(&self.endpoint, &action).await?;
-        let uploaded = self.upload(blob, session, &action).await;
+        let uploaded = self.upload(blob, started, &action).await;
         if let Err(RegistryError::Corrupt { .. } | RegistryError::Protocol { .. } | RegistryError::Interrupted { .. }) = &uploaded {
             // Not the registry's fault when the bytes here are wrong; they are removed then, so that the next build makes them anew.
             let (store, digest) = (self.store.clone(), blob.digest);

@@ -7,8 +7,8 @@ use std::error::Error as _;
 use std::io::{self, Seek};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ const MAX_SILENCES: usize = 3;
 /// How much of an error's text is read, in bytes.
 const MAX_ERROR_BODY: u64 = 64 * 1024;
 /// Piece in which files are sent, in bytes.
-const UPLOAD_PIECE: usize = 256 * 1024;
+pub(crate) const UPLOAD_PIECE: usize = 256 * 1024;
 
 /// HTTP clients by what they need, made on first use.
 #[derive(Default)]
@@ -69,6 +69,8 @@ pub(crate) enum Payload {
         sent: Arc<AtomicU64>,
         report: Arc<dyn Fn(u64) + Send + Sync>,
     },
+    /// What can be sent once, and is watched by who gives it.
+    Once(Arc<Mutex<Option<reqwest::Body>>>),
 }
 
 /// One request to an endpoint.
@@ -158,7 +160,7 @@ impl Inner {
                 }
                 Err(error) => error,
             };
-            if matches!(call.payload, Payload::File { .. }) {
+            if matches!(call.payload, Payload::File { .. } | Payload::Once(_)) {
                 // How much of it arrived is unknown: the caller starts the upload anew.
                 return Err(error);
             }
@@ -186,6 +188,10 @@ impl Inner {
                 Payload::File { length, .. } => {
                     headers.insert(CONTENT_LENGTH, HeaderValue::from(*length));
                     request.body(open_body(&call.payload, call.action)?)
+                }
+                Payload::Once(body) => {
+                    let body = body.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    request.body(body.ok_or_else(|| RegistryError::Cancelled { action: call.action.into() })?)
                 }
             };
             let response = watch(request.headers(headers).send(), call).await;
@@ -371,6 +377,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// Waits for the head of the answer. The HTTP client's own time-outs would count a long upload as silence.
 async fn watch(request: impl Future<Output = reqwest::Result<Response>>, call: &Call<'_>) -> Result<Response, Failure> {
+    if let Payload::Once(_) = &call.payload {
+        return request.await.map_err(Failure::Http);
+    }
     let Payload::File { sent, length, .. } = &call.payload else {
         let limit = call.endpoint.timeouts.answer * if matches!(call.method, Method::GET | Method::HEAD) { 1 } else { 2 };
         return match tokio::time::timeout(limit, request).await {

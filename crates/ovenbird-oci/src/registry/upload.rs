@@ -19,7 +19,7 @@ use crate::{Descriptor, Digest};
 
 /// Blobs from this size on can be resumed, in bytes. What is smaller is sent again faster than it is asked for: one request is saved for
 /// each of the many small blobs.
-const RESUMABLE: u64 = 32 << 20;
+pub(super) const RESUMABLE: u64 = 32 << 20;
 /// Piece for registries that keep nothing of a request that broke, in bytes.
 const PIECE: u64 = 64 << 20;
 /// Piece for proxies that let no large request through, in bytes.
@@ -44,12 +44,19 @@ enum Manner {
 }
 
 /// An upload that the registry keeps.
-struct Session {
-    url: Url,
+pub(super) struct Session {
+    pub(super) url: Url,
     /// Bytes that it has.
     offset: u64,
     /// Smallest piece that it takes, but for the last.
     least: u64,
+}
+
+impl Session {
+    /// With so many bytes in it.
+    pub(super) fn new(url: Url, offset: u64) -> Self {
+        Self { url, offset, least: 0 }
+    }
 }
 
 /// What a registry has after an upload broke.
@@ -78,7 +85,7 @@ impl From<RegistryError> for Broken {
 
 impl Repository {
     /// Uploads a blob, into an upload that was started already if there is one.
-    pub(super) async fn upload(&self, blob: &Descriptor, started: Option<Url>, action: &str) -> Result<(), RegistryError> {
+    pub(super) async fn upload(&self, blob: &Descriptor, started: Option<Session>, action: &str) -> Result<(), RegistryError> {
         let mut breaks = Breaks::default();
         let result = self.upload_counted(blob, started, action, &mut breaks).await;
         self.inner.broke(breaks);
@@ -91,16 +98,16 @@ impl Repository {
     async fn upload_counted(
         &self,
         blob: &Descriptor,
-        started: Option<Url>,
+        started: Option<Session>,
         action: &str,
         breaks: &mut Breaks,
     ) -> Result<(), RegistryError> {
         let mut manner = if blob.size >= RESUMABLE { Manner::Rest } else { Manner::Whole };
-        let mut session = started.map(|url| Session { url, offset: 0, least: 0 });
         let mut backoff = Backoff::new(if blob.size >= RESUMABLE { ATTEMPTS } else { self.endpoint.attempts });
         // The most that a registry had, and what of it this session did not send again.
         let (mut best, mut kept) = (0, 0);
-        let mut continued = false;
+        let mut continued = started.as_ref().is_some_and(|open| open.offset > 0);
+        let mut session = started;
         loop {
             let mut open = match session.take() {
                 Some(open) => open,
@@ -162,7 +169,7 @@ impl Repository {
     }
 
     /// Starts an upload.
-    async fn start(&self, action: &str) -> Result<Session, RegistryError> {
+    pub(super) async fn start(&self, action: &str) -> Result<Session, RegistryError> {
         let call = self.call(Method::POST, self.url("blobs/uploads/"), Payload::Bytes(vec![]), action);
         let response = self.inner.send(&call).await?;
         if response.status() != StatusCode::ACCEPTED {
@@ -170,7 +177,7 @@ impl Repository {
         }
         let least = header(&response, "oci-chunk-min-length").and_then(|l| l.parse().ok()).unwrap_or(0);
         let url = self.location(&response, &call).ok_or_else(|| call.protocol("it started an upload without a usable Location"))?;
-        Ok(Session { url, offset: 0, least })
+        Ok(Session { least, ..Session::new(url, 0) })
     }
 
     /// Asks what arrived of an upload that broke.

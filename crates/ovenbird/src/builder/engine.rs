@@ -180,6 +180,7 @@ impl EngineBuilder {
             parallelism: [request.parallel, self.parallel, processors].into_iter().find(|n| *n > 0).unwrap_or(1),
             annotations,
             publish_to: publish_to(request)?,
+            head_start: head_start(request)?,
             allow_leak: request.allow_leak.clone(),
             cache_from: request.cache_from.iter().map(cache_source).collect::<Result<_, _>>()?,
             files_wanted: request.outputs.iter().any(|output| matches!(output.kind, OutputKind::Local(_) | OutputKind::Tar(_))),
@@ -322,6 +323,12 @@ fn agreed<T: PartialEq + Copy>(outputs: &[Output], field: &str, get: impl Fn(&Ou
             .hint("build twice; the second build takes every step from the cache"));
     }
     Ok(first)
+}
+
+/// Where layers may go before the image is done: the first repository that it is pushed to.
+fn head_start(request: &BuildRequest) -> Result<Option<Reference>, Error> {
+    let pushed = request.outputs.iter().find(|output| output.kind == OutputKind::Registry);
+    Ok(pushed.map(|output| request.references(Some(output))).transpose()?.and_then(|names| names.into_iter().next()))
 }
 
 /// Every name that the request pushes to, caches included.
