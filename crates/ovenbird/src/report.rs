@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
 mod describe;
 mod record;
+mod schema;
 
 pub(crate) use describe::{base_of, git_of, image_of};
 pub(crate) use record::Recorder;
@@ -15,23 +17,27 @@ pub use record::{
     BaseReport, DockerfileReport, ErrorReport, GitReport, ImageReport, LogReport, Outcome, PluginOutcome, PluginReport, Record,
     StepOutcome, StepReport,
 };
+pub use schema::schema;
 
 /// Version of the report format.
 pub const VERSION: u32 = 1;
 
 /// One platform of the result.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PlatformReport {
     /// Which.
+    #[schemars(with = "String")]
     pub platform: Platform,
     /// Its manifest.
+    #[schemars(with = "String")]
     pub digest: Digest,
     /// Its config: Docker's image id.
+    #[schemars(with = "String")]
     pub config: Digest,
 }
 
 /// What `--if-needed` came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Decision {
     /// The image was on this machine.
@@ -43,27 +49,32 @@ pub enum Decision {
 }
 
 /// How long each part took.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Timings {
     /// Reading the source, seconds.
     #[serde(serialize_with = "seconds", deserialize_with = "from_seconds")]
+    #[schemars(with = "f64")]
     pub source: Duration,
     /// Building, seconds.
     #[serde(serialize_with = "seconds", deserialize_with = "from_seconds")]
+    #[schemars(with = "f64")]
     pub build: Duration,
     /// Exporting and pushing, seconds.
     #[serde(serialize_with = "seconds", deserialize_with = "from_seconds")]
+    #[schemars(with = "f64")]
     pub export: Duration,
 }
 
 /// The report of one build.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BuildReport {
     /// Format version, [`VERSION`].
     pub version: u32,
     /// Manifest, or index for several platforms. The digest a registry knows.
+    #[schemars(with = "String")]
     pub digest: Digest,
     /// The descriptor of `digest`.
+    #[schemars(with = "schema::Descriptor")]
     pub descriptor: Descriptor,
     /// Each platform.
     pub platforms: Vec<PlatformReport>,
@@ -76,9 +87,11 @@ pub struct BuildReport {
     pub decision: Option<Decision>,
     /// The content id, when it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub content_id: Option<Digest>,
     /// Transfers that broke and went on.
     #[serde(default)]
+    #[schemars(with = "schema::Breaks")]
     pub breaks: Breaks,
     /// Steps that ran.
     pub ran: usize,

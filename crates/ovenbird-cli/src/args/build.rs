@@ -5,8 +5,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
+use ovenbird::request::build_json::{self, Input};
 use ovenbird::request::workflow::{PluginSpec, Workflow};
-use ovenbird::request::{AddHost, ByteSize, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit};
+use ovenbird::request::{
+    AddHost, ByteSize, DockerfileFrom, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit,
+};
 use ovenbird::{BuildRequest, Environment, Error, Kind};
 
 use super::refused::Refused;
@@ -126,6 +129,15 @@ pub(crate) struct BuildArgs {
     /// Run the plugins of a file (TOML or JSON), before those of --plugin
     #[arg(long = "workflow", value_name = "FILE", help_heading = "Workflow")]
     workflows: Vec<PathBuf>,
+    /// Build what a build.json of dock says: source, names, registries and plugins are from there
+    #[arg(long, value_name = "FILE", conflicts_with = "input", help_heading = "Workflow")]
+    build_json: Option<PathBuf>,
+    /// Where dock's build.json is: `path[,path=FILE]` [default: /run/share/build.json], `env[,name=VARIABLE]` [default: BUILD_JSON], or auto
+    #[arg(long, value_name = "path|env|auto", value_parser = input, help_heading = "Workflow")]
+    input: Option<Input>,
+    /// Change the build.json: KEY=VALUE, or PLUGINS.NAME.ARGUMENT=VALUE such as prebuild_plugins.labels.overwrite=false
+    #[arg(long = "substitute", value_name = "KEY=VALUE", help_heading = "Workflow")]
+    substitutions: Vec<String>,
 
     /// Say of every step that runs why it did not come from the cache; `ovenbird why` says it afterwards
     #[arg(long)]
@@ -172,6 +184,23 @@ fn call(text: &str) -> Result<Call, String> {
     }
 }
 
+/// `--input`.
+fn input(text: &str) -> Result<Input, String> {
+    let (kind, rest) = text.split_once(',').unwrap_or((text, ""));
+    let value = |key: &str, default: &str| match rest.split_once('=') {
+        None if rest.is_empty() => Ok(default.to_owned()),
+        Some((said, value)) if said == key && !value.is_empty() => Ok(value.to_owned()),
+        _ => Err(format!("expected {kind} or {kind},{key}=…")),
+    };
+    match kind {
+        "path" => Ok(Input::Path(value("path", build_json::DEFAULT_PATH)?.into())),
+        "env" => Ok(Input::Variable(value("name", build_json::DEFAULT_VARIABLE)?)),
+        "auto" if rest.is_empty() => Ok(Input::Auto),
+        "osv3" => Err("builds of OpenShift 3 are not read; write their source and output into a build.json".into()),
+        _ => Err("expected path, env or auto".into()),
+    }
+}
+
 fn network(text: &str) -> Result<Network, String> {
     match text {
         "" | "default" | "bridge" | "sandbox" => Ok(Network::Default),
@@ -212,7 +241,16 @@ impl BuildArgs {
     /// The request that these flags say.
     pub(crate) fn request(&self, environment: &Environment) -> Result<BuildRequest, Error> {
         self.refused.check()?;
-        let mut request = self.subject.request(environment)?;
+        let subject = self.subject.request(environment)?;
+        let (mut request, said) = match self.build_json(environment)? {
+            Some(said) if self.subject.context == "." && subject.dockerfile == DockerfileFrom::Default => {
+                (BuildRequest { source: said.source.clone(), dockerfile: said.dockerfile.clone(), ..subject }, Some(said))
+            }
+            Some(_) => {
+                return Err(Error::new(Kind::Usage, "the build.json says what is built: a PATH or a -f FILE beside it would be ignored"));
+            }
+            None => (subject, None),
+        };
         if let Some(epoch) = environment.get("SOURCE_DATE_EPOCH") {
             request.build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.to_owned());
         }
@@ -221,8 +259,18 @@ impl BuildArgs {
             let (name, value) = annotation(row)?;
             annotations.insert(name, value);
         }
+        let mut workflow = self.workflow(environment)?;
+        let (mut names, mut outputs) = (self.tags.clone(), self.outputs()?);
+        if let Some(said) = said {
+            names.splice(..0, said.names);
+            outputs.extend(said.outputs.into_iter().filter(|output| !outputs.contains(output)).collect::<Vec<_>>());
+            workflow = [said.workflow, workflow].into_iter().fold(Workflow::default(), |mut all, one| {
+                all.extend(one);
+                all
+            });
+        }
         Ok(BuildRequest {
-            names: self.tags.clone(),
+            names,
             labels: pairs("--label", &self.labels)?,
             annotations,
             if_needed: self.if_needed.0,
@@ -232,7 +280,7 @@ impl BuildArgs {
             pull: self.pull,
             cache_from: caches("--cache-from", &self.cache_from)?,
             cache_to: caches("--cache-to", &self.cache_to)?,
-            outputs: self.outputs()?,
+            outputs,
             secrets: self.secrets.clone(),
             allow_leak: self.allow_leak.clone(),
             ssh: self.ssh.clone(),
@@ -244,9 +292,22 @@ impl BuildArgs {
             limits: Limits { memory: self.memory, cpus: self.cpus, ulimits: self.ulimits.clone(), shm_size: self.shm_size },
             reproducible: self.reproducible,
             parallel: self.parallel.map_or(0, usize::from),
-            workflow: self.workflow(environment)?,
+            workflow,
             ..request
         })
+    }
+
+    /// What a build.json says, if one was named.
+    fn build_json(&self, environment: &Environment) -> Result<Option<BuildRequest>, Error> {
+        let input = match (&self.build_json, &self.input) {
+            (Some(path), _) => Input::Path(path.clone()),
+            (None, Some(input)) => input.clone(),
+            (None, None) if self.substitutions.is_empty() => return Ok(None),
+            (None, None) => {
+                return Err(Error::new(Kind::Usage, "--substitute changes a build.json, and none was named").hint("add --build-json FILE"));
+            }
+        };
+        build_json::read(&input, environment).and_then(|text| build_json::parse(&text, &self.substitutions)).map(Some)
     }
 
     fn workflow(&self, environment: &Environment) -> Result<Workflow, Error> {

@@ -3,6 +3,7 @@
 //! It must not know how it is carried out. Names of environment variables and files stand for secrets; their bytes are read by
 //! the builder when a step needs them.
 
+pub mod build_json;
 pub mod cache;
 pub mod limit;
 pub mod output;

@@ -23,7 +23,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Bench, Content, MAIN, Plugin, Scene, Standing, veto};
+use super::{Bench, Content, MAIN, Plugin, Prepared, Scene, Standing, veto};
 use crate::builder::Job;
 use crate::error::{Error, Kind};
 use crate::request::Phase;
@@ -172,6 +172,7 @@ impl Changes {
     }
 }
 
+#[derive(Clone)]
 struct Program {
     path: PathBuf,
     name: String,
@@ -186,9 +187,9 @@ pub(super) fn find(
     bench: &Bench,
     complete: &dyn Fn(&Value) -> Result<Map<String, Value>, String>,
     job: &Job,
-) -> Result<Option<(Vec<Phase>, Box<dyn Plugin>)>, Error> {
+) -> Result<Option<(Vec<Phase>, Prepared)>, Error> {
     let Some(path) = look_up(entry, bench)? else { return Ok(None) };
-    let mut program = Program {
+    let program = Program {
         path: path.clone(),
         name: entry.name.clone(),
         args: Map::new(),
@@ -215,8 +216,9 @@ pub(super) fn find(
     if let Some(key) = OWN_KEYS.iter().find(|key| own.args.get("properties").is_some_and(|all| all.get(**key).is_some())) {
         return Err(protocol(format!("its argument {key:?} has the name of a key of --plugin")));
     }
-    program.args = complete(&own.args).map_err(wrong)?;
-    Ok(Some((phases, Box::new(program))))
+    let args = complete(&own.args).map_err(wrong)?;
+    let again = move |args| Ok(Box::new(Program { args, ..program.clone() }) as Box<dyn Plugin>);
+    Ok(Some((phases, Prepared { plugin: again(args.clone()).map_err(wrong)?, args, again: Box::new(again) })))
 }
 
 fn look_up(entry: &Entry, bench: &Bench) -> Result<Option<PathBuf>, Error> {

@@ -164,6 +164,21 @@ impl Scene<'_> {
         self.job.sink.emit(Event::Message { text: self.masks.text(format!("[{} {}] {}", self.phase, self.name, line.into())) });
     }
 
+    /// What a reserved value stands for now.
+    fn reserved(&self, name: &str) -> Result<String, Error> {
+        let context = || self.tree.and_then(|tree| tree.contexts.get(MAIN)).map(|context| context.dir.clone());
+        let found = match name {
+            "BUILT_IMAGE_ID" => self.image.as_deref().and_then(|image| image.platforms.first()).map(|(_, _, config)| config.to_string()),
+            "BUILD_DOCKERFILE_PATH" => context().and_then(|dir| {
+                let path = dir.join(&self.tree?.dockerfile_name);
+                path.is_file().then(|| path.display().to_string())
+            }),
+            "BASE_IMAGE" => text::bases(&self.draft.dockerfile, &self.draft.request.build_args, &[]).pop().map(|base| base.name),
+            _ => context().map(|dir| dir.display().to_string()),
+        };
+        found.ok_or_else(|| veto(format!("{name} among its arguments stands for nothing in {}", self.phase)))
+    }
+
     /// The built image; every phase that a plugin of images runs in has one, but exit after a failure.
     pub(crate) fn image(&self) -> Result<&Image, Error> {
         self.image.as_deref().ok_or_else(|| Error::new(Kind::Veto, "there is no image: the build failed before"))
@@ -189,7 +204,38 @@ pub(crate) fn veto(reason: impl Into<String>) -> Error {
 struct Step {
     entry: Entry,
     /// `None`: there is no such plugin, and it is not required.
-    plugin: Option<Box<dyn Plugin>>,
+    plugin: Option<Prepared>,
+}
+
+/// A plugin with its arguments; in these, reserved values stand for what is known when it runs.
+pub(crate) struct Prepared {
+    plugin: Box<dyn Plugin>,
+    args: Map<String, Value>,
+    /// The same with other arguments.
+    again: Box<dyn Fn(Map<String, Value>) -> Result<Box<dyn Plugin>, String>>,
+}
+
+/// Texts that arguments may be, and that are replaced when the plugin runs.
+pub const RESERVED: [&str; 5] = ["BUILT_IMAGE_ID", "BUILD_DOCKERFILE_PATH", "BUILD_SOURCE_PATH", "BUILD_GIT_PATH", "BASE_IMAGE"];
+
+fn has_reserved(value: &Value) -> bool {
+    match value {
+        Value::String(text) => RESERVED.contains(&text.as_str()),
+        Value::Array(items) => items.iter().any(has_reserved),
+        Value::Object(object) => object.values().any(has_reserved),
+        _ => false,
+    }
+}
+
+fn replaced(value: Value, of: &dyn Fn(&str) -> Result<String, Error>) -> Result<Value, Error> {
+    Ok(match value {
+        Value::String(text) if RESERVED.contains(&text.as_str()) => Value::String(of(&text)?),
+        Value::Array(items) => Value::Array(items.into_iter().map(|item| replaced(item, of)).collect::<Result<_, _>>()?),
+        Value::Object(object) => {
+            Value::Object(object.into_iter().map(|(key, value)| Ok((key, replaced(value, of)?))).collect::<Result<_, Error>>()?)
+        }
+        other => other,
+    })
 }
 
 /// What the caller has of the build when a phase begins.
@@ -291,7 +337,7 @@ impl<'a> Flow<'a> {
             let phases: Vec<&str> = phases.iter().map(|phase| phase.as_str()).collect();
             return Err(wrong(format!("it does not run in {phase}, but in {}", phases.join(", "))));
         }
-        plugin.check(request).map_err(wrong)?;
+        plugin.plugin.check(request).map_err(wrong)?;
         Ok(Step { entry: entry.clone(), plugin: Some(plugin) })
     }
 
@@ -365,7 +411,13 @@ impl<'a> Flow<'a> {
             timeout: entry.timeout.unwrap_or(DEFAULT_TIMEOUT),
             job: stand.job,
         };
-        let result = plugin.run(&mut scene);
+        let late = if plugin.args.values().any(has_reserved) {
+            let args = plugin.args.iter().map(|(key, value)| Ok((key.clone(), replaced(value.clone(), &|name| scene.reserved(name))?)));
+            args.collect::<Result<_, Error>>().and_then(|args| (plugin.again)(args).map_err(veto)).map(Some)
+        } else {
+            Ok(None)
+        };
+        let result = late.and_then(|late| late.as_ref().unwrap_or(&plugin.plugin).run(&mut scene));
         report.took = self.start.elapsed().saturating_sub(began);
         match result {
             Ok(value) => {

@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::Plugin;
+use super::{Plugin, Prepared};
 use crate::request::Phase::{self, Exit, PostBuild, PreBuild, PrePublish};
 
 /// A row of the table.
@@ -88,8 +88,11 @@ pub(super) fn nearest(name: &str) -> Option<&'static str> {
 
 impl BuiltIn {
     /// The plugin with its arguments, which `complete` gives for its schema.
-    pub(super) fn prepare(&self, complete: &dyn Fn(&Value) -> Result<Map<String, Value>, String>) -> Result<Box<dyn Plugin>, String> {
-        (self.make)(Value::Object(complete(&(self.schema)())?)).map_err(|error| error.to_string())
+    pub(super) fn prepare(&self, complete: &dyn Fn(&Value) -> Result<Map<String, Value>, String>) -> Result<Prepared, String> {
+        let args = complete(&(self.schema)())?;
+        let make = self.make;
+        let again = move |args: Map<String, Value>| make(Value::Object(args)).map_err(|error| error.to_string());
+        Ok(Prepared { plugin: again(args.clone())?, args, again: Box::new(again) })
     }
 }
 
