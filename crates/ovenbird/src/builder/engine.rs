@@ -325,8 +325,11 @@ fn agreed<T: PartialEq + Copy>(outputs: &[Output], field: &str, get: impl Fn(&Ou
     Ok(first)
 }
 
-/// Where layers may go before the image is done: the first repository that it is pushed to.
+/// Where layers may go before the image is done: the first repository that it is pushed to. Nowhere when a plugin may say no.
 fn head_start(request: &BuildRequest) -> Result<Option<Reference>, Error> {
+    if !request.workflow.pre_publish.is_empty() {
+        return Ok(None);
+    }
     let pushed = request.outputs.iter().find(|output| output.kind == OutputKind::Registry);
     Ok(pushed.map(|output| request.references(Some(output))).transpose()?.and_then(|names| names.into_iter().next()))
 }
