@@ -367,6 +367,54 @@ name = "undo-push"
     Ok(())
 }
 
+#[test]
+fn squashed_layers_have_the_same_files() -> Result<()> {
+    if !needs::available("squashed_layers_have_the_same_files", &[Need::Registry, Need::Run]) {
+        return Ok(());
+    }
+    let registry = Registry::start_with(Options { bases: &[Base::Busybox], credentials: None })?;
+    let room = Room::new(
+        "FROM busybox\nRUN mkdir -p /d/x /e && echo 1 > /d/x/f && echo 1 > /e/gone && rm -rf /home\n\
+         RUN rm -r /d/x && echo 2 > /d/x && echo 3 > /d/g && ln /d/g /d/h && rm /e/gone /etc/group\n\
+         RUN rm -rf /var && mkdir /var && echo new > /var/new && chown 5:6 /var/new && chmod 4755 /d/g && rm -rf /e\n\
+         RUN rm -rf /root && echo file > /root\nUSER 7\n",
+    )?;
+    let settings = fs::read_to_string(room.at("settings.toml")).unwrap() + &registry.settings_toml();
+    fs::write(room.at("settings.toml"), settings).unwrap();
+    let build = |name: &str, plugins: &[&str]| -> Result<Done> {
+        let done = room.build(
+            &[&["--reproducible", "-o", &format!("type=tar,dest={name}.tar"), "-o", &format!("type=oci,tar=false,dest={name}")], plugins]
+                .concat(),
+        )?;
+        assert_eq!(done.code, Some(0), "{}", done.log);
+        Ok(done)
+    };
+    let layers = |done: &Done| done.report["images"][0]["inspect"]["RootFS"]["Layers"].as_array().map_or(0, Vec::len);
+    let plain = build("plain", &[])?;
+    let base = build("base", &["--plugin", "pre_publish:squash"])?;
+    let all = build("all", &["--plugin", "pre_publish:squash,from=all"])?;
+    assert_eq!((layers(&plain), layers(&base), layers(&all)), (5, 2, 1));
+    let first = |done: &Done| done.report["images"][0]["inspect"]["RootFS"]["Layers"][0].clone();
+    assert_eq!(first(&plain), first(&base), "the base image's layer stays");
+    let whole = fs::read(room.at("plain.tar")).unwrap();
+    for name in ["base", "all"] {
+        assert!(fs::read(room.at(&format!("{name}.tar"))).unwrap() == whole, "{name}: other files");
+    }
+    // Also for somebody who has the layers only.
+    for name in ["plain", "base", "all"] {
+        fs::create_dir_all(room.at("fresh")).unwrap();
+        fs::write(room.at("fresh/Dockerfile"), "FROM img\n").unwrap();
+        let mut command = room.room.ovenbird();
+        command.args(["--root", &format!("state-{name}"), "build", "fresh", "-o", &format!("type=tar,dest={name}-fresh.tar")]);
+        let (code, log) = finish(command.args(["--build-context", &format!("img=oci-layout://./{name}")]), None, LIMIT)?;
+        assert_eq!(code, Some(0), "{log}");
+    }
+    let fresh = |name: &str| fs::read(room.at(&format!("{name}-fresh.tar"))).unwrap();
+    assert!(fresh("base") == fresh("plain") && fresh("all") == fresh("plain"), "other files in the layers");
+    assert_eq!(base.report["images"][0]["inspect"]["Config"]["User"], "7");
+    Ok(())
+}
+
 /// Of the early tests of dock: build, plugin, dock and cli.
 #[test]
 fn build_json_of_dock() -> Result<()> {

@@ -470,6 +470,9 @@ mod tests {
         fn as_base(&self, _: &Image) -> Result<String, Error> {
             Ok("scratch".into())
         }
+        fn squash(&self, image: &Image, _: bool, _: &SourceTree, _: &BuildRequest, _: &Job) -> Result<Image, Error> {
+            Ok(image.clone())
+        }
         fn forget(&self, _: &[Reference]) -> Result<(), Error> {
             Ok(())
         }

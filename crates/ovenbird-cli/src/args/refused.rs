@@ -33,7 +33,7 @@ const FLAGS: &[Flag] = &[
     flag("sbom", Value, NO, "SBOM attestations are not made yet; --sbom=false is accepted"),
     flag("builder", Value, &["", "default"], "there are no builder instances: ovenbird builds in this process"),
     flag("isolation", Value, &["", "default"], "it is for Windows containers; see --isolation-level"),
-    flag("squash", Switch, &["false"], "layers are not merged; use a multi-stage build with COPY --from"),
+    flag("squash", Switch, &["false"], "use --plugin pre_publish:squash, which merges the layers above the base image"),
     flag("cgroup-parent", Value, &[""], "steps get their own control group; see --memory and --cpus"),
     flag("security-opt", Value, &[], "steps run with Ovenbird's own seccomp filter and capabilities; see --allow security.insecure"),
     flag("print", Value, &["build", ""], "only building is possible"),

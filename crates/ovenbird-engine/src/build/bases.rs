@@ -1,13 +1,16 @@
-//! The base images of a build, described.
+//! What plugins need of the engine: the base images of a build, described, and the layers of an image, merged.
 
 use std::sync::Arc;
 
 use ovenbird_oci::Descriptor;
+use ovenbird_oci::registry::Breaks;
 
 use super::{Engine, broken, lower};
 use crate::error::BuildError;
 use crate::event::EventSink;
-use crate::input::{BaseImage, BuildInput, Cancel};
+use crate::export::assemble::{self, Assembled};
+use crate::export::squash;
+use crate::input::{BaseImage, BuildInput, BuildOutput, Cancel, Exportable};
 use crate::ops::{Session, image};
 use crate::plan::{Op, Plan};
 
@@ -22,6 +25,42 @@ impl Engine {
         let plans: Result<Vec<Plan>, _> =
             input.options.iter().map(|options| lower(&session, &parsed.dockerfile, options).map(|(plan, _)| plan)).collect();
         of_plans(&session, &plans?)
+    }
+}
+
+impl Engine {
+    /// The same files in fewer layers: in one (`whole`), or in one above those of the base image. Of `input` the form of layers counts.
+    pub fn squash(
+        &self,
+        target: &Descriptor,
+        whole: bool,
+        input: &BuildInput,
+        sink: &Arc<dyn EventSink>,
+        cancel: &Cancel,
+    ) -> Result<BuildOutput, BuildError> {
+        let session = self.session(input, sink, cancel);
+        let mut images = vec![];
+        for member in self.members(target)? {
+            images.push(match squash::squash(&session, &member, whole)? {
+                Some(image) => image,
+                None => {
+                    Assembled { platform: member.platform, config: member.document.config.digest, manifest: member.manifest, chain: vec![] }
+                }
+            });
+        }
+        let target = match &images[..] {
+            [only] if !target.is_index() => only.manifest.clone(),
+            _ => assemble::index(&session, &images)?,
+        };
+        Ok(BuildOutput {
+            target,
+            platforms: images.into_iter().map(|image| (image.platform, image.manifest, image.config)).collect(),
+            ran: 0,
+            cached: 0,
+            exportable: Exportable::default(),
+            breaks: Breaks::default(),
+            bases: vec![],
+        })
     }
 }
 

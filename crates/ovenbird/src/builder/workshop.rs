@@ -49,6 +49,13 @@ impl Workshop for EngineBuilder {
         self.engine().bases(&input, &job.sink, &job.cancel).map(bases).map_err(|e| told(e, Some(source)))
     }
 
+    fn squash(&self, image: &Image, whole: bool, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Image, Error> {
+        let mut input = self.input(source, &request.nameless())?;
+        input.source_date_epoch = image.source_date_epoch;
+        let output = self.engine().squash(&image.target, whole, &input, &job.sink, &job.cancel).map_err(|e| told(e, None))?;
+        Ok(Image { target: output.target, platforms: output.platforms, ..image.clone() })
+    }
+
     fn forget(&self, names: &[Reference]) -> Result<(), Error> {
         names.iter().try_for_each(|name| self.engine().store().untag(name).map(drop).map_err(Error::from))
     }

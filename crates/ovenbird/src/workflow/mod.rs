@@ -112,6 +112,8 @@ pub trait Workshop: Builder + Library {
     fn bases(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Vec<Base>, Error>;
     /// What a Dockerfile writes to name a built image as its base.
     fn as_base(&self, image: &Image) -> Result<String, Error>;
+    /// The same files in fewer layers: in one (`whole`), or in one above those of the base image.
+    fn squash(&self, image: &Image, whole: bool, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Image, Error>;
     /// Takes names away on this machine.
     fn forget(&self, names: &[Reference]) -> Result<(), Error>;
 }

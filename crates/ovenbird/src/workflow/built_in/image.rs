@@ -53,6 +53,43 @@ impl Plugin for TestImage {
     }
 }
 
+/// What is merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum From {
+    #[default]
+    Base,
+    All,
+}
+
+/// Merges layers: those above the base image into one, or all into one. Files, configuration and the earlier lines of history stay what
+/// they are; what was deleted in a later layer is not shipped any more.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Squash {
+    /// base: the layers of the base image stay, and one comes on top. all: one layer in all.
+    #[serde(default)]
+    from: From,
+}
+
+impl Plugin for Squash {
+    fn run(&self, scene: &mut Scene) -> Result<Value, Error> {
+        let Some(tree) = scene.tree else { return Err(veto("there is no source")) };
+        let count = |scene: &Scene, image: &Image| -> Result<Vec<usize>, Error> {
+            let described = scene.shop.describe(image)?;
+            Ok(described.iter().map(|one| one.document.get("layers").and_then(Value::as_array).map_or(0, Vec::len)).collect())
+        };
+        let image = scene.image()?.clone();
+        let squashed = scene.shop.squash(&image, self.from == From::All, tree, &scene.draft.request, scene.job)?;
+        let result =
+            json!({ "layers": count(scene, &squashed)?, "before": count(scene, &image)?, "digest": squashed.target.digest.to_string() });
+        if let Some(slot) = scene.image.as_deref_mut() {
+            *slot = squashed;
+        }
+        Ok(result)
+    }
+}
+
 /// Refuses an image whose layers have more bytes, as a registry holds them, on any platform.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -64,6 +64,7 @@ const ALL: &[BuiltIn] = &[
     row::<name::FloatingTagsLast>("floating-tags-last", &[PreBuild], false),
     row::<name::PushAll>("push-all", &[PreBuild], true),
     row::<image::TestImage>("test-image", &[PrePublish, PostBuild], true),
+    row::<image::Squash>("squash", &[PrePublish], false),
     row::<image::SizeLimit>("size-limit", &[PrePublish], false),
     row::<image::PackageList>("package-list", &[PrePublish, PostBuild], true),
     row::<image::CompareComponents>("compare-components", &[PrePublish], false),
