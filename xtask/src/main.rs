@@ -2,6 +2,7 @@
 
 mod bench;
 mod faults;
+mod layout;
 mod oracle;
 mod packages;
 mod self_image;
@@ -20,8 +21,9 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
   test                                      every test; installs the real servers they talk to
   self-image                                Ovenbird, static, in an image that it builds itself
+  layout                                    which functions common builds run, for the linker (release builds)
   tidy                                      the laws of the house, over every source file
-  cases [--level LEVEL] [-m REGEX]          the literate build cases (LEVEL: root, rootless, single-id, docker)
+  cases [--level LEVEL] [-m REGEX]          the literate build cases (LEVEL: root, rootless, single-id, docker, docker-builder)
   oracle [--level LEVEL] [-m REGEX]         the same cases beside a current Docker Engine, image by image; with
          [--refusals]                       --refusals what both say where both refuse
   faults [N]                                kills (N of them), full disks, damaged files; prints a table
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     let result = match words.split_first() {
         Some((&"test", [])) => test(),
         Some((&"self-image", [])) => packages::install(&["build-essential"]).and_then(|()| self_image::build(repository())),
+        Some((&"layout", [])) => layout::write(repository()),
         Some((&"tidy", [])) => tidy(),
         Some((&"cases", rest)) => cases(rest),
         Some((&"oracle", rest)) => oracle::run(rest),
@@ -79,7 +82,7 @@ fn cases(words: &[&str]) -> Result<(), String> {
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
         match *word {
-            "--level" => level = rest.next().ok_or("--level needs root, rootless, single-id or docker")?,
+            "--level" => level = rest.next().ok_or("--level needs root, rootless, single-id, docker or docker-builder")?,
             "-m" => filter = Some(*rest.next().ok_or("-m needs a regular expression")?),
             other => return Err(format!("unknown argument {other:?}\n{USAGE}")),
         }
@@ -94,14 +97,38 @@ fn cases(words: &[&str]) -> Result<(), String> {
         command.args(["-E", &format!("test(/{}/)", filter.replace('/', "\\/"))]);
     }
     command.env("OVENBIRD_TESTS_LEVEL", level);
-    if level != "docker" {
+    if !level.starts_with("docker") {
         return run(&mut command);
     }
     // One engine for all cases, with the tests' registry in place of Docker Hub.
     let text = |error: ovenbird_testing::Error| error.to_string();
     let registry = Registry::start_with(Options { bases: &[Base::Busybox, Base::Debian], credentials: None }).map_err(text)?;
     let docker = Dockerd::start_with_mirror(Some(&format!("http://{}", registry.address()))).map_err(text)?;
-    run(command.env("DOCKER_HOST", docker.host()).envs(docker.config().map(|config| ("DOCKER_CONFIG", config))))
+    let outcomes = std::env::temp_dir().join(format!("ovenbird-outcomes-{}", std::process::id()));
+    command.env("OVENBIRD_TESTS_OUTCOMES", &outcomes);
+    let done = run(command.env("DOCKER_HOST", docker.host()).envs(docker.config().map(|config| ("DOCKER_CONFIG", config))));
+    if level == "docker-builder" {
+        summary(&std::fs::read_to_string(&outcomes).unwrap_or_default());
+        let _ = std::fs::remove_file(&outcomes);
+    }
+    done
+}
+
+/// What came of the cases on `--builder docker`, and all that is not the same.
+fn summary(outcomes: &str) {
+    let mut counts = std::collections::BTreeMap::new();
+    let mut listed = vec![];
+    for line in outcomes.lines() {
+        let word = line.split('\t').next().unwrap_or_default();
+        *counts.entry(word).or_insert(0) += 1;
+        if !matches!(word, "same" | "both-refuse") {
+            listed.push(line);
+        }
+    }
+    listed.sort_unstable();
+    println!("{}", listed.join("\n"));
+    let counts: Vec<String> = counts.iter().map(|(word, count)| format!("{count} {word}")).collect();
+    println!("{} cases: {}", outcomes.lines().count(), counts.join(", "));
 }
 
 /// Programs the tests talk to. A linker and a C compiler are what Rust needs anyway; they are here for minimal machines.
@@ -117,8 +144,13 @@ const TEST_PACKAGES: &[&str] = &[
     "docker-registry",
     "docker.io",
     "git",
+    "git-lfs",
     "iproute2",
     "libcap2-bin",
+    "lighttpd",
+    "lighttpd-mod-openssl",
+    "openssh-client",
+    "openssh-server",
     "openssl",
     "python3-venv",
     "skopeo",

@@ -68,7 +68,7 @@ struct Place {
 fn rows<'a>(diagnostics: &'a [Diagnostic], file: &'a str, text: &str) -> Vec<Row<'a>> {
     let starts: Vec<usize> = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
     let row = |finding: &'a Diagnostic| Row {
-        rule: finding.code,
+        rule: &finding.code,
         severity: match finding.severity {
             Severity::Warning => "warning",
             Severity::Error => "error",
@@ -77,7 +77,7 @@ fn rows<'a>(diagnostics: &'a [Diagnostic], file: &'a str, text: &str) -> Vec<Row
         file,
         place: if finding.span == Span::default() { Place::default() } else { place(finding.span, text, &starts) },
         help: finding.help.as_deref(),
-        page: rules::find(finding.code).map(rules::Rule::page),
+        page: rules::find(&finding.code).map(rules::Rule::page),
     };
     diagnostics.iter().map(row).collect()
 }
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     fn finding(code: &'static str, severity: Severity, start: usize, end: usize) -> Diagnostic {
-        Diagnostic { severity, code, message: format!("about {code}"), help: Some("do it".into()), span: Span { start, end } }
+        Diagnostic { severity, code: code.into(), message: format!("about {code}"), help: Some("do it".into()), span: Span { start, end } }
     }
 
     const TEXT: &str = "FROM é AS Bé\nCOPY \\\n  a b\n";

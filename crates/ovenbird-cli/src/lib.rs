@@ -7,6 +7,7 @@
 mod args;
 mod commands;
 mod findings;
+mod place;
 mod progress;
 mod render;
 mod session;

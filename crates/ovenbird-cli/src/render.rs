@@ -134,14 +134,14 @@ mod tests {
             diagnostics: vec![
                 Diagnostic {
                     severity: Severity::Error,
-                    code: "unknown-instruction",
+                    code: "unknown-instruction".into(),
                     message: "unknown instruction `make`".into(),
                     help: Some("did you mean `MAINTAINER`?".into()),
                     span: Span { start: at, end: at + 4 },
                 },
                 Diagnostic {
                     severity: Severity::Warning,
-                    code: "X",
+                    code: "X".into(),
                     message: "odd".into(),
                     help: None,
                     span: Span { start: 9999, end: 1 },
@@ -154,7 +154,13 @@ mod tests {
     #[test]
     fn warnings_do_not_hide_the_error() {
         let mut failed = Error::new(Kind::Dockerfile, "Dockerfile has 1 error");
-        let finding = |severity, code| Diagnostic { severity, code, message: "odd".into(), help: None, span: Span { start: 1, end: 2 } };
+        let finding = |severity, code: &'static str| Diagnostic {
+            severity,
+            code: code.into(),
+            message: "odd".into(),
+            help: None,
+            span: Span { start: 1, end: 2 },
+        };
         let mut diagnostics = vec![finding(Severity::Warning, "X"); 20];
         diagnostics.push(finding(Severity::Error, "why"));
         failed.detail = Some(Box::new(Detail::Dockerfile { name: "D".into(), text: TEXT.into(), diagnostics }));

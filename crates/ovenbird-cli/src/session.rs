@@ -4,12 +4,13 @@ use std::io::IsTerminal as _;
 use std::sync::Arc;
 
 use ovenbird::settings::{Overrides, Progress as Mode};
+use ovenbird::source::Fetcher;
 use ovenbird::suggest;
 use ovenbird::{EngineBuilder, Environment, Error, Job, Kind, Settings};
 use ovenbird_engine::Cancel;
 use ovenbird_oci::store::Store;
 use ovenbird_oci::{Descriptor, Digest, Reference};
-use ovenbird_sandbox::LevelStatus;
+use ovenbird_sandbox::{Level, LevelStatus};
 
 use crate::progress::{self, Progress};
 use crate::signal;
@@ -28,6 +29,12 @@ impl Session {
 
     /// An engine that can run steps. Enters the isolation level: this process must still have one thread.
     pub(crate) fn sandboxed(&self) -> Result<EngineBuilder, Error> {
+        let (level, overlay) = self.enter()?;
+        EngineBuilder::open(&self.settings, &self.environment, level, overlay)
+    }
+
+    /// Enters the isolation level: this process must still have one thread. Which it is, and whether overlay mounts work there.
+    pub(crate) fn enter(&self) -> Result<(Option<Level>, bool), Error> {
         self.make_root()?;
         let status = match self.settings.isolation_level {
             Some(level) => Some(require(ovenbird_sandbox::probe::probe_level(level, &self.settings.root))?),
@@ -36,8 +43,7 @@ impl Session {
         if let Some(status) = &status {
             ovenbird_sandbox::enter(status.level)?;
         }
-        let (level, overlay) = (status.as_ref().map(|s| s.level), status.is_some_and(|s| s.overlay));
-        EngineBuilder::open(&self.settings, &self.environment, level, overlay)
+        Ok((status.as_ref().map(|s| s.level), status.is_some_and(|s| s.overlay)))
     }
 
     /// An engine for images only: it runs nothing and enters nothing.
@@ -54,6 +60,11 @@ impl Session {
     /// Names as they were typed, in full.
     pub(crate) fn references(&self, names: &[String]) -> Result<Vec<Reference>, Error> {
         names.iter().map(|name| self.settings.reference(name)).collect()
+    }
+
+    /// What fetches sources for this user.
+    pub(crate) fn sources(&self) -> Fetcher {
+        Fetcher::new(&self.settings, &self.environment)
     }
 
     fn make_root(&self) -> Result<(), Error> {
@@ -132,7 +143,6 @@ fn find(store: &Store, text: &str, settings: &Settings) -> Result<Descriptor, Er
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ovenbird_sandbox::Level;
 
     #[test]
     fn forced_levels() {

@@ -1,5 +1,6 @@
 //! What the parser and the linter have to say, with the place in the text.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use crate::lint::rules;
@@ -28,7 +29,7 @@ pub struct Diagnostic {
     /// How bad it is.
     pub severity: Severity,
     /// Stable name: a BuildKit rule name (`StageNameCasing`) for lint, kebab-case for errors (`unknown-instruction`).
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// What failed and why, one sentence, without the place.
     pub message: String,
     /// How to fix it ("did you mean `COPY`?").
@@ -104,7 +105,7 @@ fn notes(diagnostic: &Diagnostic, gutter: usize) -> String {
     if let Some(help) = &diagnostic.help {
         let _ = writeln!(out, "{:>gutter$} = help: {}", "", printable(help));
     }
-    if let Some(rule) = rules::find(diagnostic.code) {
+    if let Some(rule) = rules::find(&diagnostic.code) {
         let _ = writeln!(out, "{:>gutter$} = see: {}", "", rule.page());
     }
     out

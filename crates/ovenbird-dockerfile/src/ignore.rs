@@ -86,6 +86,11 @@ impl Patterns {
         self
     }
 
+    /// The patterns as written, in order: [`Self::new`] makes the same of them.
+    pub fn written(&self) -> impl Iterator<Item = &str> {
+        self.rules.iter().map(|rule| rule.written.as_str())
+    }
+
     /// True when there is no pattern.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()

@@ -210,7 +210,7 @@ impl Linter<'_> {
     }
 
     fn take(&mut self, finding: Diagnostic) {
-        if self.config.allows(finding.code) && !self.in_place.skips(finding.code, finding.span) {
+        if self.config.allows(&finding.code) && !self.in_place.skips(&finding.code, finding.span) {
             self.found.push(finding);
         }
     }
@@ -501,7 +501,7 @@ impl Linter<'_> {
 }
 
 fn warning(rule: &'static str, message: String, help: &str, span: Span) -> Diagnostic {
-    Diagnostic { severity: Severity::Warning, code: rule, message, help: Some(help.to_owned()), span }
+    Diagnostic { severity: Severity::Warning, code: rule.into(), message, help: Some(help.to_owned()), span }
 }
 
 /// What is to be said of one port of `EXPOSE`, variables expanded.

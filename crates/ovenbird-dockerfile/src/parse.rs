@@ -53,7 +53,7 @@ pub fn parse(text: &str) -> Parsed {
                     outside_reported = true;
                     diagnostics.push(Diagnostic {
                         severity: Severity::Error,
-                        code: "missing-from",
+                        code: "missing-from".into(),
                         message: "no build stage in current context".to_owned(),
                         help: Some("a Dockerfile begins with FROM; only ARG may stand before it".to_owned()),
                         span,
@@ -70,7 +70,7 @@ pub fn parse(text: &str) -> Parsed {
     if !any_instruction {
         diagnostics.push(Diagnostic {
             severity: Severity::Error,
-            code: "empty-file",
+            code: "empty-file".into(),
             message: "file with no instructions".to_owned(),
             help: Some("a Dockerfile needs at least a FROM instruction".to_owned()),
             span: Span { start: text.len(), end: text.len() },
@@ -78,7 +78,7 @@ pub fn parse(text: &str) -> Parsed {
     } else if !stage_open && !failed {
         diagnostics.push(Diagnostic {
             severity: Severity::Error,
-            code: "missing-from",
+            code: "missing-from".into(),
             message: "dockerfile contains no stages to build".to_owned(),
             help: Some("add a FROM instruction".to_owned()),
             span: Span { start: text.len(), end: text.len() },
@@ -92,9 +92,9 @@ pub fn parse(text: &str) -> Parsed {
 /// Parses one instruction (an `ONBUILD` trigger) with the given escape character. The text may
 /// hold here-documents; spans count from its own first byte.
 pub fn parse_instruction(text: &str, escape: char) -> Result<Instruction, Diagnostic> {
-    let error = |code, message: &str, help: &str, span| Diagnostic {
+    let error = |code: &'static str, message: &str, help: &str, span| Diagnostic {
         severity: Severity::Error,
-        code,
+        code: code.into(),
         message: message.to_owned(),
         help: Some(help.to_owned()),
         span,

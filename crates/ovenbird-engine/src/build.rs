@@ -79,7 +79,7 @@ impl Engine {
         let mut seen = std::collections::HashSet::new();
         let mut warn = |diagnostic: Diagnostic| {
             let line = input.dockerfile[..diagnostic.span.start.min(input.dockerfile.len())].matches('\n').count() as u32 + 1;
-            if seen.insert((diagnostic.code, diagnostic.message.clone(), line)) {
+            if seen.insert((diagnostic.code.clone(), diagnostic.message.clone(), line)) {
                 sink.emit(Event::Warning { code: diagnostic.code.into(), message: diagnostic.message, line: Some(line) });
             }
         };

@@ -23,7 +23,7 @@ pub mod trace;
 pub use build::{Engine, EngineOptions};
 pub use error::{BuildError, ErrorKind};
 pub use event::{Event, EventSink};
-pub use export::output::{Export, PathOrStdout};
+pub use export::output::{Export, OutputFile, PathOrStdout};
 pub use input::{BuildInput, BuildOutput, Cancel};
 pub use prune::{Budget, CacheEntry, CacheKind, DiskUsage, PruneOptions, PruneReport};
 pub use solve::identity::{ContentId, PlatformId};

@@ -204,7 +204,7 @@ fn several_platforms_say_each_thing_once() {
     let text = "FROM example/only-for-amd64 AS B\nENV A=$TARGETARCH";
     let platforms = ["linux/amd64", "linux/arm64"].map(|platform| options(&format!("--platform {platform}"), ""));
     let found = check(text, &platforms, &mut resolve);
-    let codes: Vec<&str> = found.diagnostics.iter().map(|d| d.code).collect();
+    let codes: Vec<&str> = found.diagnostics.iter().map(|d| &*d.code).collect();
     assert_eq!(codes, ["InvalidBaseImagePlatform", "StageNameCasing", "UndefinedVar"]);
 }
 
@@ -261,7 +261,7 @@ fn examples_of_the_pages_are_true() {
             let flags = command.trim().strip_prefix("$ ovenbird lint").unwrap_or_default();
             let options = options(flags, block(&page, heading, "dockerignore").unwrap_or_default());
             let found = check(text, &[options], &mut resolve);
-            let codes: Vec<&str> = found.diagnostics.iter().map(|d| d.code).collect();
+            let codes: Vec<&str> = found.diagnostics.iter().map(|d| &*d.code).collect();
             if violates {
                 assert!(!codes.is_empty() && codes.iter().all(|code| *code == rule.name), "{} {heading}: {codes:?}", rule.name);
             } else {

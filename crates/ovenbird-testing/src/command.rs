@@ -73,16 +73,19 @@ pub enum Level {
     SingleId,
     /// No command of ours: a Docker Engine (`$DOCKER_HOST`) builds, as an oracle for the expectations.
     Docker,
+    /// The command, over that Docker Engine.
+    DockerBuilder,
 }
 
 impl Level {
-    /// From `root`, `rootless`, `single-id` or `docker`.
+    /// From `root`, `rootless`, `single-id`, `docker` or `docker-builder`.
     pub fn parse(word: &str) -> Option<Self> {
         Some(match word {
             "root" | "own" => Self::Own,
             "rootless" => Self::Rootless,
             "single-id" => Self::SingleId,
             "docker" => Self::Docker,
+            "docker-builder" => Self::DockerBuilder,
             _ => return None,
         })
     }
@@ -90,7 +93,7 @@ impl Level {
     /// Ids to become; `None` to stay.
     pub fn ids(self) -> Result<Option<Ids>> {
         match self {
-            Self::Own | Self::Docker => Ok(None),
+            Self::Own | Self::Docker | Self::DockerBuilder => Ok(None),
             Self::Rootless => User::SubId.ensure().map(Some),
             Self::SingleId => User::Plain.ensure().map(Some),
         }
@@ -114,7 +117,7 @@ impl Workspace {
         let home = dir.path().join("home");
         fs::create_dir(&home).at("cannot make", &home)?;
         let binary = match level {
-            Level::Own => binary()?,
+            Level::Own | Level::DockerBuilder => binary()?,
             Level::Docker => crate::dockerd::client(),
             Level::Rootless | Level::SingleId => shared_binary()?,
         };
@@ -216,7 +219,8 @@ pub fn finish(command: &mut Command, stdin: Option<&str>, limit: Duration) -> Re
     })
 }
 
-pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
+/// Gives a file these permissions.
+pub fn set_mode(path: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).at("cannot change the mode of", path)
 }

@@ -31,6 +31,12 @@ pub enum Need {
     Users,
     /// `git`, for sources in repositories.
     Git,
+    /// Git's support for large files.
+    Lfs,
+    /// A web server that serves repositories, too.
+    Web,
+    /// An ssh server and its client.
+    Ssh,
     /// Python with virtual environments, for servers from its package index.
     Python,
     /// `setcap`, `setfacl`, `setfattr`, and the right to use them.
@@ -49,6 +55,9 @@ impl Need {
             "docker" => Self::Docker,
             "users" => Self::Users,
             "git" => Self::Git,
+            "lfs" => Self::Lfs,
+            "web" => Self::Web,
+            "ssh" => Self::Ssh,
             "python" => Self::Python,
             "attributes" => Self::Attributes,
             _ => return None,
@@ -80,6 +89,9 @@ impl Need {
                 .or_else(|| users::User::SubId.ensure().err().map(|error| error.to_string()))
                 .or_else(|| users::User::Plain.ensure().err().map(|error| error.to_string())),
             Self::Git => program("git", "git"),
+            Self::Lfs => program("git-lfs", "git-lfs"),
+            Self::Web => program("lighttpd", "lighttpd, with lighttpd-mod-openssl").or_else(|| program("openssl", "openssl")),
+            Self::Ssh => program("sshd", "openssh-server").or_else(|| program("ssh-agent", "openssh-client")),
             Self::Python => process::output(Command::new("python3").args(["-c", "import venv, ensurepip"]))
                 .err()
                 .map(|_| "python3 with venv is missing (Debian package python3-venv)".to_owned()),

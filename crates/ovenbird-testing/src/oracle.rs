@@ -130,7 +130,7 @@ impl Oracle {
     }
 }
 
-fn without_ours(args: &[String]) -> Vec<String> {
+pub(crate) fn without_ours(args: &[String]) -> Vec<String> {
     let mut left = Vec::new();
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {

@@ -158,7 +158,7 @@ impl Registry {
 }
 
 /// A certificate that signs itself: `NAME.pem`, `NAME.key`, and both in `NAME.both`.
-fn certify(dir: &Path, name: &str, extension: &str) -> Result<()> {
+pub(crate) fn certify(dir: &Path, name: &str, extension: &str) -> Result<()> {
     let (pem, key, both) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")), dir.join(format!("{name}.both")));
     let mut command = Command::new("openssl");
     command.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]);

@@ -19,12 +19,12 @@ use crate::{AtPath, Error, Result, compare, dockerd, process};
 const LIMIT: Duration = Duration::from_mins(5);
 
 /// What a client needs to find its engine and its plugins.
-fn docker_environment() -> impl Iterator<Item = (&'static str, String)> {
+pub(crate) fn docker_environment() -> impl Iterator<Item = (&'static str, String)> {
     ["DOCKER_HOST", "DOCKER_CONFIG"].into_iter().filter_map(|name| Some((name, std::env::var(name).ok()?)))
 }
 
 /// What an engine built. It cannot export an image without layers; then the config is all there is.
-fn from_docker(tag: &str, archive: &Path) -> Result<Image> {
+pub(crate) fn from_docker(tag: &str, archive: &Path) -> Result<Image> {
     let inspected = process::output(Command::new(dockerd::client()).args(["image", "inspect", "--format", "{{json .}}", tag]))?;
     let inspected: Value = serde_json::from_str(&inspected)
         .map_err(|error| Error::Malformed { place: "docker image inspect".into(), reason: error.to_string() })?;

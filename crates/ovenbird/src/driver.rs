@@ -1,7 +1,6 @@
 //! Runs one request from source to report.
 
 use std::io::Read;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -15,8 +14,9 @@ use crate::builder::{EngineBuilder, Image, Job, VERSION_LABEL};
 use crate::error::{Error, Kind};
 use crate::naming::{Named, Naming, TagPolicies, Version};
 use crate::report::{self, BuildReport, Decision, PlatformReport, Record, Recorder, Timings};
-use crate::request::{BuildRequest, Lookup, Output, OutputKind, Phase};
-use crate::source::{self, SourceTree};
+use crate::request::tag::Values;
+use crate::request::{BuildRequest, Dest, Lookup, Output, OutputKind, Phase};
+use crate::source::{Fetcher, SourceTree};
 use crate::workflow::{Bench, Delivered, Draft, Flow, Stand, Standing, Workshop};
 
 /// What doors see: a request in, events beside, a report out.
@@ -28,16 +28,26 @@ pub trait Driver {
 /// Runs requests in this process.
 pub struct LocalDriver<B> {
     builder: B,
-    temp: PathBuf,
+    sources: Fetcher,
     stdin: Mutex<Box<dyn Read + Send>>,
     policies: TagPolicies,
     now: i64,
+    given: Mutex<Option<Given>>,
     bench: Bench,
+}
+
+/// What somebody else has found out for a driver: the caller of a worker.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// The source.
+    pub(crate) tree: SourceTree,
+    /// What the variables in names stand for.
+    pub(crate) values: Values,
 }
 
 impl<B> std::fmt::Debug for LocalDriver<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LocalDriver").field("temp", &self.temp).finish_non_exhaustive()
+        f.debug_struct("LocalDriver").field("sources", &self.sources).finish_non_exhaustive()
     }
 }
 
@@ -53,6 +63,8 @@ struct Found {
 #[derive(Default)]
 struct Work {
     tree: Option<Arc<SourceTree>>,
+    /// What the variables in names stand for, if somebody else found that out.
+    values: Option<Values>,
     draft: Option<Draft>,
     image: Option<Image>,
     delivered: Delivered,
@@ -61,11 +73,19 @@ struct Work {
 }
 
 impl<B: Workshop> LocalDriver<B> {
-    /// A driver over `builder`. Archives on `stdin` are unpacked below `temp`.
-    pub fn new(builder: B, temp: impl Into<PathBuf>, stdin: impl Read + Send + 'static) -> Self {
-        let temp = temp.into();
-        let bench = Bench::bare(&temp);
-        Self { builder, temp, stdin: Mutex::new(Box::new(stdin)), policies: TagPolicies::default(), now: 0, bench }
+    /// A driver over `builder`, whose sources come through `sources` and from `stdin`.
+    pub fn new(builder: B, sources: impl Into<Fetcher>, stdin: impl Read + Send + 'static) -> Self {
+        let sources = sources.into();
+        let bench = Bench::bare(sources.temp());
+        Self {
+            builder,
+            sources,
+            stdin: Mutex::new(Box::new(stdin)),
+            policies: TagPolicies::default(),
+            now: 0,
+            given: Mutex::default(),
+            bench,
+        }
     }
 
     /// With what plugins are run with.
@@ -78,6 +98,12 @@ impl<B: Workshop> LocalDriver<B> {
     #[must_use]
     pub fn with_names(self, policies: TagPolicies, now: i64) -> Self {
         Self { policies, now, ..self }
+    }
+
+    /// With a source that is here already, for one build.
+    #[must_use]
+    pub(crate) fn with_given(self, given: Given) -> Self {
+        Self { given: Mutex::new(Some(given)), ..self }
     }
 
     /// The builder.
@@ -117,14 +143,26 @@ impl<B: Workshop> LocalDriver<B> {
         Ok(None)
     }
 
-    fn fetch(&self, request: &BuildRequest) -> Result<SourceTree, Error> {
+    /// The source, and what the variables in names stand for, if somebody else found that out.
+    fn fetch(&self, request: &BuildRequest, job: &Job) -> Result<(SourceTree, Option<Values>), Error> {
+        if let Some(Given { tree, values }) = self.given.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+            return Ok((tree, Some(values)));
+        }
         let mut stdin = self.stdin.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(source::fetch(request, &self.temp, &mut **stdin)?)
+        Ok((self.sources.fetch(request, &mut **stdin, job)?, None))
+    }
+
+    /// The names, with all that is known of their variables before the content id.
+    fn looked(&self, mut naming: Naming, request: &BuildRequest, work: &mut Work) -> Naming {
+        match work.values.take() {
+            Some(values) => naming.set_values(values),
+            None => naming.look_around(request, work.tree.as_ref().and_then(|tree| tree.revision.as_ref()), self.now),
+        }
+        naming
     }
 
     /// All that can be known of the names before the build. Gives the content id when anything asks for it.
     fn name(&self, naming: &mut Naming, tree: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Option<Digest>, Error> {
-        naming.look_around(request, self.now);
         if !naming.has_id() {
             return Ok(None);
         }
@@ -206,11 +244,12 @@ impl<B: Workshop> LocalDriver<B> {
 
     /// Fetches the source and has the pre_build plugins change it; afterwards nothing changes any more.
     fn prepare(&self, request: &BuildRequest, flow: &mut Flow, work: &mut Work, job: &Job) -> Result<BuildRequest, Error> {
-        let mut tree = self.fetch(request)?;
-        let draft = work.draft.insert(Draft::new(request, &tree));
+        let (mut tree, values) = self.fetch(request, job)?;
+        work.values = values;
+        let draft = work.draft.insert(Draft::new(&tree.dated(request), &tree));
         let delivered = &Delivered::default();
         let stand = Stand { draft, tree: Some(&tree), image: None, delivered, shop: &self.builder, job };
-        let changed = flow.run(Phase::PreBuild, stand).and_then(|()| draft.clone().freeze(&mut tree, &self.temp));
+        let changed = flow.run(Phase::PreBuild, stand).and_then(|()| draft.clone().freeze(&mut tree, &self.bench.temp));
         work.tree = Some(Arc::new(tree));
         let (request, added) = changed?;
         work.added = added;
@@ -254,15 +293,25 @@ impl LocalDriver<EngineBuilder> {
         let mut flow = Flow::prepare(request, &self.bench, job)?;
         let mut work = Work::default();
         let request = &self.prepare(request, &mut flow, &mut work, job)?;
-        let mut naming = Naming::new(request, &self.policies)?;
+        let mut naming = self.looked(Naming::new(request, &self.policies)?, request, &mut work);
         let Some(tree) = &work.tree else { return Ok(vec![]) };
         self.name(&mut naming, tree, request, job)?;
         self.builder.plan(tree, &naming.before_build(request)?.request, job)
     }
 }
 
+/// Does the output go where nothing can be taken back: to standard output, a pipe or a device?
+fn is_streamed(output: &Output) -> bool {
+    match &output.kind {
+        OutputKind::OciTar(Dest::Path(path)) | OutputKind::DockerTar(Dest::Path(path)) | OutputKind::Tar(Dest::Path(path)) => {
+            std::fs::metadata(path).is_ok_and(|meta| !meta.is_file())
+        }
+        _ => output.uses_stdout(),
+    }
+}
+
 /// Everything about the request that can be wrong before any work is done.
-fn check(request: &BuildRequest) -> Result<(), Error> {
+pub(crate) fn check(request: &BuildRequest) -> Result<(), Error> {
     if request.version != crate::request::VERSION {
         return Err(Error::new(Kind::Usage, format!("build request version {} is not supported", request.version)));
     }
@@ -316,7 +365,7 @@ impl<B: Workshop> LocalDriver<B> {
             started,
             finished,
             image_name: work.delivered.names.first().or(asked.names.first()).map(|name| flow.mask(name.clone())),
-            git: report::git_of(&asked.source),
+            git: report::git_of(&asked.source, work.tree.as_deref()),
             dockerfile: work
                 .tree
                 .as_ref()
@@ -343,7 +392,7 @@ impl<B: Workshop> LocalDriver<B> {
         let start = Instant::now();
         let request = &self.prepare(request, flow, work, job)?;
         // Plugins may have changed the names.
-        let mut naming = checked(request)?;
+        let mut naming = self.looked(checked(request)?, request, work);
         timings.source = start.elapsed();
         let start = Instant::now();
         let Some(tree) = work.tree.clone() else { return Err(Error::new(Kind::Bug, "there is no source")) };
@@ -380,8 +429,8 @@ impl<B: Workshop> LocalDriver<B> {
             cached.map(|()| (decision, breaks))
         };
         let done = match once(&mut timings, flow, work) {
-            // What is on standard output already cannot be taken back.
-            Err(error) if error.is_damage() && !request.outputs.iter().any(Output::uses_stdout) => {
+            // What is in a pipe already cannot be taken back.
+            Err(error) if error.is_damage() && !request.outputs.iter().any(is_streamed) => {
                 let message = format!("{error}; the image is built again");
                 job.sink.emit(Event::Warning { code: "corrupt-blob".into(), message, line: None });
                 once(&mut timings, flow, work)
@@ -404,6 +453,7 @@ impl<B: Workshop> LocalDriver<B> {
             pushed: delivered.pushed.iter().map(ToString::to_string).collect(),
             decision: request.if_needed.map(|_| decision),
             content_id,
+            revision: tree.revision.clone(),
             breaks: image.breaks.and(breaks),
             ran: image.ran,
             cached: image.cached,

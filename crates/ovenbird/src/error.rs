@@ -11,7 +11,7 @@ use ovenbird_sandbox::SandboxError;
 use crate::report::Record;
 
 /// What sort of failure it was; decides the exit code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A bug of Ovenbird.

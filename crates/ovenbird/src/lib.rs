@@ -5,22 +5,28 @@
 //! It must not know of terminals or HTTP routes. Environment, home and clock are read in [`settings`] only.
 
 pub mod builder;
+pub mod choice;
+pub mod docker_engine;
 pub mod driver;
 pub mod error;
+pub mod launch;
 pub mod lint;
 pub mod naming;
 pub mod registry;
+pub mod remote;
 pub mod report;
 pub mod request;
 pub mod settings;
 pub mod source;
+pub mod worker;
 pub mod workflow;
 
-pub use builder::{Builder, EngineBuilder, Image, Job, Library};
+pub use builder::{Builder, BuilderKind, DockerEngineBuilder, EngineBuilder, Image, Job, Library};
 pub use driver::{Driver, LocalDriver};
 pub use error::{Detail, Error, Kind};
 pub use lint::lint;
 pub use ovenbird_dockerfile::suggest;
+pub use remote::RemoteDriver;
 pub use report::BuildReport;
 pub use request::BuildRequest;
 pub use settings::{Environment, Settings};

@@ -6,16 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ovenbird_oci::Reference;
 use ovenbird_oci::publish::{TagClass, Target};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
 use crate::request::tag::{TagPolicy, Template, TemplateError, Values, Variable, tag_of};
 use crate::request::{BuildRequest, Output, Source};
-use crate::source::git;
+use crate::source::{Revision, git};
 
 pub use version::Version;
 
 /// Tag policies: that of all registries, and those of some.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagPolicies {
     /// For registries without one of their own.
     pub all: TagPolicy,
@@ -138,16 +139,19 @@ impl Naming {
     }
 
     /// Finds out what can be known before the content id: the day, and what git says.
-    pub(crate) fn look_around(&mut self, request: &BuildRequest, now: i64) {
+    pub(crate) fn look_around(&mut self, request: &BuildRequest, revision: Option<&Revision>, now: i64) {
         let epoch = request.build_args.get("SOURCE_DATE_EPOCH").and_then(|text| text.parse().ok());
         let day = jiff::Timestamp::from_second(epoch.unwrap_or(now)).map(|time| time.strftime("%Y%m%d").to_string());
         self.values.set(Variable::Date, day.map_err(|_| "the time is out of range".into()));
         if !self.has(Variable::is_git) {
             return;
         }
-        let head = match &request.source {
-            Source::Path(dir) => git::head(dir).map_err(|error| error.to_string()),
-            Source::Stdin | Source::Remote(_) => Err("the context is no folder, so it is in no git repository".into()),
+        let head = match (&request.source, revision) {
+            (_, Some(Revision { commit, branch, tag, .. })) => {
+                Ok(git::Head { sha: commit.clone(), branch: branch.clone(), tag: tag.clone() })
+            }
+            (Source::Path(dir), None) => git::head(dir).map_err(|error| error.to_string()),
+            (Source::Stdin | Source::Remote(_), None) => Err("the context is no folder, so it is in no git repository".into()),
         };
         let of = |get: &dyn Fn(&git::Head) -> Option<String>, none: &str| match &head {
             Ok(head) => get(head).ok_or_else(|| none.to_owned()),
@@ -164,6 +168,16 @@ impl Naming {
         };
         self.values.set(Variable::GitMajor, line(1));
         self.values.set(Variable::GitMinor, line(2));
+    }
+
+    /// What was found out, for somebody who cannot look.
+    pub(crate) fn values(&self) -> &Values {
+        &self.values
+    }
+
+    /// Says what somebody else found out, instead of [`Self::look_around`].
+    pub(crate) fn set_values(&mut self, values: Values) {
+        self.values = values;
     }
 
     /// Says the content id.

@@ -7,6 +7,8 @@ use ovenbird_oci::{Descriptor, Digest, Platform};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::source::Revision;
+
 mod describe;
 mod record;
 mod schema;
@@ -89,6 +91,9 @@ pub struct BuildReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub content_id: Option<Digest>,
+    /// The commit of the context, where that was fetched from a repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<Revision>,
     /// Transfers that broke and went on.
     #[serde(default)]
     #[schemars(with = "schema::Breaks")]
@@ -155,6 +160,7 @@ mod tests {
             pushed: vec![],
             decision: Some(Decision::Built),
             content_id: None,
+            revision: None,
             breaks: Breaks { count: 1, resumed: 2, retried: 3 },
             ran: 1,
             cached: 2,

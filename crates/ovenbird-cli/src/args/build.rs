@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
+use ovenbird::choice::On;
 use ovenbird::request::build_json::{self, Input};
 use ovenbird::request::workflow::{PluginSpec, Workflow};
 use ovenbird::request::{
     AddHost, ByteSize, DockerfileFrom, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit,
 };
-use ovenbird::{BuildRequest, Environment, Error, Kind};
+use ovenbird::{BuildRequest, BuilderKind, Environment, Error, Kind};
 
 use super::refused::Refused;
 use super::subject::Subject;
@@ -36,6 +37,15 @@ pub(crate) struct BuildArgs {
     /// Ssh agent for RUN --mount=type=ssh: `default` (SSH_AUTH_SOCK) or ID=SOCKET
     #[arg(long = "ssh", value_name = "default|ID[=SOCKET]")]
     ssh: Vec<SshSpec>,
+
+    /// Where the build runs: `here` in this process, `process` in one of its own, `ssh://[USER@]HOST[:PORT]` on another machine
+    /// (several, separated by commas: the first with a free slot), `pool` on one of the setting [pool] [setting: on; env: OVENBIRD_ON]
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) on: Option<On>,
+    /// What builds: `engine` (Ovenbird's own), `docker` (the Docker Engine of DOCKER_HOST or the docker context), or `auto` [setting: builder;
+    /// env: OVENBIRD_BUILDER]
+    #[arg(long, value_name = "BUILDER")]
+    pub(crate) builder: Option<BuilderKind>,
 
     /// Push the image to the registries of its names (short for -o type=registry)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, help_heading = "Output")]
@@ -420,6 +430,8 @@ mod tests {
             (". --reproducible", "reproducible: true"),
             (". --parallel 3", "parallel: 3"),
             (". --build-context b=dir --build-context i=docker-image://debian", "\"b\": Path(\"dir\")"),
+            (". --build-context a=https://me:pw@x/y.git", "\"a\": Remote(\"https://***@x/y.git\")"),
+            ("https://me:pw@x/y.git#main", "source: Remote(\"https://***@x/y.git#main\")"),
             (". --provenance=false --sbom=false --attest=type=sbom,disabled=true --rm --force-rm --compress", "source"),
             (". --squash=false --call build --isolation default", "source"),
             (". --call check,format=text", "source"),
@@ -441,7 +453,7 @@ mod tests {
             (". --attest type=sbom", "! 2 --attest is not supported"),
             (". --provenance=mode=max", "! 2 --provenance is not supported"),
             (". --sbom true", "! 2 --sbom is not supported"),
-            (". --builder b", "! 2 --builder is not supported"),
+            (". --builder b", "! invalid value 'b' for '--builder <BUILDER>': \"b\" is no builder"),
             (". --isolation hyperv", "! 2 --isolation is not supported"),
             (". --squash", "! 2 --squash is not supported"),
             (". --cgroup-parent /x", "! 2 --cgroup-parent is not supported"),
@@ -471,7 +483,6 @@ mod tests {
             (". --build-arg =x", "! 2 --build-arg \"=x\" has no name"),
             (". --build-context x", "! 2 --build-context \"x\": expected NAME=VALUE"),
             (". --build-context context=x", "! 2 --build-context: the name `context`"),
-            (". --build-context a=https://x/y", "! 2 --build-context: \"https://x/y\""),
             (". -o type=cacheonly --push", "! 2 type=cacheonly keeps nothing"),
             (". --parallel 0", "! invalid value '0'"),
             (". --unknown", "! unexpected argument '--unknown'"),

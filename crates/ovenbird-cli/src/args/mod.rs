@@ -4,9 +4,11 @@ mod build;
 mod refused;
 mod subject;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ovenbird::Settings;
 use ovenbird::settings::{Overrides, Progress, RegistryOption, parse_level};
 use ovenbird_sandbox::Level;
 
@@ -67,6 +69,14 @@ impl Global {
             registries: self.registry_options.clone(),
         }
     }
+
+    /// The same for a worker on this machine; registries go through the pipe.
+    pub(crate) fn for_worker(&self, settings: &Settings) -> Vec<OsString> {
+        let mut flags: Vec<OsString> = vec!["--root".into(), settings.root.clone().into()];
+        flags.extend(self.settings.iter().flat_map(|file| ["--settings".into(), file.clone().into()]));
+        flags.extend(self.isolation_level.iter().flat_map(|level| ["--isolation-level".into(), level.name().into()]));
+        flags
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -111,6 +121,9 @@ pub(crate) enum Command {
     Login(commands::login::LoginArgs),
     /// Remove credentials for a registry
     Logout(commands::logout::LogoutArgs),
+    /// Build for a caller at the other end of a pipe
+    #[command(hide = true)]
+    Worker(commands::worker::WorkerArgs),
     /// Print a completion script for a shell
     Completions(commands::completions::CompletionsArgs),
     /// Print the version

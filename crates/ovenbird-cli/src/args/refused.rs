@@ -31,7 +31,6 @@ const FLAGS: &[Flag] = &[
     flag("attest", Value, &["disabled=true"], "attestations are not made yet"),
     flag("provenance", Value, NO, "provenance attestations are not made yet; --provenance=false is accepted"),
     flag("sbom", Value, NO, "SBOM attestations are not made yet; --sbom=false is accepted"),
-    flag("builder", Value, &["", "default"], "there are no builder instances: ovenbird builds in this process"),
     flag("isolation", Value, &["", "default"], "it is for Windows containers; see --isolation-level"),
     flag("squash", Switch, &["false"], "use --plugin pre_publish:squash, which merges the layers above the base image"),
     flag("cgroup-parent", Value, &[""], "steps get their own control group; see --memory and --cpus"),

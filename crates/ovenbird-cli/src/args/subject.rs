@@ -9,10 +9,11 @@ use ovenbird_oci::Platform;
 
 #[derive(Debug, Args)]
 pub(crate) struct Subject {
-    /// Build context: a folder, or `-` for a tar archive (plain, gzip, bzip2, xz, zstd) or a Dockerfile on standard input
-    #[arg(value_name = "PATH", default_value = ".", value_hint = ValueHint::AnyPath)]
+    /// Build context: a folder; a git repository (`URL#REF:FOLDER`); the URL of a tar archive (plain, gzip, bzip2, xz, zstd) or of a Dockerfile;
+    /// `oci://IMAGE` or `oci-layout://PATH`; `-` for an archive or a Dockerfile on standard input
+    #[arg(value_name = "PATH|URL", default_value = ".", value_hint = ValueHint::AnyPath)]
     pub(crate) context: String,
-    /// Dockerfile, seen from the working directory [default: Dockerfile in the context]; `-` for standard input
+    /// Dockerfile, seen from the working directory, or inside a context that is fetched [default: Dockerfile in the context]; `-` for standard input
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     file: Option<String>,
     /// Value of an ARG; a NAME alone takes its value from the environment, and is left out when it is not set there
@@ -24,7 +25,7 @@ pub(crate) struct Subject {
     /// Platform, for example linux/arm64; several make an index [env: DOCKER_DEFAULT_PLATFORM]
     #[arg(long = "platform", value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',', value_parser = platform)]
     platforms: Vec<Platform>,
-    /// One more context that the Dockerfile can name: a folder, docker-image://NAME, oci-layout://PATH or target:STAGE
+    /// One more context that the Dockerfile can name: a folder, a URL as above, docker-image://NAME, oci-layout://PATH (both images) or target:STAGE
     #[arg(long = "build-context", value_name = "NAME=VALUE")]
     contexts: Vec<String>,
 }

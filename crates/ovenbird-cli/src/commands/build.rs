@@ -4,14 +4,14 @@ use std::io::IsTerminal as _;
 use std::path::Path;
 
 use ovenbird::report::Record;
-use ovenbird::workflow::Bench;
-use ovenbird::{BuildRequest, Driver as _, Error, Kind, LocalDriver};
+use ovenbird::{BuildRequest, Error, Kind};
 
 use super::{lint, unless_cancelled};
-use crate::args::BuildArgs;
+use crate::args::{BuildArgs, Global};
+use crate::place;
 use crate::session::Session;
 
-pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session) -> Result<(), Error> {
+pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, global: &Global) -> Result<(), Error> {
     let to_stdout = request.outputs.iter().any(ovenbird::request::Output::uses_stdout);
     if to_stdout && std::io::stdout().is_terminal() {
         return Err(
@@ -21,11 +21,8 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session) -
     if args.checks_only() {
         return lint::check(request, session, lint::Manner::OF_BUILD);
     }
-    let builder = session.sandboxed()?;
+    let driver = place::driver(args, session, global)?;
     let (progress, job) = session.start(args.quiet, args.explain);
-    let driver = LocalDriver::new(builder, &session.settings.temp, std::io::stdin())
-        .with_names(session.settings.tags.clone(), session.environment.now())
-        .with_plugins(Bench::new(&session.settings, &session.environment));
     let result = driver.run(request, &job);
     progress.finish();
     let report = match result {

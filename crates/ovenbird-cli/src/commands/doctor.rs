@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use ovenbird::builder::DockerEngine;
+use ovenbird::docker_engine::DockerEngine;
 use ovenbird::{Error, Kind};
 use ovenbird_sandbox::Level;
 use serde_json::{Value, json};
@@ -79,10 +79,10 @@ fn state(session: &Session) -> Finding {
 }
 
 fn docker(session: &Session) -> Finding {
-    let tried = DockerEngine::connect_to(session.settings.docker_host.as_deref()).and_then(|d| Ok((d.version()?, d)));
+    let tried = DockerEngine::new(&session.settings.docker).and_then(|d| Ok((d.reach()?.engine, d)));
     let (good, detail) = match tried {
         Ok((version, docker)) => (true, format!("version {version} at {docker}")),
-        Err(error) => (false, format!("{error} (needed for --load only)")),
+        Err(error) => (false, format!("{error} (needed for --load and --builder docker)")),
     };
     Finding { what: "Docker Engine", good, detail }
 }

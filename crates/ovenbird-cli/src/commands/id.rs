@@ -21,9 +21,9 @@ pub(crate) struct IdArgs {
 
 pub(crate) fn run(args: &IdArgs, request: &BuildRequest, session: &Session) -> Result<(), Error> {
     let builder = session.sandboxed()?;
-    let tree = ovenbird::source::fetch(request, &session.settings.temp, &mut std::io::stdin())?;
     let (progress, job) = session.start(true, false);
-    let id = builder.identify(&tree, request, &job);
+    let tree = session.sources().fetch(request, &mut std::io::stdin(), &job);
+    let id = tree.and_then(|tree| builder.identify(&tree, &tree.dated(request), &job));
     progress.finish();
     let id = super::unless_cancelled(id, &job)?;
     match args.format {

@@ -79,10 +79,10 @@ pub(crate) fn run(args: &LintArgs, request: &BuildRequest, session: &Session) ->
 
 /// Prints the findings; fails when there are some.
 pub(crate) fn check(request: &BuildRequest, session: &Session, manner: Manner) -> Result<(), Error> {
-    // Nothing that only steps and results need is looked at.
-    let request = &BuildRequest { secrets: vec![], ssh: vec![], outputs: vec![], ..request.clone() };
-    let tree = ovenbird::source::fetch(request, &session.settings.temp, &mut std::io::stdin())?;
     let (progress, job) = session.start(true, false);
+    let tree = super::unless_cancelled(session.sources().fetch(request, &mut std::io::stdin(), &job), &job)?;
+    // Nothing that only steps and results need is looked at.
+    let request = &BuildRequest { secrets: vec![], ssh: vec![], outputs: vec![], ..tree.dated(request) };
     // Many files need no image: the state directory is then neither made nor opened.
     let mut builder = None;
     let found = ovenbird::lint(&tree, request, &mut |image| {

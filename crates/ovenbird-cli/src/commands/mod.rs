@@ -22,6 +22,7 @@ pub(crate) mod rmi;
 pub(crate) mod tag;
 pub(crate) mod version;
 pub(crate) mod why;
+pub(crate) mod worker;
 
 use ovenbird::{Environment, Error, Job, Kind};
 
@@ -36,7 +37,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, Error> {
             // A flag that is refused is said before a settings file that is wrong.
             let request = args.request(environment)?;
             let session = session()?;
-            build::run(&args, &session.settings.with_full_names(request), &session)
+            build::run(&args, &session.settings.with_full_names(request), &session, &cli.global)
         }
         Command::Plan(args) => {
             let request = args.build.request(environment)?;
@@ -66,6 +67,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, Error> {
         Command::Auth(args) => auth::run(&args, &session()?),
         Command::Login(args) => login::run(&args, &session()?),
         Command::Logout(args) => logout::run(&args, &session()?),
+        Command::Worker(args) => return worker::run(&args, session()?),
         Command::Completions(args) => completions::run(&args),
         Command::Version(args) => version::run(&args),
     };

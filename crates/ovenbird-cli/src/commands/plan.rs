@@ -24,7 +24,7 @@ pub(crate) struct PlanArgs {
 pub(crate) fn run(args: &PlanArgs, request: &BuildRequest, session: &Session) -> Result<(), Error> {
     let builder = session.sandboxed()?;
     let (progress, job) = session.start(true, false);
-    let driver = LocalDriver::new(builder, &session.settings.temp, std::io::stdin())
+    let driver = LocalDriver::new(builder, session.sources(), std::io::stdin())
         .with_names(session.settings.tags.clone(), session.environment.now())
         .with_plugins(Bench::new(&session.settings, &session.environment));
     let traces = driver.plan(&session.settings.with_full_names(request.clone()), &job);

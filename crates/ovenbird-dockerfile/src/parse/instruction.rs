@@ -138,7 +138,7 @@ impl Reader<'_> {
 
     fn error(&self, code: &'static str, message: impl Into<String>, help: impl Into<String>, range: Range<usize>) -> Diagnostic {
         let help = Some(help.into());
-        Diagnostic { severity: Severity::Error, code, message: message.into(), help, span: self.folded.span(range) }
+        Diagnostic { severity: Severity::Error, code: code.into(), message: message.into(), help, span: self.folded.span(range) }
     }
 
     fn missing(&self, given: &Given, message: &str, example: &str) -> Diagnostic {
@@ -488,7 +488,7 @@ impl Reader<'_> {
                 if let Some(flag) = given.flags.first() {
                     self.found.push(Diagnostic {
                         severity: Severity::Warning,
-                        code: "useless-flag",
+                        code: "useless-flag".into(),
                         message: format!("--{} has no effect on HEALTHCHECK NONE", flag.name),
                         help: Some("remove the flag".to_owned()),
                         span: self.folded.span(flag.range.clone()),

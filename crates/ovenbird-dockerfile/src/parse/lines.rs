@@ -215,7 +215,7 @@ impl<'t> Lines<'t> {
         if self.seen.contains(&key) {
             self.diagnostics.push(Diagnostic {
                 severity: Severity::Error,
-                code: "duplicate-directive",
+                code: "duplicate-directive".into(),
                 message: format!("only one {key} parser directive can be used"),
                 help: Some("remove one of the two lines".to_owned()),
                 span,
@@ -234,7 +234,7 @@ impl<'t> Lines<'t> {
                 }
                 _ => self.diagnostics.push(Diagnostic {
                     severity: Severity::Error,
-                    code: "invalid-escape",
+                    code: "invalid-escape".into(),
                     message: format!("invalid escape token '{value}' does not match ` or \\"),
                     help: Some("the value must be one backslash or one backtick".to_owned()),
                     span,
@@ -262,7 +262,7 @@ impl<'t> Lines<'t> {
             if !terminated {
                 self.diagnostics.push(Diagnostic {
                     severity: Severity::Error,
-                    code: "unterminated-heredoc",
+                    code: "unterminated-heredoc".into(),
                     message: format!("unterminated heredoc: no line holds just {}", head.name),
                     help: Some(format!(
                         "end the here-document with a line `{}`{}",

@@ -9,6 +9,7 @@ use ovenbird_oci::layer::Owners;
 use ovenbird_oci::store::StoreError;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, utimensat};
 use rustix::io::Errno;
+use tempfile::NamedTempFile;
 
 use ovenbird_oci::{Descriptor, Digest, Index, Manifest, Reference, archive, beside};
 
@@ -167,7 +168,8 @@ fn set_times(dir: &Path, seconds: i64) -> io::Result<()> {
     Ok(())
 }
 
-fn move_into(from: &Path, to: &Path) -> io::Result<()> {
+/// Moves what is in a folder into another, which may hold files already; each file appears whole. Both are on one file system.
+pub fn move_into(from: &Path, to: &Path) -> io::Result<()> {
     let mut open = vec![(from.to_owned(), to.to_owned())];
     while let Some((from, to)) = open.pop() {
         for entry in fs::read_dir(&from)? {
@@ -228,33 +230,74 @@ pub fn complete(session: &Session, target: &Descriptor) -> Result<(), BuildError
     Ok(())
 }
 
-/// Writes a file beside its place under a name that nobody else has, and renames it when it is whole, so that a failure leaves the old
-/// one. A link stays a link: its target is replaced. What is no regular file (a pipe, `/dev/null`) is written to directly.
 fn write_to(to: &PathOrStdout, write: impl FnOnce(&mut dyn Write) -> Result<(), BuildError>) -> Result<(), BuildError> {
-    match to {
-        PathOrStdout::Stdout => buffered(io::stdout().lock(), "standard output".as_ref(), write).map(drop),
-        PathOrStdout::Path(path) => match place(path).map_err(BuildError::output(path))? {
-            Place::InPlace => {
-                let file = File::options().write(true).truncate(true).open(path).map_err(BuildError::output(path))?;
-                buffered(file, path, write).map(drop)
-            }
+    let path = match to {
+        PathOrStdout::Stdout => Path::new("standard output"),
+        PathOrStdout::Path(path) => path,
+    };
+    let mut file = OutputFile::create(to).map_err(BuildError::output(path))?;
+    write(&mut file)?;
+    file.finish().map_err(BuildError::output(path))
+}
+
+/// A file that appears when it is whole: written beside its place under a name that nobody else has, and renamed, so that a failure leaves
+/// the old one. A link stays a link: its target is replaced. What is no regular file (a pipe, `/dev/null`) is written to directly.
+pub struct OutputFile(Out);
+
+enum Out {
+    Stdout(BufWriter<io::Stdout>),
+    InPlace(BufWriter<File>),
+    /// Removed unless it is finished.
+    Replaced(BufWriter<NamedTempFile>, PathBuf),
+}
+
+/// Bytes that are written together.
+const BUFFER: usize = 1 << 18;
+
+impl OutputFile {
+    /// Begins one.
+    pub fn create(to: &PathOrStdout) -> io::Result<Self> {
+        let PathOrStdout::Path(path) = to else { return Ok(Self(Out::Stdout(BufWriter::with_capacity(BUFFER, io::stdout())))) };
+        Ok(Self(match place(path)? {
+            Place::InPlace => Out::InPlace(BufWriter::with_capacity(BUFFER, File::options().write(true).truncate(true).open(path)?)),
             Place::Replaced(target) => {
                 let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
                 beside::clear(folder);
                 // Readable by whom the umask says, like any file that a command writes.
-                let file = beside::file_in(folder, 0o666);
-                // On an error it is removed.
-                let whole = buffered(file.map_err(BuildError::output(path))?, path, write)?;
-                whole.persist(&target).map(drop).map_err(|error| BuildError::output(path)(error.error))
+                Out::Replaced(BufWriter::with_capacity(BUFFER, beside::file_in(folder, 0o666)?), target)
             }
-        },
+        }))
+    }
+
+    /// It is whole.
+    pub fn finish(self) -> io::Result<()> {
+        match self.0 {
+            Out::Stdout(mut out) => out.flush(),
+            Out::InPlace(mut out) => out.flush(),
+            Out::Replaced(out, target) => {
+                let whole = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+                whole.persist(&target).map(drop).map_err(|error| error.error)
+            }
+        }
+    }
+
+    fn out(&mut self) -> &mut dyn Write {
+        match &mut self.0 {
+            Out::Stdout(out) => out,
+            Out::InPlace(out) => out,
+            Out::Replaced(out, _) => out,
+        }
     }
 }
 
-fn buffered<W: Write>(out: W, path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), BuildError>) -> Result<W, BuildError> {
-    let mut out = BufWriter::with_capacity(1 << 18, out);
-    write(&mut out)?;
-    out.into_inner().map_err(|error| BuildError::output(path)(error.into_error()))
+impl Write for OutputFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out().flush()
+    }
 }
 
 /// How a file is written.

@@ -37,7 +37,7 @@ pub(super) struct Checks {
 
 /// Says that an input is wrong.
 pub(super) fn error(code: &'static str, span: Span, message: impl Into<String>) -> Diagnostic {
-    Diagnostic { severity: Severity::Error, code, message: message.into(), help: None, span }
+    Diagnostic { severity: Severity::Error, code: code.into(), message: message.into(), help: None, span }
 }
 
 /// Adds ` (did you mean …?)`.
@@ -66,12 +66,12 @@ impl Checks {
 
     /// Records a warning unless its rule is skipped or it was said before.
     pub(super) fn warn(&mut self, code: &'static str, span: Span, message: String, help: Option<&str>) {
-        self.take(Diagnostic { severity: Severity::Warning, code, message, help: help.map(str::to_owned), span });
+        self.take(Diagnostic { severity: Severity::Warning, code: code.into(), message, help: help.map(str::to_owned), span });
     }
 
     /// Like [`Checks::warn`].
     pub(super) fn take(&mut self, warning: Diagnostic) {
-        let runs = self.config.allows(warning.code) && !self.in_place.skips(warning.code, warning.span);
+        let runs = self.config.allows(&warning.code) && !self.in_place.skips(&warning.code, warning.span);
         if runs && !self.is_full() && !self.found.contains(&warning) {
             self.found.push(warning);
         }
@@ -86,7 +86,7 @@ impl Checks {
     pub(super) fn verdict(&self) -> Result<(), Diagnostic> {
         let violations = || self.found.iter().filter(|finding| is_violation(finding));
         let (true, Some(first)) = (self.config.error, violations().next()) else { return Ok(()) };
-        let rules: BTreeSet<&str> = violations().map(|finding| finding.code).collect();
+        let rules: BTreeSet<&str> = violations().map(|finding| &*finding.code).collect();
         let rules: Vec<&str> = rules.into_iter().collect();
         Err(error(VIOLATION, first.span, format!("lint violation found for rules: {}", rules.join(", "))))
     }
@@ -121,7 +121,7 @@ mod tests {
                 checks.warn(code, span, code.to_lowercase(), None);
             }
             checks.verdict().map_err(|e| e.message)?;
-            Ok(checks.into_warnings().iter().map(|d| d.code).collect::<Vec<_>>().join(","))
+            Ok(checks.into_warnings().iter().map(|d| d.code.clone()).collect::<Vec<_>>().join(","))
         };
         for (config, expect) in [
             ("", Ok("A,B")),

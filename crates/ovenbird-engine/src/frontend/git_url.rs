@@ -1,4 +1,4 @@
-//! Git sources of `ADD`: which words name a repository, and what their fragment and query say.
+//! Git repositories in `ADD` and as contexts: which words name one, and what their fragment and query say.
 //! Source: Dockerfile reference, "Adding files from a Git repository" and "URL queries".
 
 use super::checks::parse_bool;
@@ -6,18 +6,32 @@ use super::history::quote;
 
 /// A repository and what to take of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct GitSource {
-    /// Without fragment and query.
-    pub(super) url: String,
-    pub(super) reference: Option<String>,
-    pub(super) subdir: Option<String>,
-    pub(super) checksum: Option<String>,
-    pub(super) keep_git_dir: Option<bool>,
-    pub(super) submodules: Option<bool>,
+pub struct GitSource {
+    /// Without fragment, query and credentials.
+    pub url: String,
+    /// Branch, tag, commit or any ref; the default branch if absent.
+    pub reference: Option<String>,
+    /// Folder inside the repository.
+    pub subdir: Option<String>,
+    /// Commit that must be found, full or prefix.
+    pub checksum: Option<String>,
+    /// Keep `.git`, if it says.
+    pub keep_git_dir: Option<bool>,
+    /// Fetch submodules, if it says.
+    pub submodules: Option<bool>,
 }
 
 /// `None`: not a repository (a path or an ordinary URL). `Err`: a repository with options that make no sense.
 pub(super) fn parse(source: &str) -> Option<Result<GitSource, String>> {
+    read(source, false)
+}
+
+/// The same for a context: that may also be a repository on this machine (`file://`).
+pub fn parse_context(source: &str) -> Option<Result<GitSource, String>> {
+    read(source, true)
+}
+
+fn read(source: &str, local: bool) -> Option<Result<GitSource, String>> {
     let (before_fragment, fragment) = cut(source, '#');
     let (address, query) = cut(before_fragment, '?');
     let with_credentials = match address.split_once("://") {
@@ -29,6 +43,7 @@ pub(super) fn parse(source: &str) -> Option<Result<GitSource, String>> {
                 "http" | "https" if path.strip_suffix(".git").is_none() => return None,
                 "http" | "https" => authority.contains('@'),
                 "ssh" | "git" => authority.split_once('@').is_some_and(|(user, _)| user.contains(':')),
+                "file" if local => false,
                 _ => return None,
             }
         }

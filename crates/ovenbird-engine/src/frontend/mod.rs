@@ -7,7 +7,7 @@
 mod checks;
 mod findings;
 mod from;
-mod git_url;
+pub mod git_url;
 mod history;
 mod image_config;
 mod names;
@@ -295,7 +295,7 @@ impl Lowering<'_> {
             stage.is_none_or(|stage| reachable[stage] && !(finding.code == "JSONArgsRecommended" && has_shell(stage)))
         };
         let found = std::mem::take(&mut self.lint);
-        self.checks.extend(found.into_iter().filter(|finding| !OF_INSTRUCTIONS.contains(&finding.code) || is_built(finding)));
+        self.checks.extend(found.into_iter().filter(|finding| !OF_INSTRUCTIONS.contains(&&*finding.code) || is_built(finding)));
     }
 
     /// `SOURCE_DATE_EPOCH` is a number of seconds. BuildKit also takes `context` or a stage, for the time of what was fetched there.

@@ -51,6 +51,14 @@ pub enum KeychainError {
         /// What it said.
         reason: String,
     },
+    /// Whoever keeps the credentials of this program did not give them.
+    #[error("the caller gave no credentials for {registry}: {reason}; log in there on the machine that asked for the build")]
+    Custodian {
+        /// Registry name.
+        registry: String,
+        /// What it said.
+        reason: String,
+    },
     /// Neither a docker configuration folder nor an auth file is known.
     #[error(
         "there is no place to keep credentials: neither a docker configuration folder nor an auth file is set; set HOME or DOCKER_CONFIG"

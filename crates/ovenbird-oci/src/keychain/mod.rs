@@ -33,7 +33,7 @@ pub use cloud::{AzureOptions, EcrOptions, GithubOptions, GoogleOptions, OPENSHIF
 pub use docker::registry_name;
 pub use error::KeychainError;
 pub use origin::Origin;
-pub use source::{KeychainOptions, Source, Variables};
+pub use source::{Answer, Custodian, KeychainOptions, Question, Source, Variables};
 
 use cloud::Clouds;
 use docker::{edit, file_in, from_auths, helper_names, key_of, matching_key, read};
@@ -185,6 +185,19 @@ impl Keychain {
 
     /// Credentials for a repository of a registry; `None` when nobody logged in.
     pub async fn find(&self, query: Query<'_>) -> Result<Option<Found>, KeychainError> {
+        if let Some(custodian) = &self.options.custodian {
+            let question = Question::Find {
+                registry: query.registry.into(),
+                repository: query.repository.into(),
+                address: query.address.map(Into::into),
+                refused: query.refused.cloned(),
+            };
+            return match custodian.ask(question).await {
+                Ok(Answer::Credential(credential, expires)) => Ok(Some(Found::new(credential, Origin::Custodian).until(expires))),
+                Ok(_) => Ok(None),
+                Err(reason) => Err(KeychainError::Custodian { registry: query.registry.into(), reason }),
+            };
+        }
         if let Some(source) = self.options.sources.get(query.registry) {
             return self.in_source(source, query).await;
         }
@@ -205,6 +218,11 @@ impl Keychain {
 
     /// Makes a repository where the registry does not make it at the first push: on Amazon ECR. Whether there was need to.
     pub async fn create_repository(&self, registry: &str, repository: &str) -> Result<bool, KeychainError> {
+        if let Some(custodian) = &self.options.custodian {
+            let asked = custodian.ask(Question::Create { registry: registry.into(), repository: repository.into() }).await;
+            let made = asked.map_err(|reason| KeychainError::Custodian { registry: registry.into(), reason })?;
+            return Ok(made == Answer::Created(true));
+        }
         let options = match self.options.sources.get(registry) {
             Some(Source::Ecr(options)) => options,
             _ => &self.options.ecr,
@@ -299,6 +317,10 @@ impl Keychain {
 
     /// What stands in variables and in the files themselves, without asking anybody.
     pub fn recorded(&self, registry: &str, repository: &str) -> Option<Credential> {
+        if let Some(custodian) = &self.options.custodian {
+            let asked = custodian.ask_now(Question::Recorded { registry: registry.into(), repository: repository.into() });
+            return if let Ok(Answer::Credential(credential, _)) = asked { Some(credential) } else { None };
+        }
         match self.options.sources.get(registry) {
             Some(Source::PasswordFile { username, path }) => {
                 return Some(Credential::Password { username: username.clone(), password: read_secret(path).ok()? });

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 pub enum Origin {
     /// Given at `login`.
     Typed,
+    /// Whoever asked for the build gave it.
+    Custodian,
     /// Environment variables.
     Variables {
         /// Of the account.
@@ -74,6 +76,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Typed => f.write_str("what was typed"),
+            Self::Custodian => f.write_str("who asked for the build"),
             Self::Variables { username, password } => write!(f, "the environment variables {username} and {password}"),
             Self::Settings { place } => write!(f, "the settings, password from {place}"),
             Self::File { path, key } => write!(f, "{}, key {key:?}", path.display()),

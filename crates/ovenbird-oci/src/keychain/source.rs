@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
 
-use super::Secret;
 use super::cloud::{AzureOptions, EcrOptions, GithubOptions, GoogleOptions, OpenshiftOptions};
+use super::{Credential, Secret};
 
 /// The one place that the settings name for a registry. It is the only one that is asked then.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +95,84 @@ pub struct KeychainOptions {
     pub github: GithubOptions,
     /// OpenShift.
     pub openshift: OpenshiftOptions,
+    /// Somebody else who is asked instead of all these.
+    pub custodian: Option<Custodian>,
 }
+
+/// What a [`Custodian`] is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Question {
+    /// [`super::Keychain::find`].
+    Find {
+        /// Registry name.
+        registry: String,
+        /// Repository.
+        repository: String,
+        /// Where the registry is reached.
+        address: Option<String>,
+        /// What the registry does not take any more.
+        refused: Option<Credential>,
+    },
+    /// [`super::Keychain::recorded`].
+    Recorded {
+        /// Registry name.
+        registry: String,
+        /// Repository.
+        repository: String,
+    },
+    /// [`super::Keychain::create_repository`].
+    Create {
+        /// Registry name.
+        registry: String,
+        /// Repository.
+        repository: String,
+    },
+}
+
+/// What a [`Custodian`] says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// A credential, and when it ends.
+    Credential(Credential, Option<SystemTime>),
+    /// There is none.
+    Nothing,
+    /// Whether a repository was made.
+    Created(bool),
+}
+
+/// Keeps the credentials of a program that has none itself: the caller of a worker.
+#[derive(Clone)]
+pub struct Custodian(Arc<dyn Fn(Question) -> Result<Answer, String> + Send + Sync>);
+
+impl Custodian {
+    /// Asks with this function, which may wait for the answer. It says why there is none.
+    pub fn new(ask: impl Fn(Question) -> Result<Answer, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    pub(super) fn ask_now(&self, question: Question) -> Result<Answer, String> {
+        (self.0)(question)
+    }
+
+    pub(super) async fn ask(&self, question: Question) -> Result<Answer, String> {
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || this.ask_now(question)).await.map_err(|error| error.to_string())?
+    }
+}
+
+impl fmt::Debug for Custodian {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Custodian")
+    }
+}
+
+impl PartialEq for Custodian {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Custodian {}
 
 /// Environment variables whose names end in `_USERNAME` and `_PASSWORD`, for look-ups by registry.
 #[derive(Clone, Default, PartialEq, Eq)]

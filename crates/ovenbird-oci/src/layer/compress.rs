@@ -4,7 +4,7 @@
 //! and memory is a few chunks a thread. Readers take members and frames one after the other as one stream.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +36,22 @@ struct Job {
 struct Done {
     input: Vec<u8>,
     output: io::Result<Vec<u8>>,
+}
+
+/// Stores a tar that somebody else made as a layer: read back, it is byte for byte the same tar.
+pub fn repack(mut tar: impl Read, compression: Compression, threads: usize, store: &Store) -> Result<Packed, LayerError> {
+    let options = PackOptions { compression, threads: threads.max(1), mtime: None };
+    compress(&options, store, 0, None, |feed| {
+        loop {
+            let room = feed.room()?;
+            match tar.read(room) {
+                Ok(0) => return Ok(()),
+                Ok(n) => feed.advance(n),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(LayerError::Io { action: "read", path: PathBuf::from("layer"), source }),
+            }
+        }
+    })
 }
 
 /// Runs `produce`, which feeds the tar, and stores what it fed. What is told of `growth` ends where nothing can begin any more that is

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::store::{StoreError, remedy};
 use crate::{Descriptor, Digest};
 
+pub use compress::repack;
 pub use pack::{Elsewhere, pack, pack_searched, search};
 pub use search::{Found, Needles};
 pub use unpack::{Lower, extract, unpack};

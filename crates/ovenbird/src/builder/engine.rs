@@ -16,7 +16,8 @@ use ovenbird_oci::registry::Client;
 use ovenbird_oci::{Descriptor, Digest, Manifest, Platform, Reference};
 use ovenbird_sandbox::Level;
 
-use super::{Builder, DockerEngine, Image, Job};
+use super::{Builder, Image, Job};
+use crate::docker_engine::{DockerEngine, DockerEngineError, DockerSettings};
 use crate::error::{Detail, Error, Kind};
 use crate::request::{
     BuildRequest, CacheDest, CacheFrom, CacheTo, ContextSource, Dest, Entitlement, Network, Output, OutputKind, SecretOrigin, SecretSpec,
@@ -26,7 +27,7 @@ use crate::settings::{Environment, Settings};
 use crate::source::SourceTree;
 
 /// Layers are gzip at this level unless an output says otherwise: every registry and runtime reads gzip.
-const DEFAULT_COMPRESSION: Compression = Compression::Gzip(5);
+pub(super) const DEFAULT_COMPRESSION: Compression = Compression::Gzip(5);
 
 /// Steps that wait for the network need no processor: so many run at once even on a small machine.
 const LEAST_PARALLEL: usize = 4;
@@ -35,13 +36,14 @@ const LEAST_PARALLEL: usize = 4;
 pub struct EngineBuilder {
     engine: Engine,
     environment: Environment,
-    docker_host: Option<String>,
+    docker: DockerSettings,
     parallel: usize,
+    level: Option<Level>,
 }
 
 impl std::fmt::Debug for EngineBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EngineBuilder").field("docker_host", &self.docker_host).finish_non_exhaustive()
+        f.debug_struct("EngineBuilder").field("docker", &self.docker).finish_non_exhaustive()
     }
 }
 
@@ -51,7 +53,12 @@ impl EngineBuilder {
     pub fn open(settings: &Settings, environment: &Environment, level: Option<Level>, overlay: bool) -> Result<Self, Error> {
         let options = EngineOptions { root: settings.root.clone(), level, overlay, client: Client::new(settings.client_options()) };
         let engine = Engine::open(options).map_err(|e| told(e, None))?;
-        Ok(Self { engine, environment: environment.clone(), docker_host: settings.docker_host.clone(), parallel: settings.parallel })
+        Ok(Self { engine, environment: environment.clone(), docker: settings.docker.clone(), parallel: settings.parallel, level })
+    }
+
+    /// Can steps run here?
+    pub fn runs_steps(&self) -> bool {
+        self.level.is_some()
     }
 
     /// The engine itself, for the commands that are not builds.
@@ -98,14 +105,14 @@ impl EngineBuilder {
 
     /// Gives the image to the Docker Engine: nothing is sent when it has the image already.
     fn load(&self, target: &Descriptor, names: &[Reference], job: &Job) -> Result<(), Error> {
-        let docker = DockerEngine::connect_to(self.docker_host.as_deref())?;
+        let docker = DockerEngine::new(&self.docker)?;
         let config = self.config_of(target)?;
         job.sink.emit(Event::Message { text: format!("loading into the Docker Engine at {docker}") });
         // An engine with the classic store knows images by config, one with the containerd store by manifest.
         for id in [config, target.digest] {
-            if docker.has_image(&id)? {
+            if docker.image_exists(&id.to_string())? {
                 for name in names {
-                    docker.tag(&id, name)?;
+                    docker.tag(&id.to_string(), name)?;
                 }
                 job.sink.emit(Event::Message { text: format!("the Docker Engine has image {} already: nothing was sent", id.short()) });
                 return Ok(());
@@ -113,7 +120,7 @@ impl EngineBuilder {
         }
         // The engine writes to a path; a pipe has one below /proc, so the archive streams without ever being on disk.
         let mut failed = None;
-        let sent = docker.load(&mut |out| {
+        let sent = docker.load(&job.cancel, |out| {
             let (mut reader, writer) = std::io::pipe()?;
             let path = PathBuf::from(format!("/proc/self/fd/{}", writer.as_raw_fd()));
             std::thread::scope(|scope| {
@@ -135,9 +142,9 @@ impl EngineBuilder {
                 }
             })
         });
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(sent?),
+        match (failed, sent) {
+            (Some(error), Err(DockerEngineError::Body { .. })) => Err(error),
+            (_, sent) => Ok(sent.map(drop)?),
         }
     }
 
@@ -270,7 +277,7 @@ pub(crate) fn options(source: &SourceTree, request: &BuildRequest) -> Result<Vec
     };
     let named = request.contexts.iter().map(|(name, context)| {
         let context = match context {
-            ContextSource::Path(_) => NamedContext::Local,
+            ContextSource::Path(_) | ContextSource::Remote(_) => NamedContext::Local,
             ContextSource::Image(image) => NamedContext::Image(image.clone()),
             ContextSource::Target(stage) => NamedContext::Target(stage.clone()),
         };
@@ -315,7 +322,7 @@ fn one_platform_only(outputs: &[Output], platforms: &[Platform]) -> Result<(), E
 }
 
 /// One build makes one set of layers: outputs that ask for different ones cannot both be had.
-fn agreed<T: PartialEq + Copy>(outputs: &[Output], field: &str, get: impl Fn(&Output) -> Option<T>) -> Result<Option<T>, Error> {
+pub(super) fn agreed<T: PartialEq + Copy>(outputs: &[Output], field: &str, get: impl Fn(&Output) -> Option<T>) -> Result<Option<T>, Error> {
     let mut said = outputs.iter().filter_map(get);
     let first = said.next();
     if said.any(|other| Some(other) != first) {
@@ -394,7 +401,7 @@ pub(crate) fn secrets(specs: &[SecretSpec], environment: &Environment) -> Result
     Ok(found)
 }
 
-fn agents(specs: &[SshSpec], environment: &Environment) -> Result<BTreeMap<String, PathBuf>, Error> {
+pub(crate) fn agents(specs: &[SshSpec], environment: &Environment) -> Result<BTreeMap<String, PathBuf>, Error> {
     use std::os::unix::fs::FileTypeExt as _;
     let mut found = BTreeMap::new();
     for spec in specs {

@@ -1,7 +1,9 @@
 //! What builds: one trait, one implementation a technique.
 
+mod context;
 mod docker_engine;
 mod engine;
+mod kind;
 mod library;
 mod workshop;
 
@@ -13,9 +15,10 @@ use ovenbird_oci::publish::Target;
 use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 
-pub use docker_engine::{DockerEngine, DockerEngineError};
+pub use docker_engine::DockerEngineBuilder;
 pub use engine::{EngineBuilder, told};
-pub(crate) use engine::{options, secrets};
+pub(crate) use engine::{agents, options, secrets};
+pub use kind::BuilderKind;
 pub use library::Library;
 pub(crate) use library::VERSION_LABEL;
 

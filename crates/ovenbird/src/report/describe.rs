@@ -4,11 +4,14 @@ use serde_json::{Value, json};
 
 use super::{BaseReport, GitReport, ImageReport};
 use crate::request::Source;
-use crate::source::git;
+use crate::source::{SourceTree, git};
 use crate::workflow::{Base, Delivered, Described};
 
-/// What git says of a folder, if it is in a repository.
-pub(crate) fn git_of(source: &Source) -> Option<GitReport> {
+/// What git says of the source, if it is of a repository.
+pub(crate) fn git_of(source: &Source, tree: Option<&SourceTree>) -> Option<GitReport> {
+    if let Some(revision) = tree.and_then(|tree| tree.revision.as_ref()) {
+        return Some(GitReport { commit: revision.commit.clone(), branch: revision.branch.clone(), tag: revision.tag.clone() });
+    }
     let Source::Path(dir) = source else { return None };
     let head = git::head(dir).ok()?;
     Some(GitReport { commit: head.sha, branch: head.branch, tag: head.tag })

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::workflow::{Entry, OnFailure, Phase};
-use super::{BuildRequest, DockerfileFrom, Output, OutputKind, Source};
+use super::{BuildRequest, DockerfileFrom, Output, OutputKind, RemoteUrl, Source};
 use crate::error::{Error, Kind};
 use crate::settings::Environment;
 
@@ -237,7 +237,9 @@ fn source(document: &Document) -> Result<(Source, DockerfileFrom), Error> {
         (None, None) => String::new(),
         (commit, folder) => format!("#{}{}", commit.unwrap_or_default(), folder.map(|folder| format!(":{folder}")).unwrap_or_default()),
     };
-    Ok((Source::Remote(format!("{address}{fragment}")), DockerfileFrom::Default))
+    let url = RemoteUrl::parse(&format!("{address}{fragment}"));
+    let url = url.ok_or_else(|| wrong("the source of the build.json is no address of a repository that can be fetched"))?;
+    Ok((Source::Remote(url), DockerfileFrom::Default))
 }
 
 /// `key=value`, or `prebuild_plugins.NAME.ARGUMENT=value`.
@@ -283,7 +285,11 @@ mod tests {
                     .into_iter()
                     .flat_map(|phase| request.workflow.entries(phase).iter().map(move |e| format!("{phase}:{} {:?}", e.name, e.on_failure)))
                     .collect();
-                format!("{:?} {:?} {} {}", request.source, request.names, request.outputs.len(), plugins.join(", "))
+                let source = match &request.source {
+                    Source::Remote(url) => format!("Remote({:?})", url.expose()),
+                    other => format!("{other:?}"),
+                };
+                format!("{source} {:?} {} {}", request.names, request.outputs.len(), plugins.join(", "))
             }
             Err(error) => format!("! {error}"),
         }

@@ -7,6 +7,7 @@ pub mod build_json;
 pub mod cache;
 pub mod limit;
 pub mod output;
+pub mod remote;
 pub mod secret;
 pub mod tag;
 pub mod workflow;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use cache::{CacheDest, CacheFrom, CacheTo};
 pub use limit::{ByteSize, Limits, Ulimit};
 pub use output::{Dest, Output, OutputKind};
+pub use remote::RemoteUrl;
 pub use secret::{SecretOrigin, SecretSpec, SshSpec};
 pub use workflow::{Phase, Workflow};
 
@@ -50,8 +52,8 @@ pub enum Source {
     Path(PathBuf),
     /// `-`: a tar (plain, gzip, bzip2, xz or zstd) or a Dockerfile on standard input.
     Stdin,
-    /// `http://`, `https://`, `git://`, `ssh://`, `git@…`.
-    Remote(String),
+    /// A git repository, an archive or a Dockerfile on a web server, or an artifact in a registry or a layout.
+    Remote(RemoteUrl),
 }
 
 impl FromStr for Source {
@@ -61,14 +63,9 @@ impl FromStr for Source {
         Ok(match text {
             "" => return Err(bad("the build context is empty: give a folder (`.`), or `-` for standard input")),
             "-" => Self::Stdin,
-            url if is_remote(url) => Self::Remote(url.into()),
-            path => Self::Path(path.into()),
+            text => RemoteUrl::parse(text).map_or_else(|| Self::Path(text.into()), Self::Remote),
         })
     }
-}
-
-fn is_remote(text: &str) -> bool {
-    ["http://", "https://", "git://", "ssh://", "git@", "github.com/"].iter().any(|p| text.starts_with(p))
 }
 
 /// Where the Dockerfile is.
@@ -94,6 +91,8 @@ pub enum ContextSource {
     Image(String),
     /// `target:STAGE`.
     Target(String),
+    /// A git repository, an archive on a web server, or an artifact in a registry.
+    Remote(RemoteUrl),
 }
 
 impl FromStr for ContextSource {
@@ -110,13 +109,11 @@ impl FromStr for ContextSource {
         if text.starts_with("oci-layout://") {
             return Ok(Self::Image(text.into()));
         }
-        if is_remote(text) {
-            return Err(bad(format!(
-                "{text:?}: a named context from a URL or a git repository is not supported yet; clone it and give the folder"
-            )));
+        if let Some(url) = RemoteUrl::parse(text) {
+            return Ok(Self::Remote(url));
         }
         if text.is_empty() {
-            return Err(bad("a named context needs a value: a folder, docker-image://NAME, oci-layout://PATH or target:STAGE"));
+            return Err(bad("a named context needs a value: a folder, a URL, docker-image://NAME, oci-layout://PATH or target:STAGE"));
         }
         Ok(Self::Path(text.into()))
     }
@@ -365,7 +362,7 @@ impl BuildRequest {
     pub fn source_date_epoch(&self) -> Result<Option<i64>, Error> {
         match self.build_args.get("SOURCE_DATE_EPOCH").map(String::as_str) {
             None | Some("") => Ok(self.reproducible.then_some(0)),
-            // The time of the context's commit or download: a folder has none.
+            // The time of the context's commit or download, where it has one, was put here when the source was fetched: a folder has none.
             Some(context) if context == "context" || self.contexts.contains_key(context) => Ok(self.reproducible.then_some(0)),
             Some(text) => text.parse().map(Some).map_err(|_| {
                 Error::new(Kind::Usage, format!("SOURCE_DATE_EPOCH is {text:?}, expected a number of seconds since 1970"))
@@ -484,7 +481,7 @@ mod tests {
             ("docker-image://UPPER", "! "),
             ("oci-layout://./l:tag", "Image("),
             ("target:base", "Target(\"base\")"),
-            ("https://x/y.tar", "! \"https://x/y.tar\": a named context from a URL"),
+            ("https://x/y.tar", "Remote(\"https://x/y.tar\")"),
             ("", "! a named context needs a value"),
         ]);
         check::<AddHost>(&[

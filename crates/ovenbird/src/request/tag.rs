@@ -67,7 +67,8 @@ pub enum TemplateError {
 }
 
 /// What can stand between braces.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Variable {
     /// The content id.
     Id,
@@ -143,11 +144,34 @@ pub struct Template {
 }
 
 /// What variables stand for: a value, or why there is none.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Values {
+    /// As a list in JSON, whose keys can only be text.
+    #[serde(with = "pairs")]
     values: BTreeMap<Variable, Result<String, String>>,
     /// Stands for labels that are not known yet.
+    #[serde(skip)]
     unknown_label: Option<&'static str>,
+}
+
+mod pairs {
+    //! A map as a list of pairs.
+
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::Variable;
+
+    type Map = BTreeMap<Variable, Result<String, String>>;
+
+    pub(super) fn serialize<S: Serializer>(map: &Map, serializer: S) -> Result<S::Ok, S::Error> {
+        map.iter().collect::<Vec<_>>().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Map, D::Error> {
+        Ok(Vec::deserialize(deserializer)?.into_iter().collect())
+    }
 }
 
 impl Values {

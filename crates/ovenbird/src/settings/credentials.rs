@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use ovenbird_oci::keychain::{AzureOptions, GithubOptions, GoogleOptions, KeychainOptions, Secret};
 
 use super::environment::Environment;
+use crate::docker_engine::DockerSettings;
 
 /// Everything but what settings files say.
 pub(super) fn from_environment(environment: &Environment) -> KeychainOptions {
@@ -44,6 +45,20 @@ pub(super) fn from_environment(environment: &Environment) -> KeychainOptions {
 /// Folder of docker's `config.json`.
 pub(super) fn docker_config(environment: &Environment) -> Option<PathBuf> {
     environment.get("DOCKER_CONFIG").map(PathBuf::from).or_else(|| environment.home().map(|home| home.join(".docker")))
+}
+
+/// Which Docker Engine is meant, as Docker's own client reads it.
+pub(super) fn docker(environment: &Environment) -> DockerSettings {
+    let get = |name: &str| environment.get(name).filter(|value| !value.is_empty());
+    DockerSettings {
+        host: get("DOCKER_HOST").map(Into::into),
+        context: get("DOCKER_CONTEXT").map(Into::into),
+        tls_verify: get("DOCKER_TLS_VERIFY").is_some(),
+        tls: get("DOCKER_TLS").is_some(),
+        certificates: get("DOCKER_CERT_PATH").map(|dir| environment.absolute(Path::new(dir))),
+        config: docker_config(environment),
+        buildkit: get("DOCKER_BUILDKIT").map(|value| !matches!(value, "0" | "false" | "f" | "F" | "FALSE" | "False")),
+    }
 }
 
 /// Podman's `auth.json` of this session.

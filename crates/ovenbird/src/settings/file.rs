@@ -25,6 +25,12 @@ pub(super) struct FileSettings {
     pub(super) parallel: Option<usize>,
     pub(super) transfers: Option<usize>,
     pub(super) isolation_level: Option<String>,
+    /// Where builds run.
+    pub(super) on: Option<String>,
+    /// Machines for builds.
+    pub(super) pool: Option<FilePool>,
+    /// What builds.
+    pub(super) builder: Option<String>,
     /// Where a name without registry leads.
     pub(super) default_registry: Option<String>,
     /// What stands between registry and name then.
@@ -41,6 +47,17 @@ pub(super) struct FileSettings {
     pub(super) registry: BTreeMap<String, FileRegistry>,
 }
 
+/// `[pool]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FilePool {
+    /// `ssh://…`
+    pub(super) hosts: Vec<String>,
+    pub(super) slots: Option<usize>,
+    pub(super) command: Option<String>,
+    pub(super) root: Option<PathBuf>,
+}
+
 impl FileSettings {
     /// Lays `other` over this.
     pub(super) fn merge(&mut self, other: Self) {
@@ -49,6 +66,9 @@ impl FileSettings {
         over(&mut self.parallel, other.parallel);
         over(&mut self.transfers, other.transfers);
         over(&mut self.isolation_level, other.isolation_level);
+        over(&mut self.on, other.on);
+        over(&mut self.pool, other.pool);
+        over(&mut self.builder, other.builder);
         over(&mut self.default_registry, other.default_registry);
         over(&mut self.registry_path, other.registry_path);
         over(&mut self.auth_files, other.auth_files);

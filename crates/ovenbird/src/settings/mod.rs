@@ -25,9 +25,13 @@ pub use environment::Environment;
 use file::{FileSettings, read};
 pub use registry::RegistryOption;
 
+use crate::builder::BuilderKind;
+use crate::choice::On;
+use crate::docker_engine::DockerSettings;
 use crate::error::{Error, Kind};
+use crate::launch::{Host, HostDefaults};
 use crate::naming::TagPolicies;
-use crate::request::BuildRequest;
+use crate::request::{BuildRequest, ParseValueError};
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -99,6 +103,14 @@ pub struct Settings {
     pub transfers: usize,
     /// Use this level and no other.
     pub isolation_level: Option<Level>,
+    /// Where builds run.
+    pub on: Option<On>,
+    /// Machines for builds.
+    pub pool: Vec<Host>,
+    /// What is not said of a machine for builds.
+    pub host_defaults: HostDefaults,
+    /// What builds.
+    pub builder: Option<BuilderKind>,
     /// Tags of names without one, and what kind of name a tag is.
     pub tags: TagPolicies,
     /// By registry name.
@@ -113,8 +125,8 @@ pub struct Settings {
     pub default_registry: Option<String>,
     /// What stands before the name then (`team/images`).
     pub registry_path: Option<String>,
-    /// `DOCKER_HOST`.
-    pub docker_host: Option<String>,
+    /// Which Docker Engine is meant.
+    pub docker: DockerSettings,
     /// Folders with programs `ovenbird-plugin-NAME`, looked through before `PATH`.
     pub plugin_folders: Vec<PathBuf>,
     /// Where short-lived files go.
@@ -169,6 +181,19 @@ impl Settings {
             (None, Some(text)) => Some(parse_level(text).map_err(|e| parsed("isolation_level", e))?),
             (None, None) => None,
         };
+        let on = merged.on.as_deref().map(str::parse).transpose().map_err(|e: ParseValueError| parsed("on", e.reason))?;
+        let pool = merged.pool.take().unwrap_or_default();
+        let hosts = pool.hosts.iter().map(|host| host.parse()).collect::<Result<Vec<Host>, _>>();
+        let hosts = hosts.map_err(|e: ParseValueError| parsed("pool.hosts", e.reason))?;
+        if pool.slots == Some(0) {
+            return Err(parsed("pool.slots", "expected a number from 1".into()));
+        }
+        if pool.command.as_deref().is_some_and(|command| command.is_empty() || command.starts_with('-')) {
+            return Err(parsed("pool.command", "expected a program".into()));
+        }
+        let host_defaults = HostDefaults { slots: pool.slots, command: pool.command, root: pool.root };
+        let builder = merged.builder.as_deref().map(str::parse).transpose();
+        let builder = builder.map_err(|e: crate::request::ParseValueError| parsed("builder", e.reason))?;
         let root = match flags.root.clone().or(merged.root) {
             Some(root) => environment.absolute(&root),
             None => environment.data_home().map(|dir| dir.join("ovenbird")).ok_or_else(|| {
@@ -205,6 +230,10 @@ impl Settings {
             parallel: flags.parallel.unwrap_or_else(|| lowered(merged.parallel.unwrap_or(0), most)),
             transfers: merged.transfers.unwrap_or(0),
             isolation_level,
+            on,
+            pool: hosts,
+            host_defaults,
+            builder,
             tags,
             registries,
             docker_config: credentials::docker_config(environment),
@@ -212,7 +241,7 @@ impl Settings {
             keychain,
             default_registry,
             registry_path: merged.registry_path.map(|path| path.trim_matches('/').to_owned()).filter(|path| !path.is_empty()),
-            docker_host: environment.get("DOCKER_HOST").filter(|host| !host.is_empty()).map(Into::into),
+            docker: credentials::docker(environment),
             plugin_folders: merged
                 .plugin_folders
                 .unwrap_or_else(|| environment.config_home().map(|dir| dir.join("ovenbird/plugins")).into_iter().collect()),
@@ -307,6 +336,8 @@ fn from_variables(environment: &Environment) -> Result<FileSettings, Error> {
         parallel: number("OVENBIRD_PARALLEL")?,
         transfers: number("OVENBIRD_TRANSFERS")?,
         isolation_level: environment.get("OVENBIRD_ISOLATION_LEVEL").map(Into::into),
+        on: environment.get("OVENBIRD_ON").filter(|on| !on.is_empty()).map(Into::into),
+        builder: environment.get("OVENBIRD_BUILDER").map(Into::into),
         default_registry: environment.get("OVENBIRD_DEFAULT_REGISTRY").filter(|name| !name.is_empty()).map(Into::into),
         registry_path: environment.get("OVENBIRD_REGISTRY_PATH").map(Into::into),
         ..FileSettings::default()

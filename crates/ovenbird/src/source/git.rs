@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use ovenbird_engine::ops::remote::git::hardened;
+use ovenbird_engine::ops::remote::repository::hardened;
 
 /// Longest time of one command: refs are small files, but a hostile one may be a pipe.
 const LIMIT: Duration = Duration::from_secs(10);

@@ -3,18 +3,30 @@
 //! It must not know what is done with them. Everything read here is foreign: sizes are bounded and paths inside an archive
 //! never leave it.
 
+mod archive;
+mod artifact;
 pub mod git;
-pub mod path;
+mod path;
+mod remote;
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ovenbird_dockerfile::ignore::PatternError;
 use ovenbird_engine::input::LocalContext;
+use ovenbird_oci::beside;
 
+use crate::builder::Job;
 use crate::error::{Error, Kind};
-use crate::request::{BuildRequest, Source};
+use crate::request::BuildRequest;
+use crate::settings::{Environment, Settings};
+
+pub use remote::Revision;
+
+/// Largest Dockerfile or ignore file.
+const MAX_TEXT: u64 = 16 * 1024 * 1024;
 
 /// What a build reads.
 #[derive(Debug)]
@@ -25,15 +37,45 @@ pub struct SourceTree {
     pub dockerfile_name: String,
     /// `context` and named folders.
     pub contexts: BTreeMap<String, LocalContext>,
-    /// An unpacked archive lives as long as this.
-    _unpacked: Option<ovenbird_oci::beside::Folder>,
+    /// The commit of the main context, where that was fetched from a repository.
+    pub revision: Option<Revision>,
+    /// Of contexts: when the commit or the file was made, seconds since 1970.
+    times: BTreeMap<String, i64>,
+    /// What was fetched lives as long as this.
+    _unpacked: Vec<beside::Folder>,
+}
+
+impl SourceTree {
+    /// The request with the time of a context, where `SOURCE_DATE_EPOCH` names one that has a time.
+    #[must_use]
+    pub fn dated(&self, request: &BuildRequest) -> BuildRequest {
+        let mut request = request.clone();
+        if let Some(said) = request.build_args.get_mut("SOURCE_DATE_EPOCH")
+            && let Some(time) = self.times.get(said.as_str())
+        {
+            *said = time.to_string();
+        }
+        request
+    }
+}
+
+impl SourceTree {
+    /// One that came from somewhere else, with the folder that holds its contexts.
+    pub(crate) fn given(
+        dockerfile: String,
+        dockerfile_name: String,
+        contexts: BTreeMap<String, LocalContext>,
+        unpacked: ovenbird_oci::beside::Folder,
+    ) -> Self {
+        Self { dockerfile, dockerfile_name, contexts, revision: None, times: BTreeMap::new(), _unpacked: vec![unpacked] }
+    }
 }
 
 impl SourceTree {
     /// A Dockerfile of our own over a folder.
     pub(crate) fn inline(dockerfile: String, name: &str, context: LocalContext) -> Self {
         let contexts = [("context".to_owned(), context)].into();
-        Self { dockerfile, dockerfile_name: name.to_owned(), contexts, _unpacked: None }
+        Self { dockerfile, dockerfile_name: name.to_owned(), contexts, revision: None, times: BTreeMap::new(), _unpacked: vec![] }
     }
 
     /// The same files with another Dockerfile; must not outlive this one.
@@ -42,7 +84,9 @@ impl SourceTree {
             dockerfile: text.to_owned(),
             dockerfile_name: self.dockerfile_name.clone(),
             contexts: self.contexts.clone(),
-            _unpacked: None,
+            revision: self.revision.clone(),
+            times: self.times.clone(),
+            _unpacked: vec![],
         }
     }
 }
@@ -116,16 +160,31 @@ pub enum SourceError {
         expected: &'static str,
     },
     /// A bad archive.
-    #[error("the context on standard input cannot be unpacked: {reason}; make the archive again")]
+    #[error("{what} cannot be unpacked: {reason}; make the archive again")]
     Archive {
+        /// Which.
+        what: String,
         /// Why.
         reason: String,
     },
-    /// A kind of source that is not supported.
-    #[error("the build context {url:?} is not supported: only folders and standard input are")]
+    /// The context is a Dockerfile, and another one was given.
+    #[error("the build context is a Dockerfile, and -f gives another one")]
+    TwoDockerfiles,
+    /// An address that makes no sense.
+    #[error("the build context {url} cannot be read: {reason}")]
+    Address {
+        /// Without credentials.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+    /// It cannot be fetched.
+    #[error("the build context {url} cannot be fetched: {reason}")]
     Remote {
         /// Without credentials.
         url: String,
+        /// Why.
+        reason: String,
     },
 }
 
@@ -142,12 +201,14 @@ impl SourceError {
             Self::NoDockerfile { candidates, .. } => candidates.iter().map(|c| format!("did you mean `-f {}`?", c.display())).collect(),
             Self::NotText { .. } => vec!["save the file as UTF-8".into()],
             Self::StdinTwice => vec!["give a folder as the context: `ovenbird build -f - . < Dockerfile`".into()],
-            Self::Remote { .. } => vec!["clone or download it, then build the folder".into()],
             Self::Missing { .. }
             | Self::Read { .. }
             | Self::TooLarge { .. }
             | Self::Ignore { .. }
             | Self::StdinEmpty { .. }
+            | Self::TwoDockerfiles
+            | Self::Address { .. }
+            | Self::Remote { .. }
             | Self::Archive { .. } => vec![],
         }
     }
@@ -156,7 +217,7 @@ impl SourceError {
 impl From<SourceError> for Error {
     fn from(error: SourceError) -> Self {
         let kind = match &error {
-            SourceError::StdinTwice | SourceError::Remote { .. } => Kind::Usage,
+            SourceError::StdinTwice | SourceError::TwoDockerfiles | SourceError::Address { .. } => Kind::Usage,
             SourceError::NotText { .. } => Kind::Dockerfile,
             _ => Kind::Source,
         };
@@ -166,20 +227,64 @@ impl From<SourceError> for Error {
     }
 }
 
-/// Fetches what `request` names. `temp` is where an archive from standard input is unpacked.
-pub fn fetch(request: &BuildRequest, temp: &Path, stdin: &mut dyn Read) -> Result<SourceTree, SourceError> {
-    match &request.source {
-        Source::Path(_) | Source::Stdin => path::fetch(request, temp, stdin),
-        Source::Remote(url) => Err(SourceError::Remote { url: without_credentials(url) }),
+/// How often a transfer is asked whether it shall stop.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Fetches sources.
+#[derive(Debug, Clone)]
+pub struct Fetcher {
+    /// Where things are unpacked.
+    temp: PathBuf,
+    environment: Environment,
+    /// For registries.
+    settings: Option<Settings>,
+}
+
+impl From<&Path> for Fetcher {
+    /// One that knows nothing of the user, and unpacks in this folder.
+    fn from(temp: &Path) -> Self {
+        Self { temp: temp.to_owned(), environment: Environment::fixed(BTreeMap::new(), "/", None), settings: None }
     }
 }
 
-pub(crate) fn without_credentials(url: &str) -> String {
-    match url.split_once("://").and_then(|(scheme, rest)| {
-        let authority = rest.split('/').next().unwrap_or_default();
-        authority.rfind('@').map(|at| format!("{scheme}://***@{}", &rest[at + 1..]))
-    }) {
-        Some(redacted) => redacted,
-        None => url.to_owned(),
+impl Fetcher {
+    /// One for this user.
+    pub fn new(settings: &Settings, environment: &Environment) -> Self {
+        Self { temp: settings.temp.clone(), environment: environment.clone(), settings: Some(settings.clone()) }
+    }
+
+    /// Where short-lived files go.
+    pub(crate) fn temp(&self) -> &Path {
+        &self.temp
+    }
+
+    /// Fetches what `request` names.
+    pub fn fetch(&self, request: &BuildRequest, stdin: &mut dyn Read, job: &Job) -> Result<SourceTree, Error> {
+        path::fetch(self, request, stdin, job)
+    }
+
+    /// A temporary folder.
+    fn folder(&self) -> Result<beside::Folder, SourceError> {
+        // What a killed build unpacked goes with the next.
+        beside::clear(&self.temp);
+        let read = |source| SourceError::Read { what: format!("a temporary folder in {}", self.temp.display()), source };
+        beside::folder_in(&self.temp).map_err(read)
+    }
+
+    /// Runs a transfer until it is done or the build is cancelled.
+    #[expect(clippy::unused_self, reason = "only who fetches may transfer")]
+    fn until_cancelled<T>(&self, job: &Job, transfer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let cancelled = async {
+            while !job.cancel.is_cancelled() {
+                tokio::time::sleep(TICK).await;
+            }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(|error| Error::from_chain(Kind::Bug, &error))?.block_on(async {
+            tokio::select! {
+                done = transfer => done,
+                () = cancelled => Err(Error::new(Kind::Cancelled, "the build was cancelled")),
+            }
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! Folders, and standard input as a tar or a Dockerfile.
+//! From a request to its contexts and its Dockerfile.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -7,40 +7,40 @@ use std::path::{Path, PathBuf};
 
 use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_engine::input::LocalContext;
-use ovenbird_engine::ops::file::decompress;
 use ovenbird_oci::beside;
-use ovenbird_oci::layer::{self, Ownership};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use super::{SourceError, SourceTree};
+use super::archive::{self, Unpacked, read_text};
+use super::{Fetcher, SourceError, SourceTree, remote};
+use crate::builder::Job;
+use crate::error::Error;
 use crate::request::{BuildRequest, ContextSource, DockerfileFrom, Source};
-
-/// Largest Dockerfile or ignore file.
-const MAX_TEXT: u64 = 16 * 1024 * 1024;
 
 /// The main context, where files of it are looked up.
 enum Root {
     /// A folder of the caller: links may lead anywhere the caller can read.
     Trusted(PathBuf),
-    /// An unpacked archive: nothing in it may name a file outside.
-    Foreign(beside::Folder),
-    /// Nothing.
-    Empty(beside::Folder),
+    /// What was unpacked or fetched: nothing in it may name a file outside.
+    Foreign {
+        /// What is removed in the end.
+        folder: beside::Folder,
+        /// The context, in it.
+        dir: PathBuf,
+    },
 }
 
 impl Root {
     fn dir(&self) -> &Path {
         match self {
-            Self::Trusted(dir) => dir,
-            Self::Foreign(dir) | Self::Empty(dir) => dir.path(),
+            Self::Trusted(dir) | Self::Foreign { dir, .. } => dir,
         }
     }
 
     fn open(&self, relative: &Path) -> io::Result<File> {
         match self {
             Self::Trusted(dir) => File::open(dir.join(relative)),
-            Self::Foreign(dir) | Self::Empty(dir) => {
-                let root = File::open(dir.path())?;
+            Self::Foreign { dir, .. } => {
+                let root = File::open(dir)?;
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
                 let file = rustix::fs::openat2(root, relative, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)?;
                 Ok(file.into())
@@ -49,20 +49,41 @@ impl Root {
     }
 }
 
-pub(super) fn fetch(request: &BuildRequest, temp: &Path, stdin: &mut dyn Read) -> Result<SourceTree, SourceError> {
-    let mut inline = None;
+pub(super) fn fetch(fetcher: &Fetcher, request: &BuildRequest, stdin: &mut dyn Read, job: &Job) -> Result<SourceTree, Error> {
+    let (mut inline, mut revision, mut times) = (None, None, BTreeMap::new());
     let root = match &request.source {
         Source::Path(path) => Root::Trusted(folder("build context", path)?),
-        Source::Stdin if request.dockerfile == DockerfileFrom::Stdin => return Err(SourceError::StdinTwice),
-        Source::Stdin => from_stdin(temp, stdin, &mut inline)?,
-        Source::Remote(url) => return Err(SourceError::Remote { url: super::without_credentials(url) }),
+        Source::Stdin if request.dockerfile == DockerfileFrom::Stdin => return Err(SourceError::StdinTwice.into()),
+        Source::Stdin => {
+            let folder = fetcher.folder()?;
+            let dir = folder.path().join("context");
+            match archive::unpack(stdin, "the context on standard input", &dir)? {
+                Unpacked::Context => {}
+                Unpacked::Dockerfile(text) => inline = Some(text),
+                Unpacked::Empty => return Err(SourceError::StdinEmpty { expected: "a tar archive or a Dockerfile" }.into()),
+            }
+            Root::Foreign { folder, dir }
+        }
+        // Docker, too, takes a folder of such a name for what it is.
+        Source::Remote(url) if url.expose().starts_with("github.com/") && Path::new(url.expose()).is_dir() => {
+            Root::Trusted(folder("build context", Path::new(url.expose()))?)
+        }
+        Source::Remote(url) => {
+            let got = remote::fetch(fetcher, url, true, request, job)?;
+            (inline, revision) = (got.dockerfile, got.revision);
+            times.extend(got.time.map(|time| ("context".to_owned(), time)));
+            Root::Foreign { folder: got.folder, dir: got.dir }
+        }
     };
+    if inline.is_some() && request.dockerfile == DockerfileFrom::Stdin {
+        return Err(SourceError::TwoDockerfiles.into());
+    }
     let (name, text, beside) = match (&request.dockerfile, inline) {
         (_, Some(text)) => ("Dockerfile".to_owned(), text, None),
         (DockerfileFrom::Stdin, None) => {
             let text = read_text("the Dockerfile on standard input", stdin)?;
             if text.trim().is_empty() {
-                return Err(SourceError::StdinEmpty { expected: "a Dockerfile" });
+                return Err(SourceError::StdinEmpty { expected: "a Dockerfile" }.into());
             }
             ("Dockerfile".to_owned(), text, None)
         }
@@ -75,18 +96,25 @@ pub(super) fn fetch(request: &BuildRequest, temp: &Path, stdin: &mut dyn Read) -
         None => ignore_file(&root, Path::new(".dockerignore"))?.unwrap_or_default(),
     };
     contexts.insert("context".to_owned(), LocalContext::new(root.dir(), ignore));
+    let mut kept = vec![];
     for (name, context) in &request.contexts {
-        if let ContextSource::Path(path) = context {
-            let dir = folder(&format!("build context {name:?}"), path)?;
-            let ignore = ignore_file(&Root::Trusted(dir.clone()), Path::new(".dockerignore"))?.unwrap_or_default();
-            contexts.insert(name.clone(), LocalContext::new(dir, ignore));
-        }
+        let of_this = |error: Error| error.while_doing(format!("build context {name:?}"));
+        let root = match context {
+            ContextSource::Path(path) => Root::Trusted(folder(&format!("build context {name:?}"), path)?),
+            ContextSource::Remote(url) => {
+                let got = remote::fetch(fetcher, url, false, request, job).map_err(of_this)?;
+                times.extend(got.time.map(|time| (name.clone(), time)));
+                Root::Foreign { folder: got.folder, dir: got.dir }
+            }
+            ContextSource::Image(_) | ContextSource::Target(_) => continue,
+        };
+        let ignore = ignore_file(&root, Path::new(".dockerignore"))?.unwrap_or_default();
+        contexts.insert(name.clone(), LocalContext::new(root.dir(), ignore));
+        kept.push(root);
     }
-    let unpacked = match root {
-        Root::Trusted(_) => None,
-        Root::Foreign(dir) | Root::Empty(dir) => Some(dir),
-    };
-    Ok(SourceTree { dockerfile: text, dockerfile_name: name, contexts, _unpacked: unpacked })
+    kept.push(root);
+    let unpacked = kept.into_iter().filter_map(|root| if let Root::Foreign { folder, .. } = root { Some(folder) } else { None });
+    Ok(SourceTree { dockerfile: text, dockerfile_name: name, contexts, revision, times, _unpacked: unpacked.collect() })
 }
 
 /// The folder itself, links resolved, so that a later change of the working directory does not matter.
@@ -106,7 +134,7 @@ type Found = (String, String, Option<Patterns>);
 fn named(root: &Root, path: &Path) -> Result<Found, SourceError> {
     let here = match root {
         Root::Trusted(_) => Root::Trusted(PathBuf::new()),
-        Root::Foreign(_) | Root::Empty(_) => {
+        Root::Foreign { .. } => {
             let file = root.open(path).map_err(|source| not_found(root, path.into(), source))?;
             return finish(root, path, file);
         }
@@ -171,7 +199,7 @@ fn shown(root: &Root) -> PathBuf {
             Ok(here) => dir.strip_prefix(&here).map_or_else(|_| dir.clone(), Path::to_owned),
             Err(_) => dir.clone(),
         },
-        Root::Foreign(_) | Root::Empty(_) => PathBuf::new(),
+        Root::Foreign { .. } => PathBuf::new(),
     }
 }
 
@@ -185,65 +213,14 @@ fn ignore_file(root: &Root, path: &Path) -> Result<Option<Patterns>, SourceError
     Patterns::parse(&text).map(Some).map_err(|source| SourceError::Ignore { path: path.into(), source })
 }
 
-fn read_text(what: &str, reader: &mut dyn Read) -> Result<String, SourceError> {
-    let mut bytes = vec![];
-    reader.take(MAX_TEXT + 1).read_to_end(&mut bytes).map_err(|source| SourceError::Read { what: what.into(), source })?;
-    if bytes.len() as u64 > MAX_TEXT {
-        return Err(SourceError::TooLarge { what: what.into(), limit: MAX_TEXT });
-    }
-    String::from_utf8(bytes).map_err(|error| {
-        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        SourceError::NotText { what: what.into(), line: valid.split(|b| *b == b'\n').count() }
-    })
-}
-
-/// An archive becomes a folder; anything else is a Dockerfile with an empty context (put into `inline`).
-fn from_stdin(temp: &Path, stdin: &mut dyn Read, inline: &mut Option<String>) -> Result<Root, SourceError> {
-    let what = "the context on standard input";
-    let mut head = vec![];
-    stdin.take(512).read_to_end(&mut head).map_err(|source| SourceError::Read { what: what.into(), source })?;
-    if head.is_empty() {
-        return Err(SourceError::StdinEmpty { expected: "a tar archive or a Dockerfile" });
-    }
-    // What a killed build unpacked goes with the next.
-    beside::clear(temp);
-    let dir = beside::folder_in(temp)
-        .map_err(|source| SourceError::Read { what: format!("{what} (a temporary folder in {})", temp.display()), source })?;
-    let mut whole = io::Cursor::new(head.clone()).chain(stdin);
-    match archive_format(&head) {
-        Some(_) => {
-            let plain = decompress(whole).map_err(|error| SourceError::Archive { reason: error.to_string() })?;
-            layer::extract(plain, dir.path(), Ownership::Recorded).map_err(|error| SourceError::Archive { reason: error.of_archive() })?;
-            Ok(Root::Foreign(dir))
-        }
-        None => {
-            *inline = Some(read_text("the Dockerfile on standard input", &mut whole)?);
-            Ok(Root::Empty(dir))
-        }
-    }
-}
-
-/// By content: compression magic, or a tar header whose checksum is right.
-fn archive_format(head: &[u8]) -> Option<&'static str> {
-    match head {
-        [0x1f, 0x8b, ..] => Some("gzip"),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some("zstd"),
-        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, ..] => Some("bzip2"),
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some("xz"),
-        _ if head.len() == 512 => {
-            let said = std::str::from_utf8(&head[148..156]).ok()?.trim_matches(['\0', ' ']);
-            let said = u32::from_str_radix(said, 8).ok();
-            let sum = head.iter().enumerate().map(|(at, b)| if (148..156).contains(&at) { 32 } else { u32::from(*b) }).sum::<u32>();
-            (said == Some(sum) || head.iter().all(|b| *b == 0)).then_some("tar")
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
+
+    fn fetched(request: &BuildRequest, temp: &Path, mut stdin: &[u8]) -> Result<SourceTree, Error> {
+        let job = Job { sink: std::sync::Arc::new(ovenbird_engine::event::Silent), cancel: ovenbird_engine::Cancel::default() };
+        Fetcher::from(temp).fetch(request, &mut stdin, &job)
+    }
 
     struct Fixture {
         dir: tempfile::TempDir,
@@ -269,7 +246,7 @@ mod tests {
                 Some(path) if request.source == Source::Stdin => DockerfileFrom::Path(path.into()),
                 Some(path) => DockerfileFrom::Path(self.dir.path().join(path)),
             };
-            super::super::fetch(&request, self.dir.path(), &mut { stdin }).map_err(Into::into)
+            fetched(&request, self.dir.path(), stdin)
         }
 
         fn told(&self, source: &str, dockerfile: Option<&str>, stdin: &[u8]) -> String {
@@ -343,13 +320,6 @@ mod tests {
     }
 
     #[test]
-    fn remote_contexts_are_refused_without_credentials() {
-        let request = BuildRequest::new(Source::Remote("https://me:pw@h/x@y.git".into()));
-        let error: Error = super::super::fetch(&request, Path::new("/"), &mut io::empty()).unwrap_err().into();
-        assert!(error.message.contains("https://***@h/x@y.git") && !error.message.contains("pw"), "{error}");
-    }
-
-    #[test]
     fn ignore_files() {
         let f = Fixture::new(&[
             ("a/Dockerfile", ""),
@@ -373,11 +343,11 @@ mod tests {
         let mut request = BuildRequest::new(Source::Path(f.dir.path().join("a")));
         request.contexts.insert("n".into(), ContextSource::Path(f.dir.path().join("n")));
         request.contexts.insert("i".into(), ContextSource::Image("docker-image://b".into()));
-        let tree = super::super::fetch(&request, f.dir.path(), &mut io::empty()).unwrap();
+        let tree = fetched(&request, f.dir.path(), b"").unwrap();
         assert_eq!(tree.contexts.keys().collect::<Vec<_>>(), ["context", "n"]);
         assert!(tree.contexts["n"].ignore.is_ignored("x"));
         request.contexts.insert("n".into(), ContextSource::Path(f.dir.path().join("gone")));
-        let error = super::super::fetch(&request, f.dir.path(), &mut io::empty()).unwrap_err().to_string();
+        let error = fetched(&request, f.dir.path(), b"").unwrap_err().to_string();
         assert!(error.contains("build context \"n\"") && error.contains("does not exist"), "{error}");
     }
 

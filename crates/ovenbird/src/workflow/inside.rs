@@ -16,7 +16,7 @@ use ovenbird_oci::{Digest, Platform, beside};
 use super::{Scene, veto};
 use crate::builder::{Image, Job};
 use crate::error::{Detail, Error, Kind};
-use crate::request::{BuildRequest, Dest, Network, OutputKind, Source};
+use crate::request::{BuildRequest, Dest, Network, OutputKind, RemoteUrl, Source};
 use crate::source::SourceTree;
 
 /// Most bytes of output of a command in an image.
@@ -200,7 +200,7 @@ pub(crate) fn read_entry(entry: &mut impl Read, most: u64) -> std::io::Result<Ve
 /// A URL without what may be a secret in it: user, password, query.
 pub(crate) fn redacted(url: &str) -> String {
     let url = url.split(['?', '#']).next().unwrap_or(url);
-    crate::source::without_credentials(url)
+    RemoteUrl::parse(url).map_or_else(|| url.to_owned(), |url| url.split_credentials().1)
 }
 
 /// An error of the network, without the URL.

@@ -1,14 +1,12 @@
-//! Downloads.
+//! `ADD` of a URL.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use ovenbird_oci::Digest;
-use ovenbird_oci::digest::Hasher;
-use ovenbird_oci::registry::web;
 
+use super::download::{self, DownloadError};
 use super::{Fetched, fetch_error, file, found, host_of, named_secret};
 use crate::error::BuildError;
 use crate::event::Event;
@@ -42,56 +40,26 @@ pub fn fetch(session: &Session, step: &StepName, op: &HttpOp) -> Result<Fetched,
 }
 
 async fn download(session: &Session<'_>, step: &StepName, op: &HttpOp, path: &std::path::Path) -> Result<(Digest, SystemTime), BuildError> {
-    let fail = |error: reqwest::Error| fetch_error(step, &op.url, describe(error));
     let host = host_of(&op.url);
-    let mut request = web::client()?.get(&op.url);
-    if let Some(header) = named_secret(session, &[format!("HTTP_AUTH_HEADER_{host}")]) {
-        request = request.header(reqwest::header::AUTHORIZATION, header);
-    } else if let Some(token) = named_secret(session, &[format!("HTTP_AUTH_TOKEN_{host}")]) {
-        request = request.bearer_auth(token);
-    }
-    let mut response = request.send().await.map_err(fail)?;
-    if !response.status().is_success() {
-        return Err(fetch_error(step, &op.url, format!("invalid response status {}", response.status())));
-    }
-    let modified = response
-        .headers()
-        .get(reqwest::header::LAST_MODIFIED)
-        .and_then(|value| jiff::fmt::rfc2822::parse(value.to_str().ok()?).ok())
-        .map_or(SystemTime::UNIX_EPOCH, |time| {
-            SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp().as_second()).unwrap_or(0))
-        });
-    let total = response.content_length();
-    let event = |current, done| Event::Progress {
+    let bearer = || Some(format!("Bearer {}", named_secret(session, &[format!("HTTP_AUTH_TOKEN_{host}")])?));
+    let authorization = named_secret(session, &[format!("HTTP_AUTH_HEADER_{host}")]).or_else(bearer);
+    let event = |current, total, done| Event::Progress {
         id: format!("download {}", op.url),
         label: format!("downloading {}", op.filename),
         current,
         total,
         done,
     };
-    let output = |error| BuildError::output(path)(error);
-    let mut out = File::create(path).map_err(output)?;
-    let mut hasher = Hasher::default();
-    let mut done = 0;
-    while let Some(chunk) = response.chunk().await.map_err(fail)? {
-        session.check_stop()?;
-        hasher.update(&chunk);
-        out.write_all(&chunk).map_err(output)?;
-        done += chunk.len() as u64;
-        session.sink.emit(event(done, false));
-    }
-    session.sink.emit(event(done, true));
-    Ok((hasher.finish().0, modified))
-}
-
-/// The whole chain of causes; reqwest's own text stops at the first, and names the URL with its credentials.
-fn describe(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
+    let mut out = File::create(path).map_err(BuildError::output(path))?;
+    let watch = |current, total, done| {
+        session.sink.emit(event(current, total, done));
+        session.check_stop().is_ok()
+    };
+    let done = download::fetch(&op.url, authorization.as_deref(), &mut out, &watch).await;
+    let got = done.map_err(|error| match error {
+        DownloadError::Stopped => BuildError::Cancelled,
+        DownloadError::Write { source } => BuildError::output(path)(source),
+        error => fetch_error(step, &op.url, error.to_string()),
+    })?;
+    Ok((got.content, got.modified.unwrap_or(SystemTime::UNIX_EPOCH)))
 }

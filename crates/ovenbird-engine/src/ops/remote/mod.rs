@@ -1,7 +1,9 @@
 //! `ADD` of URLs and git repositories: fetched once, then a snapshot like any other.
 
+pub mod download;
 pub mod git;
 pub mod http;
+pub mod repository;
 
 use ovenbird_oci::Digest;
 
@@ -36,7 +38,8 @@ fn named_secret(session: &Session, names: &[String]) -> Option<String> {
     })
 }
 
-fn host_of(url: &str) -> &str {
+/// The host of a URL, without user and port.
+pub fn host_of(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);

@@ -77,7 +77,7 @@ impl Plugin for AutoLabels {
                 _ => Err("the image has several platforms, and a label is the same for all of them".into()),
             },
         );
-        let (commit, url) = repository(&request.source);
+        let (commit, url) = repository(scene);
         found.insert("vcs-type", commit.clone().map(|_| "git".to_owned()));
         found.insert("vcs-ref", commit);
         found.insert("vcs-url", url);
@@ -108,10 +108,13 @@ impl Plugin for AutoLabels {
 }
 
 /// Commit and address of where the source comes from.
-fn repository(source: &Source) -> (Result<String, String>, Result<String, String>) {
-    match source {
+fn repository(scene: &Scene) -> (Result<String, String>, Result<String, String>) {
+    if let Some(revision) = scene.tree.and_then(|tree| tree.revision.as_ref()) {
+        return (Ok(revision.commit.clone()), Ok(revision.url.clone()));
+    }
+    match &scene.draft.request.source {
         Source::Path(dir) => (git::head(dir).map(|head| head.sha).map_err(|e| e.to_string()), Err("a folder has no address".into())),
-        _ => (Err("the context is no folder".into()), Err("the context is no folder".into())),
+        _ => (Err("the context is no folder and no repository".into()), Err("the context is no repository".into())),
     }
 }
 

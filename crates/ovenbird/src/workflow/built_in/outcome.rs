@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Kind};
-use crate::request::BuildRequest;
+use crate::request::{BuildRequest, RemoteUrl};
 use crate::workflow::inside::redacted;
 use crate::workflow::{Plugin, Scene, Standing, veto};
 
@@ -53,7 +53,7 @@ fn summary(scene: &Scene) -> Result<Value, Error> {
         "version": 1, "outcome": standing(scene), "error": error,
         "digest": scene.image.as_deref().map(|image| image.target.digest.to_string()), "images": images,
         "names": scene.delivered.names, "pushed": scene.delivered.pushed.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "asked": scene.draft.request.names, "git": crate::report::git_of(&scene.draft.request.source), "dockerfile": scene.draft.dockerfile,
+        "asked": scene.draft.request.names, "git": crate::report::git_of(&scene.draft.request.source, scene.tree), "dockerfile": scene.draft.dockerfile,
         "plugins": plugins,
     });
     Ok(super::super::masked(document, scene.masks))
@@ -86,7 +86,9 @@ impl Plugin for Notify {
             Some(url) if !url.starts_with("https://") && !url.starts_with("http://") => {
                 Err(format!("{} is no http or https address", redacted(url)))
             }
-            Some(url) if redacted(url).contains("***") => Err("the address has a password in it: give it with url_secret".into()),
+            Some(url) if RemoteUrl::parse(url).is_some_and(|url| url.split_credentials().0.is_some()) => {
+                Err("the address has a password in it: give it with url_secret".into())
+            }
             _ => Ok(()),
         }
     }

@@ -1,0 +1,322 @@
+//! Where builds run: the same image, the same exit codes and the same errors in each place, and nothing left behind.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ovenbird_testing::Result;
+use ovenbird_testing::archive;
+use ovenbird_testing::base::Base;
+use ovenbird_testing::command::{Level, Workspace, finish, set_mode};
+use ovenbird_testing::git::SshServer;
+use ovenbird_testing::needs::{self, Need};
+use ovenbird_testing::registry::{Options, Registry, mirror_toml};
+
+const LIMIT: Duration = Duration::from_mins(2);
+
+/// Bytes that must be nowhere but in the step that asks for them.
+const SECRET: &str = "correct-horse-battery-staple-7193";
+
+/// Looks at everything that could change on the way: kinds, modes, times, links, attributes.
+const DOCKERFILE: &str = "FROM busybox\n\
+     COPY . /all/\n\
+     RUN --mount=type=bind,target=/ctx find /ctx | sort | xargs stat -c '%n %A %u:%g %h %s %Y' > /listing\n\
+     RUN --mount=type=secret,id=token sha256sum < /run/secrets/token | cut -c1-12 > /token\n";
+
+/// A user's folder with a context and an ssh client that knows the test's servers.
+struct Room {
+    room: Workspace,
+    settings: PathBuf,
+}
+
+impl Room {
+    fn new(settings: &str) -> Result<Self> {
+        let room = Workspace::new(Level::Own)?;
+        let file = room.path().join("settings.toml");
+        write(&file, settings);
+        let context = room.path().join("ctx");
+        fs::create_dir_all(context.join("deep/empty")).unwrap();
+        write(&context.join("Dockerfile"), DOCKERFILE);
+        write(&context.join(".dockerignore"), "ignored\n!deep/ignored\n");
+        write(&context.join("ignored"), &"x".repeat(1 << 20));
+        write(&context.join("run"), "#!/bin/sh\n");
+        fs::hard_link(context.join("run"), context.join("deep/same")).unwrap();
+        symlink("../run", context.join("deep/link")).unwrap();
+        fs::set_permissions(context.join("run"), fs::Permissions::from_mode(0o4751)).unwrap();
+        fs::set_permissions(context.join("deep"), fs::Permissions::from_mode(0o1770)).unwrap();
+        let _ = rustix::fs::setxattr(context.join("run"), "user.note", b"n", rustix::fs::XattrFlags::empty());
+        for name in ["run", "Dockerfile"] {
+            let old = std::time::UNIX_EPOCH + Duration::new(1_000_000_000, 700_000_000);
+            fs::File::open(context.join(name)).unwrap().set_modified(old).unwrap();
+        }
+        for (name, dockerfile) in [
+            ("fails", "FROM busybox\nRUN echo last words && exit 7\n"),
+            ("wrong", "FROM busybox\nRUNS true\n"),
+            ("missing", "FROM busybox\nCOPY nothing /\n"),
+            ("sleeps", "FROM busybox\nRUN echo begun && sleep 86399\n"),
+        ] {
+            fs::create_dir(room.path().join(name)).unwrap();
+            write(&room.path().join(name).join("Dockerfile"), dockerfile);
+        }
+        Ok(Self { room, settings: file })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.room.path().join(name)
+    }
+
+    /// `ovenbird build` on a place; `state` is the folder of the caller's state.
+    fn build(&self, on: &str, context: &str, arguments: &[&str]) -> Command {
+        let mut command = self.room.ovenbird();
+        let path = std::env::join_paths([self.path("bin")].into_iter().chain(std::env::split_paths("/usr/sbin:/usr/bin:/sbin:/bin")));
+        command.env("PATH", path.unwrap()).env("TOKEN", SECRET).env("TMPDIR", self.room.path());
+        command.arg("--root").arg(self.path("state")).arg("--settings").arg(&self.settings);
+        command.args(["build", "--on", on, "--progress", "plain"]).args(arguments).arg(self.path(context));
+        command
+    }
+
+    /// An ssh client on the path that finds these servers, each as a host of its name.
+    fn know(&self, servers: &[(&str, &SshServer)]) -> Result<()> {
+        fs::create_dir_all(self.path("bin")).unwrap();
+        let known: String = servers.iter().map(|(_, server)| server.known_host()).collect::<Result<Vec<_>>>()?.join("\n");
+        write(&self.path("known"), &known);
+        let mut config = String::new();
+        for (name, server) in servers {
+            let (key, known) = (server.key(), self.path("known"));
+            let _ = writeln!(
+                config,
+                "Host {name}\n HostName 127.0.0.1\n Port {}\n IdentityFile {}\n UserKnownHostsFile {}",
+                server.port(),
+                key.display(),
+                known.display()
+            );
+        }
+        config += "Host dead\n HostName 127.0.0.1\n Port 1\n";
+        write(&self.path("ssh_config"), &config);
+        let client = self.path("bin/ssh");
+        write(&client, &format!("#!/bin/sh\nexec /usr/bin/ssh -F {} \"$@\"\n", self.path("ssh_config").display()));
+        set_mode(&client, 0o755)
+    }
+
+    /// The URL of a host whose state is in `state` of this folder.
+    fn host(&self, name: &str, state: &str, more: &str) -> Result<String> {
+        let binary = ovenbird_testing::command::binary()?;
+        Ok(format!("ssh://{name}?command={}&root={}{more}", binary.display(), self.path(state).display()))
+    }
+}
+
+fn write(path: &Path, text: &str) {
+    fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}
+
+fn registry() -> Result<Registry> {
+    Registry::start_with(Options { bases: &[Base::Busybox], ..Options::default() })
+}
+
+/// Processes whose command line has this text.
+fn processes(text: &str) -> Vec<String> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let line = |entry: fs::DirEntry| {
+        let bytes = fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&bytes).replace('\0', " ");
+        line.contains(text).then(|| format!("{} {line}", entry.file_name().to_string_lossy()))
+    };
+    all.filter_map(line).collect()
+}
+
+fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !done() {
+        assert!(Instant::now() < end, "{what} did not happen within {limit:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn start(command: &mut Command) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+}
+
+/// What a user sees, without what differs from run to run.
+fn told(log: &str, room: &Room) -> String {
+    let from = log.find("error").unwrap_or(log.len());
+    log[from..].replace(&room.path("").display().to_string(), "ROOM/")
+}
+
+/// The same digest, outputs, errors and exit codes as here; the secret nowhere.
+fn check_same(room: &Room, places: &[&str]) -> Result<()> {
+    let mut digests = vec![];
+    for (number, on) in ["here"].iter().chain(places).enumerate() {
+        let at = |name: &str| room.path(&format!("{name}-{number}")).display().to_string();
+        let outputs = [
+            format!("type=oci,dest={}", at("oci.tar")),
+            format!("type=oci,tar=false,dest={}", at("layout")),
+            format!("type=docker,dest={}", at("docker.tar")),
+            format!("type=tar,dest={}", at("root.tar")),
+            format!("type=local,dest={}", at("files")),
+        ];
+        let mut arguments = vec!["--reproducible", "--no-cache", "--secret", "id=token,env=TOKEN", "-t", "made:1"];
+        arguments.extend(outputs.iter().flat_map(|output| ["-o", output]));
+        let (code, log) = finish(&mut room.build(on, "ctx", &arguments), None, LIMIT)?;
+        assert_eq!(code, Some(0), "{on}: {log}");
+        assert!(!log.contains(SECRET), "{on}: {log}");
+        digests.push(log.lines().rev().find(|line| line.starts_with("sha256:")).unwrap_or_default().to_owned());
+        for file in ["oci.tar", "docker.tar", "root.tar"] {
+            let same = fs::read(at(file)).unwrap() == fs::read(room.path(&format!("{file}-0"))).unwrap();
+            assert!(same, "{file} of {on}");
+        }
+        let image = archive::images(Path::new(&at("oci.tar")))?.remove(0);
+        let layers = archive::flatten(&image.layers)?;
+        assert!(
+            layers.keys().any(|path| path.ends_with("all/deep/link")) && !layers.keys().any(|path| path.ends_with("all/ignored")),
+            "{on}"
+        );
+        assert!(Path::new(&at("files")).join("all/deep/empty").is_dir(), "{on}");
+        let mode = fs::metadata(Path::new(&at("files")).join("all/run")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o4751, "{on}");
+        assert!(Path::new(&at("layout")).join("index.json").is_file(), "{on}");
+        // Standard output is the archive and nothing else.
+        let piped =
+            room.build(on, "ctx", &["--reproducible", "--secret", "id=token,env=TOKEN", "-o", "type=oci"]).stderr(Stdio::null()).output();
+        assert!(piped.unwrap().stdout.len() > 100_000, "{on}");
+    }
+    assert!(digests[0].len() == 71 && digests.iter().all(|digest| *digest == digests[0]), "{places:?}: {digests:?}");
+    for (context, code) in [("fails", 6), ("wrong", 4), ("missing", 5), ("nowhere", 5)] {
+        let here = finish(&mut room.build("here", context, &["--no-cache"]), None, LIMIT)?;
+        assert_eq!(here.0, Some(code), "{context}: {}", here.1);
+        for on in places {
+            let there = finish(&mut room.build(on, context, &["--no-cache"]), None, LIMIT)?;
+            assert_eq!((there.0, told(&there.1, room)), (here.0, told(&here.1, room)), "{on} {context}");
+        }
+    }
+    for on in places {
+        let (code, log) = finish(&mut room.build(on, "ctx", &["--secret", "id=token,env=NOT_SET"]), None, LIMIT)?;
+        assert!(code == Some(5) && log.contains("the environment variable NOT_SET is not set"), "{on}: {log}");
+        for refused in [&["--cache-to", "type=local,dest=d"][..], &["--cache-from", "type=local,src=d"]] {
+            let (code, log) = finish(&mut room.build(on, "ctx", refused), None, LIMIT)?;
+            assert!(code == Some(2) && log.contains("is not supported: the build runs"), "{on} {refused:?}: {log}");
+        }
+    }
+    Ok(())
+}
+
+/// After Ctrl-C, SIGTERM and SIGKILL of the caller: no step, no worker, no temporary folder, soon.
+fn check_nothing_stays(room: &Room, places: &[&str]) {
+    use rustix::process::Signal;
+    let leftovers = || -> Vec<String> {
+        let dir = room.path("");
+        fs::read_dir(dir)
+            .unwrap()
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .filter(|n| n.starts_with(".ovenbird"))
+            .collect()
+    };
+    for on in places {
+        for (how, code) in [(Signal::INT, Some(130)), (Signal::TERM, Some(130)), (Signal::KILL, None)] {
+            let mut caller = start(&mut room.build(on, "sleeps", &["--no-cache"]));
+            wait_until("the step", Duration::from_secs(30), || !processes("sleep 86399").is_empty());
+            signal(&caller, how);
+            let status = caller.wait().unwrap();
+            assert_eq!(status.code(), code, "{on} {how:?}");
+            wait_until("the end of the step", Duration::from_secs(10), || processes("sleep 86399").is_empty());
+            wait_until("the end of the worker", Duration::from_secs(10), || {
+                processes(&room.path("").display().to_string()).iter().all(|line| !line.contains(" worker"))
+            });
+            if how != Signal::KILL {
+                assert!(leftovers().is_empty(), "{on} {how:?}: {:?}", leftovers());
+            }
+        }
+        // What the killed one left goes with the next.
+        let (code, log) = finish(&mut room.build(on, "ctx", &["--secret", "id=token,env=TOKEN"]), None, LIMIT).unwrap();
+        assert_eq!((code, leftovers().len()), (Some(0), 0), "{on}: {log} {:?}", leftovers());
+    }
+}
+
+#[test]
+fn in_a_process() -> Result<()> {
+    if !needs::available("places::in_a_process", &[Need::Run, Need::Registry]) {
+        return Ok(());
+    }
+    let registry = registry()?;
+    let room = Room::new(&mirror_toml(&registry.address()))?;
+    check_same(&room, &["process"])?;
+    check_nothing_stays(&room, &["process"]);
+    Ok(())
+}
+
+#[test]
+fn on_another_machine() -> Result<()> {
+    if !needs::available("places::on_another_machine", &[Need::Run, Need::Registry, Need::Ssh]) {
+        return Ok(());
+    }
+    let (registry, server) = (registry()?, SshServer::start()?);
+    let room = Room::new(&mirror_toml(&registry.address()))?;
+    room.know(&[("one", &server)])?;
+    let on = room.host("one", "there", "")?;
+    check_same(&room, &[&on])?;
+    check_nothing_stays(&room, &[&on]);
+    for (on, expect) in [
+        ("ssh://dead".to_owned(), "ssh://dead: no worker began"),
+        ("ssh://one?command=/nowhere/ovenbird".into(), "is ovenbird installed there?"),
+        ("ssh://one?command=echo".into(), "which no worker says"),
+    ] {
+        let (code, log) = finish(&mut room.build(&on, "ctx", &[]), None, LIMIT)?;
+        assert!(code == Some(10) && log.contains(expect), "{on}: {log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pool_of_two_hosts_with_two_slots() -> Result<()> {
+    if !needs::available("places::a_pool_of_two_hosts_with_two_slots", &[Need::Run, Need::Registry, Need::Ssh]) {
+        return Ok(());
+    }
+    let (registry, one, two) = (registry()?, SshServer::start()?, SshServer::start()?);
+    let room = Room::new(&mirror_toml(&registry.address()))?;
+    room.know(&[("one", &one), ("two", &two)])?;
+    let hosts = [room.host("one", "one", "")?, room.host("two", "two", "")?, "ssh://dead".into()];
+    let quoted: Vec<String> = hosts.iter().map(|host| format!("{host:?}")).collect();
+    write(&room.settings, &format!("{}\n[pool]\nslots = 2\nhosts = [{}]\n", mirror_toml(&registry.address()), quoted.join(", ")));
+    fs::create_dir(room.path("naps")).unwrap();
+    write(&room.path("naps/Dockerfile"), "FROM busybox\nRUN sleep 1.7 && echo done\n");
+    let held = |state: &str| {
+        let slots = fs::read_dir(room.path(state).join("slots")).into_iter().flatten().flatten();
+        let taken = |slot: &fs::DirEntry| {
+            let file = fs::File::open(slot.path()).unwrap();
+            rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err()
+        };
+        slots.filter(taken).count()
+    };
+    // One that is killed gives its slot back.
+    let mut killed = start(&mut room.build("pool", "sleeps", &["--no-cache"]));
+    wait_until("the step", Duration::from_secs(30), || !processes("sleep 86399").is_empty());
+    assert_eq!(held("one") + held("two"), 1);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    wait_until("the slot's return", Duration::from_secs(10), || held("one") + held("two") == 0);
+
+    let mut builds: Vec<Child> = (0..5).map(|_| start(&mut room.build("pool", "naps", &["--no-cache"]))).collect();
+    let (mut most, mut both) = (0, false);
+    wait_until("the end of five builds", Duration::from_mins(1), || {
+        most = most.max(held("one")).max(held("two"));
+        both |= held("one") == 2 && held("two") == 2;
+        builds.iter_mut().all(|build| build.try_wait().unwrap().is_some())
+    });
+    assert!(builds.iter_mut().all(|build| build.wait().unwrap().success()));
+    assert_eq!((most, both), (2, true));
+    let (code, log) = finish(&mut room.build("ssh://dead,pool", "naps", &[]), None, LIMIT)?;
+    assert!(code == Some(2) && log.contains("is no host for builds"), "{log}");
+    let many = format!("ssh://dead,{}", hosts[0]);
+    for _ in 0..4 {
+        let (code, log) = finish(&mut room.build(&many, "naps", &[]), None, LIMIT)?;
+        assert!(code == Some(0) && log.contains("building on ssh://one"), "{log}");
+    }
+    Ok(())
+}

@@ -1,0 +1,457 @@
+//! Contexts from repositories, web servers and registries, on real servers and from outside.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use ovenbird_testing::Result;
+use ovenbird_testing::command::{Level, Workspace, finish};
+use ovenbird_testing::git::{Repository, SshServer, WebServer};
+use ovenbird_testing::needs::{self, Need};
+use ovenbird_testing::process::output;
+use ovenbird_testing::registry::{Options, Registry};
+
+const LIMIT: Duration = Duration::from_mins(1);
+const DOCKERFILE: &str = "FROM scratch\nCOPY . /\n";
+
+/// A user with a state folder.
+struct User {
+    room: Workspace,
+}
+
+impl User {
+    fn new(level: Level) -> Result<Self> {
+        Ok(Self { room: Workspace::new(level)? })
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.room.ovenbird();
+        command.args(["--root", "state", "--progress", "plain"]).args(arguments);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+        finish(&mut self.command(arguments), None, LIMIT)
+    }
+
+    /// Builds; the report.
+    fn build(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let (code, log) = self.run(&[&["build", "--reproducible", "--metadata-file", "metadata.json"], arguments].concat())?;
+        assert_eq!(code, Some(0), "{arguments:?}: {log}");
+        Ok(serde_json::from_str(&fs::read_to_string(self.room.path().join("metadata.json")).unwrap()).unwrap())
+    }
+
+    fn digest(&self, arguments: &[&str]) -> Result<String> {
+        Ok(self.build(arguments)?["containerimage.digest"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Fails; exit code and text.
+    fn refused(&self, arguments: &[&str]) -> Result<String> {
+        let (code, log) = self.run(&[&["build"], arguments].concat())?;
+        assert_ne!(code, Some(0), "{arguments:?}: {log}");
+        Ok(format!("{} {log}", code.unwrap_or(-1)))
+    }
+
+    /// A file of the user's.
+    fn write(&self, name: &str, text: &str, mode: u32) -> Result<()> {
+        let path = self.room.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        self.room.give(path.parent().unwrap())?;
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        self.room.give(&path)
+    }
+
+    /// Files of the image, by `-o`.
+    fn files(&self, arguments: &[&str]) -> Result<Vec<String>> {
+        let out = self.room.path().join("out");
+        let _ = fs::remove_dir_all(&out);
+        self.build(&[arguments, &["-o", "out"]].concat())?;
+        let listing = output(Command::new("find").arg(&out).args(["-not", "-type", "d", "-printf", "%P\n"]))?;
+        let mut files: Vec<String> = listing.lines().map(str::to_owned).collect();
+        files.sort();
+        Ok(files)
+    }
+
+    /// Nowhere below the user's folder are these bytes.
+    fn nowhere(&self, secret: &str, but: &str) {
+        let found = Command::new("grep").args(["-rlaF", secret]).arg(self.room.path()).output().unwrap();
+        let found = String::from_utf8_lossy(&found.stdout);
+        let found: Vec<&str> = found.lines().filter(|line| but.is_empty() || !line.contains(but)).collect();
+        assert!(found.is_empty(), "{secret} is in {found:?}");
+    }
+}
+
+fn ready(test: &str) -> bool {
+    needs::available(test, &[Need::Git, Need::Web])
+}
+
+#[test]
+fn names_of_commits() -> Result<()> {
+    if !ready("names_of_commits") {
+        return Ok(());
+    }
+    let web = WebServer::start(false)?;
+    let user = User::new(Level::Own)?;
+    let repository = Repository::create(&user.room.path().join("r"))?;
+    let first = repository.commit(&[("Dockerfile", DOCKERFILE), ("a", "1")])?;
+    repository.git(&["tag", "v1.9.0"])?;
+    repository.git(&["tag", "-a", "-m", "x", "v1.10.0"])?;
+    let second = repository.commit(&[("a", "2")])?;
+    let third = repository.commit(&[("a", "3")])?;
+    repository.git(&["checkout", "--quiet", "-b", "feature/x", &first])?;
+    let branch = repository.commit(&[("a", "branch")])?;
+    let pull = repository.commit(&[("a", "pull")])?;
+    repository.git(&["update-ref", "refs/pull/7/head", &pull])?;
+    repository.git(&["reset", "--quiet", "--hard", &branch])?;
+    repository.git(&["checkout", "--quiet", "main"])?;
+    web.publish(&repository, "r.git")?;
+    let url = format!("{}/git/r.git", web.url());
+    for (suffix, commit, head, tag) in [
+        ("", &third, Some("main"), None),
+        ("#main", &third, Some("main"), None),
+        ("#feature/x", &branch, Some("feature/x"), None),
+        ("?branch=feature/x", &branch, Some("feature/x"), None),
+        ("#v1.10.0", &first, None, Some("v1.10.0")),
+        ("?tag=v1.9.0", &first, None, Some("v1.10.0")),
+        (&format!("#{second}"), &second, None, None),
+        (&format!("?commit={second}"), &second, None, None),
+        (&format!("#{}", &second[..7]), &second, None, None),
+        (&format!("?ref=main&checksum={}", &third[..12]), &third, Some("main"), None),
+        ("#refs/pull/7/head", &pull, None, None),
+        ("#pull/7/head", &pull, None, None),
+    ] {
+        let report = user.build(&[&format!("{url}{suffix}"), "-t", "x:{git.sha}"])?;
+        let revision = &report["ovenbird"]["revision"];
+        assert_eq!(revision["commit"], commit.as_str(), "{suffix}");
+        assert_eq!((revision["branch"].as_str(), revision["tag"].as_str()), (head, tag), "{suffix}");
+        assert_eq!(report["image.name"], format!("docker.io/library/x:{commit}"), "{suffix}");
+    }
+    for (suffix, expect) in [
+        ("#none", "does not contain ref none"),
+        ("#0000000", "does not contain ref 0000000"),
+        ("?ref=main&checksum=123456", "not at --checksum=123456"),
+        ("?wrong=1", "unexpected query \"wrong\""),
+        ("?tag=a&branch=b", "branch conflicts with tag"),
+        ("#--upload-pack=x", "is not a valid git URL"),
+    ] {
+        let told = user.refused(&[&format!("{url}{suffix}")])?;
+        assert!(told.contains(expect), "{suffix}: {told}");
+    }
+    // The time of the commit.
+    let report = user.build(&[&url, "--build-arg", "SOURCE_DATE_EPOCH=context", "-o", "type=oci,dest=oci,tar=false"])?;
+    let blob = |digest: &str| fs::read_to_string(user.room.path().join("oci/blobs").join(digest.replace(':', "/"))).unwrap();
+    assert!(blob(report["containerimage.config.digest"].as_str().unwrap()).contains("\"created\":\"2023-11-14T22:13:20Z\""));
+    Ok(())
+}
+
+#[test]
+fn what_is_read_of_a_repository() -> Result<()> {
+    if !ready("what_is_read_of_a_repository") {
+        return Ok(());
+    }
+    let web = WebServer::start(false)?;
+    let user = User::new(Level::Own)?;
+    let inner = Repository::create(&user.room.path().join("inner"))?;
+    inner.commit(&[("inside", "i")])?;
+    web.publish(&inner, "inner.git")?;
+    let repository = Repository::create(&user.room.path().join("r"))?;
+    repository.commit(&[
+        ("Dockerfile", DOCKERFILE),
+        ("top", ""),
+        ("sub/Dockerfile", "FROM scratch\nCOPY . /sub/\n"),
+        ("sub/other/D", "FROM scratch\nCOPY file /by-other\n"),
+        ("sub/.dockerignore", "*.log\nother\nDockerfile\n.dockerignore\n"),
+        ("sub/file", ""),
+        ("sub/x.log", ""),
+    ])?;
+    let inner_url = format!("{}/git/inner.git", web.url());
+    repository.git(&["submodule", "--quiet", "add", &inner_url, "module"])?;
+    std::os::unix::fs::symlink("/etc", repository.path().join("out")).unwrap();
+    repository.commit(&[])?;
+    web.publish(&repository, "r.git")?;
+    let url = format!("{}/git/r.git", web.url());
+    assert_eq!(user.files(&[&format!("{url}#:sub")])?, ["sub/file"]);
+    assert_eq!(user.files(&[&format!("{url}?subdir=sub"), "-f", "other/D"])?, ["by-other"]);
+    let whole = user.files(&[&url])?;
+    assert!(
+        whole.contains(&"module/inside".to_owned()) && !whole.iter().any(|file| file.split('/').any(|part| part == ".git")),
+        "{whole:?}"
+    );
+    assert!(!user.files(&[&format!("{url}?submodules=false")])?.contains(&"module/inside".to_owned()));
+    for keep in [&[url.as_str(), "--build-arg", "BUILDKIT_CONTEXT_KEEP_GIT_DIR=1"][..], &[&format!("{url}?keep-git-dir=true")]] {
+        assert!(user.files(keep)?.contains(&".git/HEAD".to_owned()));
+    }
+    // A named context, and a Dockerfile from standard input.
+    fs::create_dir(user.room.path().join("d")).unwrap();
+    fs::write(user.room.path().join("d/Dockerfile"), "FROM scratch\nCOPY --from=repo file /\n").unwrap();
+    assert_eq!(user.files(&["d", "--build-context", &format!("repo={url}#:sub")])?, ["file"]);
+    let (code, log) = finish(&mut user.command(&["build", "-f", "-", &url]), Some("FROM scratch\nCOPY top /\n"), LIMIT)?;
+    assert_eq!(code, Some(0), "{log}");
+    for (suffix, expect) in [
+        ("#:none", "\"none\" is not a folder of the repository"),
+        ("#:out", "\"out\" is not a folder of the repository"),
+        ("#:../..", "is not a folder of the repository"),
+    ] {
+        let told = user.refused(&[&format!("{url}{suffix}")])?;
+        assert!(told.contains(expect), "{suffix}: {told}");
+    }
+    // A submodule must not reach what is on this machine.
+    repository.git(&["config", "-f", ".gitmodules", "submodule.module.url", &format!("file://{}", inner.path().display())])?;
+    repository.commit(&[])?;
+    web.publish(&repository, "r.git")?;
+    let told = user.refused(&[&url])?;
+    assert!(told.contains("transport 'file' not allowed") && told.contains("a submodule is on this machine"), "{told}");
+    // A folder as a repository.
+    let told = user.refused(&["ext::sh -c touch% proof"])?;
+    assert!(told.contains("does not exist") && !user.room.path().join("proof").exists(), "{told}");
+    assert_eq!(user.files(&[&format!("file://{}?submodules=false#:sub", repository.path().display())])?, ["sub/file"]);
+    Ok(())
+}
+
+fn private(level: Level) -> Result<()> {
+    let (name, token) = WebServer::CREDENTIALS;
+    let web = WebServer::start(true)?;
+    let user = User::new(level)?;
+    let place = tempfile::tempdir().unwrap();
+    let repository = Repository::create(&place.path().join("r"))?;
+    repository.commit(&[("Dockerfile", DOCKERFILE), ("a", "1")])?;
+    let inner = Repository::create(&place.path().join("inner"))?;
+    inner.commit(&[("inside", "i")])?;
+    web.publish(&inner, "private/inner.git")?;
+    repository.git(&["config", "-f", ".gitmodules", "submodule.module.path", "module"])?;
+    repository.git(&["config", "-f", ".gitmodules", "submodule.module.url", "../inner.git"])?;
+    let commit = inner.git(&["rev-parse", "HEAD"])?;
+    repository.git(&["update-index", "--add", "--cacheinfo", &format!("160000,{commit},module")])?;
+    repository.git(&["add", ".gitmodules"])?;
+    repository.git(&["commit", "--quiet", "-m", "module"])?;
+    web.publish(&repository, "private/r.git")?;
+    let url = format!("{}/git/private/r.git", web.url());
+    // The user's configuration says whom to trust.
+    let trust = format!(
+        "[http]\n\tsslCAInfo = {}\n[filter \"x\"]\n\tsmudge = touch {}/proof\n",
+        web.certificate().display(),
+        user.room.path().display()
+    );
+    user.write("home/.gitconfig", &trust, 0o644)?;
+    let files = ["Dockerfile", "a", "module/inside"];
+
+    let told = user.refused(&[&url])?;
+    assert!(told.starts_with("5 ") && told.contains("GIT_AUTH_TOKEN"), "{told}");
+    user.write("token", &format!("{token}\n"), 0o600)?;
+    let checked = |user: &User, arguments: &[&str], but: &str| -> Result<()> {
+        let files_of = user.files(arguments)?;
+        assert_eq!(files_of.iter().filter(|file| !file.starts_with('.')).collect::<Vec<_>>(), files);
+        user.nowhere(token, but);
+        user.nowhere("eC1hY2Nlc3MtdG9rZW46", but);
+        Ok(())
+    };
+    checked(&user, &[&url, "--secret", "id=GIT_AUTH_TOKEN,src=token"], "/token")?;
+    checked(&user, &[&url, "--secret", "id=GIT_AUTH_TOKEN.127.0.0.1,src=token"], "/token")?;
+    user.write("token", "wrong", 0o600)?;
+    let told = user.refused(&[&url, "--secret", "id=GIT_AUTH_TOKEN,src=token"])?;
+    assert!(told.contains("cannot be fetched"), "{told}");
+    // In the address.
+    let address = url.replacen("://", &format!("://{name}:{token}@"), 1);
+    let (code, log) = user.run(&["build", &address, "--metadata-file", "metadata.json"])?;
+    assert!(code == Some(0) && !log.contains(token) && log.contains("***@127.0.0.1"), "{log}");
+    user.nowhere(token, "");
+    let told = user.refused(&[&address.replace(token, "wrong-but-private")])?;
+    assert!(!told.contains("wrong-but-private"), "{told}");
+    // By the user's credential helper.
+    let helper = format!("{trust}[credential]\n\thelper = \"!f() {{ echo username={name}; echo password={token}; }}; f\"\n");
+    user.write("home/.gitconfig", &helper, 0o600)?;
+    checked(&user, &[&url], "/.gitconfig")?;
+    assert!(!user.room.path().join("proof").exists());
+    Ok(())
+}
+
+#[test]
+fn private_repositories() -> Result<()> {
+    if !ready("private_repositories") {
+        return Ok(());
+    }
+    private(Level::Own)
+}
+
+#[test]
+fn private_repositories_of_ordinary_users() -> Result<()> {
+    if !needs::available("private_repositories_of_ordinary_users", &[Need::Git, Need::Web, Need::Users]) {
+        return Ok(());
+    }
+    private(Level::Rootless)?;
+    private(Level::SingleId)
+}
+
+#[test]
+fn over_ssh() -> Result<()> {
+    if !needs::available("over_ssh", &[Need::Git, Need::Ssh, Need::Root]) {
+        return Ok(());
+    }
+    let server = SshServer::start()?;
+    for level in [Level::Own, Level::Rootless] {
+        if level == Level::Rootless && Need::Users.missing().is_some() {
+            continue;
+        }
+        let user = User::new(level)?;
+        let place = tempfile::tempdir().unwrap();
+        let repository = Repository::create(&place.path().join("r"))?;
+        let commit = repository.commit(&[("Dockerfile", DOCKERFILE), ("a", "1")])?;
+        let url = format!("ssh://root@127.0.0.1:{}{}", server.port(), repository.path().display());
+        let told = user.refused(&[&url])?;
+        assert!(told.starts_with("5 ") && told.contains("not among your known hosts"), "{level:?}: {told}");
+        user.write("home/.ssh/known_hosts", &server.known_host()?, 0o600)?;
+        let told = user.refused(&[&url])?;
+        assert!(told.contains("Permission denied") && told.contains("add a key"), "{level:?}: {told}");
+        let key = fs::read_to_string(server.key()).unwrap();
+        user.write("home/.ssh/id_ed25519", &key, 0o600)?;
+        assert_eq!(user.build(&[&url])?["ovenbird"]["revision"]["commit"], commit.as_str(), "{level:?}");
+        // By the short form, with an agent instead of the file, through an alias of the user's.
+        fs::rename(user.room.path().join("home/.ssh/id_ed25519"), user.room.path().join("key")).unwrap();
+        user.write("home/.ssh/config", &format!("Host forge\n  HostName 127.0.0.1\n  Port {}\n  User root\n", server.port()), 0o600)?;
+        let run = |arguments: &[&str]| {
+            let binary = user.command(arguments);
+            let mut command = user.room.command(Path::new("ssh-agent"));
+            command.args(["sh", "-c", "ssh-add -q key && exec \"$@\"", "sh"]).arg(binary.get_program()).args(binary.get_args());
+            finish(&mut command, None, LIMIT)
+        };
+        let (code, log) =
+            run(&["build", &format!("git@forge:{}", repository.path().display()).replacen("git@", "root@", 1), "--ssh", "default"])?;
+        assert_eq!(code, Some(0), "{level:?}: {log}");
+        user.write("d/Dockerfile", &format!("FROM scratch\nADD {url} /\n"), 0o644)?;
+        let (code, log) = run(&["build", "d", "--ssh", "default"])?;
+        assert_eq!(code, Some(0), "{level:?}: {log}");
+        // A Dockerfile has no use of the user's keys.
+        fs::rename(user.room.path().join("key"), user.room.path().join("home/.ssh/id_ed25519")).unwrap();
+        let told = user.refused(&["d", "--no-cache", "--build-arg", "X=1", "--root", "other"])?;
+        assert!(told.contains("Permission denied"), "{level:?}: {told}");
+    }
+    Ok(())
+}
+
+#[test]
+fn large_files() -> Result<()> {
+    if !needs::available("large_files", &[Need::Git, Need::Lfs]) {
+        return Ok(());
+    }
+    let user = User::new(Level::Own)?;
+    let repository = Repository::create(&user.room.path().join("r"))?;
+    repository.git(&["lfs", "install", "--local"])?;
+    repository.commit(&[
+        ("Dockerfile", "FROM scratch\nCOPY big /\n"),
+        (".gitattributes", "big filter=lfs diff=lfs merge=lfs -text\n"),
+        ("big", "much"),
+    ])?;
+    let url = format!("file://{}", repository.path().display());
+    assert_eq!(user.files(&[&url])?, ["big"]);
+    assert_eq!(fs::read_to_string(user.room.path().join("out/big")).unwrap(), "much");
+    // Without the tool there are pointers, and that is said.
+    let bin = user.room.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    for program in ["git", "sh", "git-upload-pack"] {
+        std::os::unix::fs::symlink(Path::new("/usr/bin").join(program), bin.join(program)).unwrap();
+    }
+    let (code, log) = finish(user.command(&["build", &url]).env("PATH", &bin), None, LIMIT)?;
+    assert!(code == Some(0) && log.contains("Git LFS") && log.contains("\"big\""), "{log}");
+    Ok(())
+}
+
+#[test]
+fn the_same_image_from_everywhere() -> Result<()> {
+    if !needs::available("the_same_image_from_everywhere", &[Need::Git, Need::Web, Need::Registry]) {
+        return Ok(());
+    }
+    let web = WebServer::start(false)?;
+    let registry = Registry::start_with(Options::default())?;
+    let user = User::new(Level::Own)?;
+    let repository = Repository::create(&user.room.path().join("r"))?;
+    repository.commit(&[
+        ("Dockerfile", DOCKERFILE),
+        (".dockerignore", "ignored\n.git\n"),
+        ("a/b", "text"),
+        ("run", "#!/bin/sh\n"),
+        ("ignored", "x"),
+        ("gone", "not in the end"),
+    ])?;
+    fs::set_permissions(repository.path().join("run"), fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::symlink("a/b", repository.path().join("link")).unwrap();
+    fs::remove_file(repository.path().join("gone")).unwrap();
+    repository.commit(&[])?;
+    web.publish(&repository, "r.git")?;
+    let expected = user.digest(&["r"])?;
+    assert_eq!(user.digest(&[&format!("{}/git/r.git", web.url())])?, expected);
+    let tar = web.files().join("c.tar");
+    let make =
+        |excluded: &str, to: &Path| output(Command::new("tar").arg("-C").arg(repository.path()).args([excluded, "-cf"]).arg(to).arg("."));
+    make("--exclude=./.git", &tar)?;
+    for (name, program) in [("c.tar", ""), ("c.gz", "gzip"), ("c.bz2", "bzip2"), ("c.xz", "xz"), ("c.zst", "zstd")] {
+        if !program.is_empty() {
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("{program} -c < {} > {}", tar.display(), web.files().join(name).display())]);
+            output(&mut command)?;
+        }
+        let url = format!("{}/{name}", web.url());
+        assert_eq!(user.digest(&[&url])?, expected, "{name}");
+        let mut command = user.command(&["build", "--reproducible", "-q", "-"]);
+        command.stdin(fs::File::open(web.files().join(name)).unwrap());
+        let done = command.output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&done.stdout).trim(), expected, "{name} on standard input");
+    }
+    fs::copy(&tar, web.files().join("private/c.tar")).unwrap();
+    let (name, token) = WebServer::CREDENTIALS;
+    let guarded = format!("{}/private/c.tar", web.url());
+    assert!(user.refused(&[&guarded])?.contains("401"));
+    assert_eq!(user.digest(&[&guarded.replacen("://", &format!("://{name}:{token}@"), 1)])?, expected);
+    user.nowhere(token, "");
+    // A Dockerfile, which has no files; what is not there; an archive that is none.
+    fs::write(web.files().join("D"), "FROM scratch\nLABEL a=b\n").unwrap();
+    user.build(&[&format!("{}/D", web.url())])?;
+    fs::write(web.files().join("short.gz"), &fs::read(web.files().join("c.gz")).unwrap()[..60]).unwrap();
+    for (name, expect) in [("none", "404"), ("short.gz", "cannot be unpacked")] {
+        let told = user.refused(&[&format!("{}/{name}", web.url())])?;
+        assert!(told.starts_with("5 ") && told.contains(expect), "{told}");
+    }
+    // An artifact of two layers: the second takes a file of the first away.
+    let image = user.room.path().join("image");
+    fs::create_dir(&image).unwrap();
+    fs::write(image.join("Dockerfile"), "FROM scratch\nCOPY old /\nADD c.tar /\n").unwrap();
+    fs::create_dir(image.join("old")).unwrap();
+    fs::copy(&tar, image.join("c.tar")).unwrap();
+    let place = format!("{}/contexts/c:1", registry.address());
+    let pushed = user.digest(&["image", "-t", &place, "--push", "-o", "type=oci,dest=layout,tar=false"])?;
+    for address in [
+        format!("oci://{place}"),
+        format!("oci://{}@{pushed}", place.trim_end_matches(":1")),
+        "oci-layout://layout".to_owned(),
+        format!("oci-layout://layout@{pushed}"),
+    ] {
+        assert_eq!(user.digest(&[&address])?, expected, "{address}");
+    }
+    let told = user.refused(&[&format!("oci://{}/contexts/none:1", registry.address())])?;
+    assert!(told.starts_with("7 "), "{told}");
+    Ok(())
+}
+
+#[test]
+fn a_stopped_fetch_ends() -> Result<()> {
+    if !ready("a_stopped_fetch_ends") {
+        return Ok(());
+    }
+    // Takes connections, and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    let user = User::new(Level::Own)?;
+    for path in ["x.git", "x.tar"] {
+        let child = user.command(&["build", &format!("http://{address}/{path}")]).stderr(std::process::Stdio::null()).spawn().unwrap();
+        let mut child = child;
+        std::thread::sleep(Duration::from_millis(700));
+        let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let began = Instant::now();
+        let status = child.wait().unwrap();
+        assert!(status.code() == Some(130) && began.elapsed() < Duration::from_secs(3), "{path}: {status} {:?}", began.elapsed());
+    }
+    Ok(())
+}

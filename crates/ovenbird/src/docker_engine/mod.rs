@@ -1,0 +1,394 @@
+//! A Docker Engine, through its API: where it is ([`Endpoint`]), containers ([`ContainerSpec`]), images, and builds.
+//!
+//! Synchronous and typed; every engine has a small runtime of its own, made when it is first asked. What counts is an engine that
+//! answers ([`DockerEngine::reach`]), not a program on the path. Long calls take a [`Cancel`]: the connection is dropped, which ends the
+//! engine's work. The calls know nothing of stores, sources or requests: the builder over them is in [`crate::builder`], and [`Tasker`] is over that.
+
+mod build;
+mod container;
+mod endpoint;
+mod image;
+mod options;
+mod tasker;
+
+use std::fmt;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use ovenbird_engine::Cancel;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+
+pub use build::{BuildCall, BuildFailure, Built};
+pub use container::{Attached, AttachedInput, AttachedOutput, ContainerSpec, ContainerSummary, Stream};
+pub use endpoint::{DockerSettings, Endpoint};
+pub use image::ImageSummary;
+pub use options::{BuildOptions, ContainerLimits, Prepared};
+pub use tasker::{GitSource, Tasker};
+
+use crate::error::{Error, Kind};
+
+/// An engine that is there answers this fast.
+const REACH: Duration = Duration::from_secs(5);
+/// For calls that only look something up.
+const SHORT: Duration = Duration::from_mins(1);
+/// For calls that end when their work does. The client's own limit is on the time before an answer begins.
+const ENDLESS: Duration = Duration::from_hours(7 * 24);
+/// A cancelled call is dropped after at most this.
+const CANCEL_LOOK: Duration = Duration::from_millis(50);
+/// Bytes in one piece of a request's body.
+const PIECE: usize = 128 * 1024;
+/// Pieces that wait to be sent.
+const PIECES: usize = 4;
+
+/// What can go wrong with a Docker Engine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DockerEngineError {
+    /// A variable or a file of Docker's client.
+    #[error("{what}: {reason}")]
+    Configuration {
+        /// Which.
+        what: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// Nobody answers.
+    #[error("cannot reach the Docker Engine at {endpoint}: {reason}")]
+    Unreachable {
+        /// Where.
+        endpoint: String,
+        /// Why.
+        reason: String,
+        /// The socket is there and is not for this user.
+        forbidden: bool,
+    },
+    /// It said no.
+    #[error("the Docker Engine refused {call}: {message}")]
+    Refused {
+        /// What was called.
+        call: String,
+        /// HTTP status; 200 when the refusal came in the body.
+        status: u16,
+        /// Its words.
+        message: String,
+    },
+    /// The connection broke, or the answer is none.
+    #[error("the Docker Engine at {endpoint} gave no answer to {call}: {reason}")]
+    Broken {
+        /// Where.
+        endpoint: String,
+        /// What was called.
+        call: String,
+        /// Why.
+        reason: String,
+    },
+    /// What was to be sent cannot be read.
+    #[error("what {call} sends to the Docker Engine cannot be made: {reason}")]
+    Body {
+        /// What was called.
+        call: String,
+        /// Why.
+        reason: String,
+    },
+    /// Stopped by the user.
+    #[error("the call {call} to the Docker Engine was cancelled")]
+    Cancelled {
+        /// What was called.
+        call: String,
+    },
+}
+
+impl DockerEngineError {
+    /// There is no such thing.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, .. })
+    }
+}
+
+impl From<DockerEngineError> for Error {
+    fn from(error: DockerEngineError) -> Self {
+        let kind = match &error {
+            DockerEngineError::Configuration { .. } => Kind::Configuration,
+            DockerEngineError::Body { .. } => Kind::Source,
+            DockerEngineError::Cancelled { .. } => Kind::Cancelled,
+            _ => Kind::Driver,
+        };
+        let told = Self::from_chain(kind, &error);
+        match error {
+            DockerEngineError::Unreachable { forbidden: true, .. } => told.hint(
+                "add your user to the group of the socket (often `docker`), or use -o type=docker,dest=FILE and `docker load -i FILE`",
+            ),
+            DockerEngineError::Unreachable { .. } => {
+                told.hint("start Docker, or say where it listens with DOCKER_HOST=unix:///path/to/docker.sock or a docker context")
+            }
+            _ => told,
+        }
+    }
+}
+
+/// A Docker Engine. Makes no connection and no thread before it is first asked something.
+pub struct DockerEngine {
+    endpoint: Endpoint,
+    buildkit: Option<bool>,
+    open: OnceLock<Open>,
+}
+
+/// What is made on first use.
+struct Open {
+    runtime: Runtime,
+    client: bollard::Docker,
+}
+
+impl fmt::Display for DockerEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.endpoint.fmt(f)
+    }
+}
+
+impl fmt::Debug for DockerEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DockerEngine").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+/// What an engine says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Version {
+    /// Of the program, as it names it.
+    pub engine: String,
+    /// Of its API.
+    pub api: (u32, u32),
+}
+
+impl Version {
+    /// Is BuildKit the builder that the engine itself takes? Docker 23 made it so.
+    pub fn prefers_buildkit(&self) -> bool {
+        self.api >= (1, 42)
+    }
+}
+
+impl DockerEngine {
+    /// The engine that the environment means. Does not connect.
+    pub fn new(settings: &DockerSettings) -> Result<Self, DockerEngineError> {
+        Ok(Self { endpoint: settings.endpoint()?, buildkit: settings.buildkit, open: OnceLock::new() })
+    }
+
+    /// Where it is.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Its version, when it answers within a few seconds.
+    pub fn reach(&self) -> Result<Version, DockerEngineError> {
+        let call = "version";
+        let said = self.ask_within(call, REACH, async |client| client.version().await)?;
+        let api = said.api_version.unwrap_or_default();
+        let (major, minor) = api.split_once('.').unwrap_or_default();
+        Ok(Version {
+            engine: said.version.unwrap_or_else(|| "unknown".into()),
+            api: (major.parse().unwrap_or(1), minor.parse().unwrap_or(0)),
+        })
+    }
+
+    /// What `DOCKER_BUILDKIT` says.
+    pub fn said_buildkit(&self) -> Option<bool> {
+        self.buildkit
+    }
+
+    /// Runs something on the engine's runtime.
+    pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> Result<T, DockerEngineError> {
+        Ok(self.open()?.runtime.block_on(work))
+    }
+
+    fn open(&self) -> Result<&Open, DockerEngineError> {
+        if let Some(open) = self.open.get() {
+            return Ok(open);
+        }
+        let unreachable = |reason: String, forbidden| DockerEngineError::Unreachable { endpoint: self.to_string(), reason, forbidden };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("docker-engine")
+            .enable_all()
+            .build()
+            .map_err(|error| unreachable(error.to_string(), false))?;
+        let (seconds, version) = (ENDLESS.as_secs(), bollard::API_DEFAULT_VERSION);
+        let client = match &self.endpoint {
+            Endpoint::Unix(path) => {
+                // The client's own words for a socket that is missing or closed to us do not say which.
+                if let Err(error) = std::os::unix::net::UnixStream::connect(path) {
+                    return Err(unreachable(error.to_string(), error.kind() == io::ErrorKind::PermissionDenied));
+                }
+                bollard::Docker::connect_with_unix(&path.to_string_lossy(), seconds, version)
+            }
+            Endpoint::Tcp(address) => bollard::Docker::connect_with_http(&format!("tcp://{address}"), seconds, version),
+            Endpoint::Tls { address, certificates } => {
+                let file = |name: &str| readable(&certificates.join(name)).map(|()| certificates.join(name));
+                let (key, cert, ca) = (file("key.pem")?, file("cert.pem")?, file("ca.pem")?);
+                bollard::Docker::connect_with_ssl(&format!("tcp://{address}"), &key, &cert, &ca, seconds, version)
+            }
+        };
+        let client = client.map_err(|error| self.told("version", error))?;
+        Ok(self.open.get_or_init(|| Open { runtime, client }))
+    }
+
+    /// One call that looks something up.
+    fn ask<T>(
+        &self,
+        call: &str,
+        work: impl AsyncFnOnce(&bollard::Docker) -> Result<T, bollard::errors::Error>,
+    ) -> Result<T, DockerEngineError> {
+        self.ask_within(call, SHORT, work)
+    }
+
+    fn ask_within<T>(
+        &self,
+        call: &str,
+        limit: Duration,
+        work: impl AsyncFnOnce(&bollard::Docker) -> Result<T, bollard::errors::Error>,
+    ) -> Result<T, DockerEngineError> {
+        let open = self.open()?;
+        match open.runtime.block_on(async { tokio::time::timeout(limit, work(&open.client)).await }) {
+            Ok(done) => done.map_err(|error| self.told(call, error)),
+            Err(_) => Err(DockerEngineError::Broken {
+                endpoint: self.to_string(),
+                call: call.into(),
+                reason: format!("nothing came within {} seconds", limit.as_secs()),
+            }),
+        }
+    }
+
+    /// One call that takes as long as its work.
+    fn work<T>(
+        &self,
+        call: &str,
+        cancel: &Cancel,
+        work: impl AsyncFnOnce(&bollard::Docker) -> Result<T, DockerEngineError>,
+    ) -> Result<T, DockerEngineError> {
+        let open = self.open()?;
+        open.runtime.block_on(async {
+            let work = std::pin::pin!(work(&open.client));
+            let stopped = std::pin::pin!(async {
+                while !cancel.is_cancelled() {
+                    tokio::time::sleep(CANCEL_LOOK).await;
+                }
+            });
+            match futures_util::future::select(work, stopped).await {
+                futures_util::future::Either::Left((done, _)) => done,
+                futures_util::future::Either::Right(_) => Err(DockerEngineError::Cancelled { call: call.into() }),
+            }
+        })
+    }
+
+    /// As [`Self::work`], with a body that `write` makes on a thread of its own while it is sent.
+    fn send<T: Send>(
+        &self,
+        call: &str,
+        cancel: &Cancel,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send,
+        work: impl AsyncFnOnce(&bollard::Docker, Body) -> Result<T, DockerEngineError>,
+    ) -> Result<T, DockerEngineError> {
+        // Before the thread: an engine that is not there is told as such.
+        self.open()?;
+        let (sender, receiver) = mpsc::channel(PIECES);
+        let (written, done) = std::thread::scope(|scope| {
+            let writer = scope.spawn(move || {
+                let mut pieces = Pieces { sender, piece: Vec::with_capacity(PIECE) };
+                let written = write(&mut pieces).and_then(|()| pieces.flush());
+                if written.is_err() {
+                    // Without it the engine would take half a body for a whole one.
+                    let _ = pieces.sender.blocking_send(Err(io::Error::other("the body cannot be made")));
+                }
+                written
+            });
+            let done = self.work(call, cancel, async move |client| work(client, Body(receiver)).await);
+            (writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), done)
+        });
+        match (written, done) {
+            // The engine closed early: it has said why.
+            (Err(error), Err(told)) if error.kind() == io::ErrorKind::BrokenPipe => Err(told),
+            (Err(error), Err(_)) => Err(DockerEngineError::Body { call: call.into(), reason: error.to_string() }),
+            (_, done) => done,
+        }
+    }
+
+    fn told(&self, call: &str, error: bollard::errors::Error) -> DockerEngineError {
+        use bollard::errors::Error as Told;
+        match error {
+            Told::DockerResponseServerError { status_code, message } => {
+                DockerEngineError::Refused { call: call.into(), status: status_code, message: message.trim().into() }
+            }
+            Told::DockerStreamError { error } => {
+                DockerEngineError::Refused { call: call.into(), status: 200, message: error.trim().into() }
+            }
+            other => {
+                let mut reason = other.to_string();
+                let (mut next, mut connecting, mut forbidden) = (std::error::Error::source(&other), false, false);
+                if let Told::HyperLegacyError { err } = &other {
+                    connecting = err.is_connect();
+                    next = std::error::Error::source(err);
+                    reason = err.to_string();
+                }
+                while let Some(cause) = next {
+                    let text = cause.to_string();
+                    if !reason.contains(&text) {
+                        reason = format!("{reason}: {text}");
+                    }
+                    forbidden |= cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
+                    next = cause.source();
+                }
+                let endpoint = self.to_string();
+                if connecting || matches!(other, Told::SocketNotFoundError(_)) {
+                    DockerEngineError::Unreachable { endpoint, reason, forbidden }
+                } else {
+                    DockerEngineError::Broken { endpoint, call: call.into(), reason }
+                }
+            }
+        }
+    }
+}
+
+/// A file that TLS needs.
+fn readable(path: &Path) -> Result<(), DockerEngineError> {
+    std::fs::File::open(path).map(drop).map_err(|error| DockerEngineError::Configuration {
+        what: format!("the certificate of the Docker Engine {}", path.display()),
+        reason: error.to_string(),
+    })
+}
+
+/// The body of a request, as it is made.
+struct Body(mpsc::Receiver<io::Result<Bytes>>);
+
+impl Body {
+    fn into_stream(self) -> impl stream::Stream<Item = io::Result<Bytes>> + Send + 'static {
+        stream::unfold(self.0, async |mut receiver| receiver.recv().await.map(|piece| (piece, receiver)))
+    }
+}
+
+/// Collects what is written into pieces.
+struct Pieces {
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    piece: Vec<u8>,
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(PIECE - self.piece.len());
+        self.piece.extend_from_slice(&bytes[..taken]);
+        if self.piece.len() == PIECE {
+            self.flush()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.piece.is_empty() {
+            return Ok(());
+        }
+        let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
+        self.sender.blocking_send(Ok(piece.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}

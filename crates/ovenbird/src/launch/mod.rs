@@ -1,0 +1,55 @@
+//! Where a worker runs: what starts `ovenbird worker` there and gives the pipe to it.
+//!
+//! A launcher knows nothing of builds. What it starts ends when its pipe is closed.
+
+pub mod process;
+pub mod ssh;
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use crate::builder::Job;
+use crate::error::Error;
+
+pub use process::ProcessLauncher;
+pub use ssh::{Host, HostDefaults, SshLauncher};
+
+/// What is started.
+#[derive(Debug, Clone, Default)]
+pub struct WorkerSpec {
+    /// Flags of `ovenbird`, before `worker`.
+    pub flags: Vec<OsString>,
+}
+
+/// The pipe to a worker, and the worker's life.
+pub struct Pipe {
+    /// What it reads.
+    pub to: Box<dyn Write + Send>,
+    /// What it writes.
+    pub from: Box<dyn Read + Send>,
+    /// The worker itself.
+    pub life: Box<dyn Life>,
+}
+
+impl std::fmt::Debug for Pipe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pipe")
+    }
+}
+
+/// A worker that was started.
+pub trait Life: Send {
+    /// Waits for its end, at most so long. How it ended and what it said beside the pipe, for a message; `None`: it goes on.
+    fn wait(&mut self, limit: Duration) -> Option<String>;
+    /// Ends it now.
+    fn kill(&mut self);
+}
+
+/// Starts workers in one kind of place.
+pub trait Launcher {
+    /// Starts one.
+    fn launch(&self, spec: &WorkerSpec, job: &Job) -> Result<Pipe, Error>;
+    /// Where, for messages: `on ssh://build1`.
+    fn place(&self) -> String;
+}

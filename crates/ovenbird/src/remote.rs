@@ -1,0 +1,432 @@
+//! A driver whose builds run in a worker: in a process, in a container, on another machine.
+//!
+//! The source is fetched here and sent as the ignore files leave it; outputs come back. Images that are kept stay where the worker is.
+
+use std::io::{self, Read, Write as _};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ovenbird_engine::{Event, OutputFile, PathOrStdout};
+use ovenbird_oci::store::Store;
+use ovenbird_oci::{archive, beside};
+
+use crate::builder::Job;
+use crate::docker_engine::DockerEngine;
+use crate::driver::{Driver, check};
+use crate::error::{Error, Kind};
+use crate::launch::{Launcher, Life, Pipe, WorkerSpec};
+use crate::naming::Naming;
+use crate::report::BuildReport;
+use crate::request::{BuildRequest, CacheDest, CacheFrom, ContextSource, Dest, Output, OutputKind};
+use crate::settings::{Environment, Settings};
+use crate::source::{Fetcher, SourceTree};
+use crate::worker::folder::{self, SendError};
+use crate::worker::question::Answers;
+use crate::worker::wire::{Hello, Order, Pieces, Receiver, Registry, Sender, ToCaller, ToWorker, WireError};
+use crate::worker::without_places;
+
+/// How long a worker may take to begin, connecting included.
+const BEGIN: Duration = Duration::from_secs(60);
+
+/// How long a cancelled worker may take to stop.
+const STOP: Duration = Duration::from_secs(7);
+
+/// How long a worker may take to end after its last word.
+const END: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the build was cancelled.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Runs requests in workers.
+pub struct RemoteDriver<L> {
+    launcher: L,
+    spec: WorkerSpec,
+    settings: Settings,
+    environment: Environment,
+    stdin: Mutex<Box<dyn Read + Send>>,
+}
+
+impl<L> std::fmt::Debug for RemoteDriver<L> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RemoteDriver").field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+impl<L: Launcher> RemoteDriver<L> {
+    /// A driver over `launcher`, with the settings of this machine.
+    pub fn new(launcher: L, spec: WorkerSpec, settings: &Settings, environment: &Environment, stdin: impl Read + Send + 'static) -> Self {
+        let (settings, environment) = (settings.clone(), environment.clone());
+        Self { launcher, spec, settings, environment, stdin: Mutex::new(Box::new(stdin)) }
+    }
+
+    fn order(&self, request: &BuildRequest, tree: &SourceTree, naming: &Naming) -> Result<Order, Error> {
+        let registries = self.settings.registries.iter().map(|(name, options)| Ok((name.clone(), Registry::of(name, options)?)));
+        Ok(Order {
+            request: without_places(request),
+            values: naming.values().clone(),
+            policies: self.settings.tags.clone(),
+            now: self.environment.now(),
+            registries: registries.collect::<Result<_, Error>>()?,
+            dockerfile_name: tree.dockerfile_name.clone(),
+            dockerfile_bytes: tree.dockerfile.len() as u64,
+        })
+    }
+
+    /// One worker from beginning to end.
+    fn attempt(&self, request: &BuildRequest, order: &ToWorker, tree: &SourceTree, job: &Job) -> Result<BuildReport, Error> {
+        let mut answers = Answers::new(request, tree, &self.settings, &self.environment)?;
+        let Pipe { to, from, life } = self.launcher.launch(&self.spec, job)?;
+        let (to, mut from, life) = (Sender::new(to), Receiver::new(from), Mutex::new(life));
+        let (begun, done) = (AtomicBool::new(false), AtomicBool::new(false));
+        let unsent = Mutex::new(None);
+        let mut outputs = Outputs::new(&request.outputs, &self.settings, job);
+        let outcome = std::thread::scope(|scope| {
+            let watch = Watch { job, to: &to, life: &life, begun: &begun, done: &done };
+            scope.spawn(move || watch.run());
+            scope.spawn(|| {
+                if let Err(SendError::Read { path, source }) = send(order, tree, &to) {
+                    let error = Error::from_chain(Kind::Source, &source).while_doing(format!("cannot read {path} of the build context"));
+                    *unsent.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    to.close();
+                }
+            });
+            let outcome = converse(&mut from, &to, &begun, &mut answers, &mut outputs, tree, job);
+            done.store(true, Ordering::SeqCst);
+            to.close();
+            outcome
+        });
+        let mut life = life.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let ended = life.wait(END);
+        if ended.is_none() {
+            life.kill();
+        }
+        if let Some(error) = unsent.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        match outcome {
+            Ok(report) => outputs.all_whole().map(|()| BuildReport { revision: tree.revision.clone(), ..report }),
+            Err(Ended::Failed(error)) => Err(error),
+            Err(Ended::Lost(_)) if job.cancel.is_cancelled() => Err(Error::new(Kind::Cancelled, "cancelled")),
+            Err(Ended::Lost(error)) => {
+                let mut told = Error::from(error).while_doing(format!("the worker {} was lost", self.launcher.place()));
+                told.causes.extend(ended);
+                Err(told)
+            }
+        }
+    }
+}
+
+impl<L: Launcher> Driver for RemoteDriver<L> {
+    fn run(&self, request: &BuildRequest, job: &Job) -> Result<BuildReport, Error> {
+        let mut naming = Naming::new(request, &self.settings.tags)?;
+        check(&naming.probe(request)?.request)?;
+        refuse(request, &self.launcher.place())?;
+        let tree = {
+            let mut stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner);
+            Fetcher::new(&self.settings, &self.environment).fetch(request, &mut **stdin, job)?
+        };
+        let request = &tree.dated(request);
+        naming.look_around(request, tree.revision.as_ref(), self.environment.now());
+        let order = ToWorker::Build(Box::new(self.order(request, &tree, &naming)?));
+        match self.attempt(request, &order, &tree, job) {
+            // The worker removed what was damaged.
+            Err(error) if error.is_damage() && !request.outputs.iter().any(Output::uses_stdout) => {
+                let message = format!("{error}; the image is built again");
+                job.sink.emit(Event::Warning { code: "corrupt-blob".into(), message, line: None });
+                self.attempt(request, &order, &tree, job)
+            }
+            done => done,
+        }
+    }
+}
+
+/// What cannot be had from a worker, by name.
+fn refuse(request: &BuildRequest, place: &str) -> Result<(), Error> {
+    if !request.workflow.is_empty() {
+        return Err(Error::refused(
+            "a plugin with a build in a worker",
+            format!("plugins, their programs and their secrets are here, and the build would be {place}; build here (--on here)"),
+        ));
+    }
+    let no = |option: &str, hint: &str| Err(Error::refused(option, format!("the build runs {place}")).hint(hint));
+    if !request.ssh.is_empty() {
+        return no("--ssh", "build with --on here");
+    }
+    if request.cache_from.iter().any(|from| matches!(from, CacheFrom::Local { .. })) {
+        return no("--cache-from type=local", "use type=registry, or build with --on here");
+    }
+    if request.cache_to.iter().any(|to| matches!(to.dest, CacheDest::Local { .. })) {
+        return no("--cache-to type=local", "use type=registry, or build with --on here");
+    }
+    let layouts =
+        request.contexts.values().any(|context| matches!(context, ContextSource::Image(name) if name.starts_with("oci-layout://")));
+    if layouts {
+        return no("--build-context with oci-layout://", "push the image to a registry and use docker-image://, or build with --on here");
+    }
+    Ok(())
+}
+
+/// Sends everything that comes before the build.
+fn send(order: &ToWorker, tree: &SourceTree, to: &Sender) -> Result<(), SendError> {
+    let piece = |piece: &[u8]| to.send_with(&ToWorker::Data { bytes: piece.len() }, piece);
+    let message = |message: &ToWorker| to.send(message).map_err(SendError::Pipe);
+    message(&ToWorker::Hello(Hello::own()))?;
+    message(order)?;
+    let mut out = Pieces::new(piece);
+    out.write_all(tree.dockerfile.as_bytes()).and_then(|()| out.flush()).map_err(SendError::Pipe)?;
+    message(&ToWorker::End)?;
+    for (name, context) in &tree.contexts {
+        let ignore = context.ignore.written().map(str::to_owned).collect();
+        message(&ToWorker::Context { name: name.clone(), ignore })?;
+        folder::send(&context.dir, context.ignore.clone(), &mut Pieces::new(piece))?;
+        message(&ToWorker::End)?;
+    }
+    message(&ToWorker::Begin)
+}
+
+/// How a conversation ends without a report.
+enum Ended {
+    /// The worker said why, or this end cannot go on.
+    Failed(Error),
+    /// The pipe did.
+    Lost(WireError),
+}
+
+impl From<WireError> for Ended {
+    fn from(error: WireError) -> Self {
+        Self::Lost(error)
+    }
+}
+
+fn converse<R: Read>(
+    from: &mut Receiver<R>,
+    to: &Sender,
+    begun: &AtomicBool,
+    answers: &mut Answers<'_>,
+    outputs: &mut Outputs<'_>,
+    tree: &SourceTree,
+    job: &Job,
+) -> Result<BuildReport, Ended> {
+    match from.expect()?.0 {
+        ToCaller::Hello(hello) => hello.check()?,
+        ToCaller::Failed { failure } => return Err(Ended::Failed(failure.into_error(("", "")))),
+        other => return Err(WireError::Unexpected(crate::worker::wire::Message::name(&other)).into()),
+    }
+    begun.store(true, Ordering::SeqCst);
+    loop {
+        let (message, raw) = from.expect()?;
+        match message {
+            ToCaller::Event { event } => job.sink.emit(event),
+            ToCaller::Ask { id, question } => {
+                let (answer, bytes) = answers.answer(question);
+                // A worker that is gone is seen at the next message.
+                let _ = to.send_with(&ToWorker::Answer { id, answer, bytes: bytes.len() }, &bytes);
+            }
+            ToCaller::Data { output, .. } => outputs.piece(output, &raw).map_err(Ended::Failed)?,
+            ToCaller::End { output } => outputs.end(output).map_err(Ended::Failed)?,
+            ToCaller::Report { report } => return Ok(*report),
+            ToCaller::Failed { failure } => {
+                return Err(Ended::Failed(failure.into_error((&tree.dockerfile_name, &tree.dockerfile))));
+            }
+            other @ (ToCaller::Hello(_) | ToCaller::Busy) => {
+                return Err(WireError::Unexpected(crate::worker::wire::Message::name(&other)).into());
+            }
+        }
+    }
+}
+
+/// Tells a worker that the build was cancelled, and ends one that does not begin or does not stop.
+struct Watch<'a> {
+    job: &'a Job,
+    to: &'a Sender,
+    life: &'a Mutex<Box<dyn Life>>,
+    begun: &'a AtomicBool,
+    done: &'a AtomicBool,
+}
+
+impl Watch<'_> {
+    fn run(&self) {
+        let kill = || self.life.lock().unwrap_or_else(PoisonError::into_inner).kill();
+        let start = Instant::now();
+        while !self.done.load(Ordering::SeqCst) {
+            if self.job.cancel.is_cancelled() {
+                break;
+            }
+            if !self.begun.load(Ordering::SeqCst) && start.elapsed() > BEGIN {
+                return kill();
+            }
+            std::thread::sleep(LOOK);
+        }
+        if self.done.load(Ordering::SeqCst) {
+            return;
+        }
+        // Whoever sends a context holds the pipe for a moment only, but one that is stuck holds it for ever.
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.to.send(&ToWorker::Cancel));
+            let end = Instant::now() + STOP;
+            while !self.done.load(Ordering::SeqCst) && Instant::now() < end {
+                std::thread::sleep(LOOK);
+            }
+            if !self.done.load(Ordering::SeqCst) {
+                kill();
+            }
+        });
+    }
+}
+
+/// Where outputs go on this machine.
+struct Outputs<'a> {
+    wanted: &'a [Output],
+    settings: &'a Settings,
+    job: &'a Job,
+    /// By place in the request.
+    open: Vec<Option<Receiving>>,
+    whole: Vec<bool>,
+}
+
+enum Receiving {
+    File(OutputFile),
+    /// Somebody who reads a stream to its end.
+    Stream {
+        pipe: io::PipeWriter,
+        reads: std::thread::JoinHandle<Result<(), Error>>,
+    },
+}
+
+impl<'a> Outputs<'a> {
+    fn new(wanted: &'a [Output], settings: &'a Settings, job: &'a Job) -> Self {
+        let whole = wanted.iter().map(|output| matches!(output.kind, OutputKind::Image | OutputKind::Registry | OutputKind::CacheOnly));
+        Self { wanted, settings, job, open: wanted.iter().map(|_| None).collect(), whole: whole.collect() }
+    }
+
+    fn all_whole(&self) -> Result<(), Error> {
+        match self.whole.iter().all(|whole| *whole) {
+            true => Ok(()),
+            false => Err(Error::new(Kind::Driver, "the worker reported success and did not send every output")),
+        }
+    }
+
+    fn receiving(&mut self, index: usize) -> Result<&mut Receiving, Error> {
+        let unasked = || Error::new(Kind::Driver, format!("the worker sent output {index}, which was not asked for"));
+        let wanted = self.wanted.get(index).filter(|_| !self.whole[index]).ok_or_else(unasked)?;
+        let slot = &mut self.open[index];
+        match slot {
+            Some(open) => Ok(open),
+            None => Ok(slot.insert(open(&wanted.kind, self.settings, self.job)?)),
+        }
+    }
+
+    fn piece(&mut self, index: usize, bytes: &[u8]) -> Result<(), Error> {
+        let written = match self.receiving(index)? {
+            Receiving::File(file) => file.write_all(bytes),
+            Receiving::Stream { pipe, .. } => pipe.write_all(bytes),
+        };
+        let Err(error) = written else { return Ok(()) };
+        // Who reads the stream knows better what is wrong.
+        if let Some(Some(Receiving::Stream { pipe, reads })) = self.open.get_mut(index).map(Option::take) {
+            drop(pipe);
+            reads.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        Err(cannot_write(&error))
+    }
+
+    fn end(&mut self, index: usize) -> Result<(), Error> {
+        self.receiving(index)?;
+        match self.open[index].take() {
+            Some(Receiving::File(file)) => file.finish().map_err(|error| cannot_write(&error))?,
+            Some(Receiving::Stream { pipe, reads }) => {
+                drop(pipe);
+                reads.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            None => {}
+        }
+        self.whole[index] = true;
+        Ok(())
+    }
+}
+
+fn cannot_write(error: &io::Error) -> Error {
+    Error::from_chain(Kind::Configuration, error).while_doing("cannot write the output")
+}
+
+fn open(kind: &OutputKind, settings: &Settings, job: &Job) -> Result<Receiving, Error> {
+    let file = |dest: &Dest| {
+        let to = match dest {
+            Dest::Path(path) => PathOrStdout::Path(path.clone()),
+            Dest::Stdout => PathOrStdout::Stdout,
+        };
+        OutputFile::create(&to).map(Receiving::File).map_err(|error| match dest {
+            Dest::Path(path) => cannot_write(&error).while_doing(format!("cannot write {}", path.display())),
+            Dest::Stdout => cannot_write(&error),
+        })
+    };
+    let stream = |read: Box<dyn FnOnce(io::PipeReader) -> Result<(), Error> + Send>| {
+        let (from, pipe) = io::pipe().map_err(|error| cannot_write(&error))?;
+        Ok(Receiving::Stream { pipe, reads: std::thread::spawn(move || read(from)) })
+    };
+    match kind {
+        OutputKind::OciTar(dest) | OutputKind::DockerTar(dest) | OutputKind::Tar(dest) => file(dest),
+        OutputKind::OciDir(dir) => {
+            let dir = dir.clone();
+            stream(Box::new(move |mut from| layout(&mut from, &dir)))
+        }
+        OutputKind::Local(dir) => {
+            let (dir, sink) = (dir.clone(), job.sink.clone());
+            stream(Box::new(move |from| {
+                if let Some(skipped) = files(from, &dir)? {
+                    sink.emit(Event::Warning { code: "skipped-devices".into(), message: skipped, line: None });
+                }
+                Ok(())
+            }))
+        }
+        OutputKind::Load => {
+            let (docker, job) = (DockerEngine::new(&settings.docker)?, job.clone());
+            stream(Box::new(move |mut from| {
+                job.sink.emit(Event::Message { text: format!("loading into the Docker Engine at {docker}") });
+                docker.load(&job.cancel, |out| io::copy(&mut from, out).map(drop))?;
+                Ok(())
+            }))
+        }
+        OutputKind::Image | OutputKind::Registry | OutputKind::CacheOnly => {
+            Err(Error::new(Kind::Driver, "the worker sent an output that stays where it is"))
+        }
+    }
+}
+
+/// An image as a layout in a folder: through a store of its own, so that every blob is checked.
+fn layout(from: &mut io::PipeReader, dir: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(dir).map_err(|error| cannot_write(&error))?;
+    let aside = beside::folder_in(dir).map_err(|error| cannot_write(&error))?;
+    let store = Store::open(aside.path())?;
+    for (target, names) in archive::read(&store, from)? {
+        archive::write_oci_dir(&store, &target, &names, dir)?;
+    }
+    Ok(())
+}
+
+/// Files in a folder. Says which devices could not be made.
+fn files(from: io::PipeReader, dir: &Path) -> Result<Option<String>, Error> {
+    std::fs::create_dir_all(dir).map_err(|error| cannot_write(&error))?;
+    beside::clear(dir);
+    let aside = beside::folder_in(dir).map_err(|error| cannot_write(&error))?;
+    let arrived = folder::receive(from, aside.path());
+    let (tree, owners) =
+        arrived.map_err(|error| Error::new(Kind::Driver, "the files of the image did not arrive").because(error.of_archive()))?;
+    let mut devices = vec![];
+    for (path, owner) in &owners {
+        if owner.node.is_some() {
+            std::fs::remove_file(aside.path().join(path)).map_err(|error| cannot_write(&error))?;
+            devices.push(path);
+        }
+    }
+    ovenbird_engine::export::output::move_into(&tree, dir).map_err(|error| cannot_write(&error))?;
+    let Some(first) = devices.first() else { return Ok(None) };
+    Ok(Some(format!(
+        "{} device(s) of the image are not in {}, for only root can make them: {}; type=tar keeps them",
+        devices.len(),
+        dir.display(),
+        Path::new(first).display()
+    )))
+}

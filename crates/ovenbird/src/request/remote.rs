@@ -1,0 +1,99 @@
+//! Addresses of contexts that are not on this machine.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What an address of a context begins with.
+const BEGINNINGS: [&str; 8] = ["http://", "https://", "git://", "ssh://", "file://", "github.com/", "oci://", "oci-layout://"];
+
+/// The address of a git repository, of a file on a web server, or of an artifact (`oci://NAME`, `oci-layout://PATH`), as it was typed. It may have
+/// a password in it, so it prints without.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RemoteUrl(String);
+
+impl RemoteUrl {
+    /// `None`: not an address, but a path.
+    pub fn parse(text: &str) -> Option<Self> {
+        let begins = |beginning: &&str| text.get(..beginning.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(beginning));
+        (BEGINNINGS.iter().any(begins) || is_scp(text)).then(|| Self(text.to_owned()))
+    }
+
+    /// As it was typed.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// User and password, and the address without them. The user of ssh is no secret, and stays.
+    pub fn split_credentials(&self) -> (Option<(String, String)>, String) {
+        let schemes = ["http", "https", "git", "ssh"];
+        let server = self.0.split_once("://").filter(|(scheme, _)| schemes.iter().any(|known| scheme.eq_ignore_ascii_case(known)));
+        let Some((scheme, rest)) = server else { return (None, self.0.clone()) };
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, tail) = rest.split_at(end);
+        let Some((info, host)) = authority.rsplit_once('@') else { return (None, self.0.clone()) };
+        let (user, password) = info.split_once(':').unwrap_or((info, ""));
+        if scheme.eq_ignore_ascii_case("ssh") && password.is_empty() {
+            return (None, self.0.clone());
+        }
+        (Some((user.to_owned(), password.to_owned())), format!("{scheme}://{host}{tail}"))
+    }
+}
+
+/// `git@host:path`, with any user.
+fn is_scp(text: &str) -> bool {
+    let Some((user, rest)) = text.split_once('@') else { return false };
+    let Some((host, path)) = rest.split_once(':') else { return false };
+    let word = |text: &str, extra: char| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == extra);
+    word(user, '_') && word(host, '.') && !path.is_empty()
+}
+
+impl fmt::Display for RemoteUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.split_credentials() {
+            (None, address) => f.write_str(&address),
+            (Some(_), address) => {
+                let (scheme, rest) = address.split_once("://").unwrap_or_default();
+                write!(f, "{scheme}://***@{rest}")
+            }
+        }
+    }
+}
+
+impl fmt::Debug for RemoteUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        for (text, expect) in [
+            ("dir", None),
+            ("./a@b:c", None),
+            ("a@b", None),
+            ("C:/x", None),
+            ("https://h/a.git#main:sub", Some("https://h/a.git#main:sub")),
+            ("HTTPS://h/a.git", Some("HTTPS://h/a.git")),
+            ("https://me:pw@h:8443/x@y.git", Some("https://***@h:8443/x@y.git")),
+            ("https://to:ken@we:ird@h/x", Some("https://***@h/x")),
+            ("https://token@h?ref=a@b", Some("https://***@h?ref=a@b")),
+            ("ssh://git@h/a", Some("ssh://git@h/a")),
+            ("ssh://git:pw@h/a", Some("ssh://***@h/a")),
+            ("git@h:a/b.git", Some("git@h:a/b.git")),
+            ("file:///srv/a.git", Some("file:///srv/a.git")),
+            ("oci://r.io/a:1", Some("oci://r.io/a:1")),
+            ("oci://r.io/a@sha256:12", Some("oci://r.io/a@sha256:12")),
+            ("oci-layout://a@sha256:12", Some("oci-layout://a@sha256:12")),
+            ("github.com/a/b", Some("github.com/a/b")),
+        ] {
+            assert_eq!(RemoteUrl::parse(text).map(|url| url.to_string()).as_deref(), expect, "{text}");
+        }
+        assert!(!format!("{:?}", RemoteUrl::parse("https://me:pw@h/").unwrap()).contains("pw"));
+    }
+}

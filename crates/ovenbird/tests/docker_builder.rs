@@ -1,0 +1,404 @@
+//! A Docker Engine that builds, and the operations of dock's tasker, over a real engine and a real registry.
+
+mod engine_room;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use engine_room::{Room, room};
+use ovenbird::docker_engine::{ContainerSpec, DockerEngine, Stream, Tasker};
+use ovenbird::request::Source;
+use ovenbird::settings::Overrides;
+use ovenbird::{
+    BuildReport, BuildRequest, Detail, DockerEngineBuilder, Driver as _, EngineBuilder, Environment, Error, Job, Kind, LocalDriver,
+    Settings,
+};
+use ovenbird_engine::event::Silent;
+use ovenbird_engine::{Cancel, Event, EventSink};
+use ovenbird_oci::Reference;
+use ovenbird_testing::process;
+use ovenbird_testing::registry::Registry;
+
+/// Keeps every event, and when it came, in seconds since the machine started.
+#[derive(Default)]
+struct Heard(Mutex<Vec<(f64, Event)>>);
+
+impl EventSink for Heard {
+    fn emit(&self, event: Event) {
+        self.0.lock().unwrap().push((uptime(), event));
+    }
+}
+
+impl Heard {
+    fn text(&self) -> String {
+        format!("{:?}", self.0.lock().unwrap())
+    }
+}
+
+/// What a step reads, too: the clock of containers is the machine's.
+fn uptime() -> f64 {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap();
+    text.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// A machine whose Docker Engine this is.
+struct Machine {
+    dir: tempfile::TempDir,
+    settings: Settings,
+    environment: Environment,
+}
+
+impl Machine {
+    fn new(host: &str, variables: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut all: BTreeMap<String, String> = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        all.insert("HOME".into(), dir.path().display().to_string());
+        all.insert("DOCKER_HOST".into(), host.to_owned());
+        let environment = Environment::fixed(all, dir.path(), None);
+        let flags = Overrides { root: Some(dir.path().join("state")), ..Overrides::default() };
+        let settings = Settings::load(&environment, &flags).unwrap();
+        std::fs::create_dir_all(&settings.root).unwrap();
+        std::fs::create_dir_all(dir.path().join("ctx")).unwrap();
+        Self { settings: Settings { temp: dir.path().into(), ..settings }, dir, environment }
+    }
+
+    fn builder(&self) -> DockerEngineBuilder {
+        let images = EngineBuilder::open(&self.settings, &self.environment, None, false).unwrap();
+        DockerEngineBuilder::new(DockerEngine::new(&self.settings.docker).unwrap(), images, &self.settings)
+    }
+
+    fn context(&self, files: &[(&str, &str)]) -> BuildRequest {
+        for (name, text) in files {
+            let path = self.dir.path().join("ctx").join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        BuildRequest::new(Source::Path(self.dir.path().join("ctx")))
+    }
+
+    fn run(&self, request: &BuildRequest, sink: &Arc<Heard>) -> Result<BuildReport, Error> {
+        let job = Job { sink: sink.clone(), cancel: Cancel::default() };
+        LocalDriver::new(self.builder(), self.dir.path(), io::empty()).run(request, &job)
+    }
+}
+
+#[test]
+fn a_docker_engine_builds() {
+    let Some(Room { engine, dockerd, .. }) = &room("docker_builder::a_docker_engine_builds") else { return };
+    let registry = Registry::start().unwrap();
+    // The engine itself knows nothing of this registry, and an own name for it that it could not reach.
+    let machine = Machine::new(&dockerd.host(), &[]);
+    let sink = Arc::new(Heard::default());
+    let dockerfile = "FROM busybox AS base\nARG A\nENV B=$A\nCOPY . /c/\nRUN cat /proc/uptime >&2; sleep 1; cat /proc/uptime; echo $A > /a\nFROM base\nRUN false\n";
+    let mut request = machine.context(&[("Dockerfile", dockerfile), (".dockerignore", "skip"), ("skip", ""), ("d/f", "text")]);
+    request.target = Some("base".into());
+    request.build_args.insert("A".into(), "x y".into());
+    request.labels.insert("l".into(), "1".into());
+    let name = format!("{}/team/app:1", registry.address());
+    request.names = vec![name.clone(), "also:2".into()];
+    request.outputs = vec!["type=image".parse().unwrap(), format!("type=registry,name={name}").parse().unwrap()];
+    let report = machine.run(&request, &sink).unwrap();
+
+    // Its image is in the engine and in the registry, the same one.
+    assert_eq!(engine.image_id("also:2").unwrap(), report.image_id());
+    let said = process::output(Command::new("skopeo").args(["inspect", "--tls-verify=false", &format!("docker://{name}")])).unwrap();
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((said["Digest"].as_str().unwrap(), said["Labels"]["l"].as_str().unwrap()), (&*report.digest.to_string(), "1"));
+    let id = engine
+        .create_container(&ContainerSpec {
+            image: "also:2".into(),
+            command: vec!["sh".into(), "-c".into(), "cat /a; echo $B; ls -a /c".into()],
+            ..ContainerSpec::default()
+        })
+        .unwrap();
+    engine.start_container(&id).unwrap();
+    assert_eq!(engine.wait_container(&id, &Cancel::default()), Ok(0));
+    let text: Vec<u8> = engine.container_logs(&id, true).unwrap().flat_map(|piece| piece.unwrap().1.to_vec()).collect();
+    assert_eq!(String::from_utf8(text).unwrap(), "x y\nx y\n.\n..\n.dockerignore\nDockerfile\nd\n");
+
+    // What steps say comes within a fifth of a second, from both streams.
+    let heard = sink.0.lock().unwrap();
+    let said: Vec<(f64, f64)> = heard
+        .iter()
+        .filter_map(|(at, event)| match event {
+            Event::Log { text, .. } => Some((*at, text.split(' ').next()?.parse().ok()?)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(said.len(), 2, "{heard:?}");
+    for (came, was) in said {
+        assert!(came - was < 0.2, "a line came {} s late", came - was);
+    }
+    assert!(heard.iter().any(|(_, event)| matches!(event, Event::Log { stream: ovenbird_engine::event::LogStream::Stderr, .. })));
+    drop(heard);
+    assert!(report.ran > 0);
+
+    // Again: everything from the engine's cache, the same image.
+    let sink = Arc::new(Heard::default());
+    let again = machine.run(&request, &sink).unwrap();
+    assert_eq!((again.digest, again.image_id()), (report.digest, report.image_id()));
+    assert!(again.cached > 0 && sink.text().contains("Cached"), "{}", sink.text());
+
+    // A step that fails: its code, its line, what it said.
+    request.target = None;
+    request.outputs.clear();
+    let error = machine.run(&request, &sink).unwrap_err();
+    let Some(Detail::Step { code, lines, .. }) = error.detail.as_deref() else { panic!("{error:?}") };
+    assert_eq!((error.kind, *code, *lines), (Kind::Step, 1, Some((7, 7))));
+
+    // Limits reach the steps, and a Dockerfile that no step sees.
+    let limits = "FROM busybox\nCOPY . /c\nRUN ls -a /c > /l; ulimit -n >> /l; df -k /dev/shm | tail -1 | awk '{print $2}' >> /l; grep -c 'db$' /etc/hosts >> /l; cat /l\n";
+    let mut request = machine.context(&[]);
+    std::fs::remove_file(machine.dir.path().join("ctx/.dockerignore")).unwrap();
+    std::fs::write(machine.dir.path().join("outside"), limits).unwrap();
+    request.dockerfile = ovenbird::request::DockerfileFrom::Path(machine.dir.path().join("outside"));
+    request.limits.ulimits = vec!["nofile=123:456".parse().unwrap()];
+    request.limits.shm_size = Some("2m".parse().unwrap());
+    request.add_hosts = vec!["db:10.0.0.5".parse().unwrap(), "odb:10.0.0.6".parse().unwrap()];
+    let sink = Arc::new(Heard::default());
+    machine.run(&request, &sink).unwrap();
+    let log: String = sink
+        .0
+        .lock()
+        .unwrap()
+        .iter()
+        .filter_map(|(_, e)| if let Event::Log { text, .. } = e { Some(text.clone()) } else { None })
+        .collect();
+    assert_eq!(log, ".\n..\nDockerfile\nd\nskip\n123\n2048\n2\n");
+
+    // A cancelled build ends at once, and its container with it.
+    let slow = machine.context(&[("Dockerfile", "FROM busybox\nRUN sleep 61\n")]);
+    let (job, start) = (Job { sink: Arc::new(Silent), cancel: Cancel::default() }, Instant::now());
+    let stop = job.cancel.clone();
+    let driver = LocalDriver::new(machine.builder(), machine.dir.path(), io::empty());
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(1500));
+            stop.cancel();
+        });
+        assert_eq!(driver.run(&slow, &job).unwrap_err().kind, Kind::Cancelled);
+    });
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    let until = Instant::now() + Duration::from_secs(10);
+    while !dockerd.run(&["ps", "-q"]).unwrap().is_empty() {
+        assert!(Instant::now() < until, "the step still runs");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn buildkit_of_a_docker_engine_builds() {
+    let Some(Room { engine, dockerd, .. }) = &room("docker_builder::buildkit_of_a_docker_engine_builds") else { return };
+    let machine = Machine::new(&dockerd.host(), &[("DOCKER_BUILDKIT", "1")]);
+    let dockerfile = "FROM busybox\nCOPY --chmod=600 f /f\nRUN --mount=type=cache,target=/k cat /proc/uptime; echo $A > /k/a; sleep 1; cat /proc/uptime >&2\n";
+    let mut request = machine.context(&[("Dockerfile", dockerfile), ("f", "1")]);
+    // The engine of the tests has no bridge.
+    request.network = ovenbird::request::Network::None;
+    request.names = vec!["kit:1".into()];
+    let sink = Arc::new(Heard::default());
+    let report = machine.run(&request, &sink).unwrap();
+    assert_eq!(engine.image_id("kit:1").unwrap(), report.image_id());
+    let late: Vec<f64> = sink
+        .0
+        .lock()
+        .unwrap()
+        .iter()
+        .filter_map(|(at, event)| match event {
+            Event::Log { text, .. } => Some(*at - text.split(' ').next()?.parse::<f64>().ok()?),
+            _ => None,
+        })
+        .collect();
+    assert!(late.len() == 2 && late.iter().all(|late| *late < 0.2), "{late:?}");
+
+    std::fs::write(machine.dir.path().join("ctx/Dockerfile"), "FROM busybox\nRUN echo told; exit 5\n").unwrap();
+    let error = machine.run(&request, &sink).unwrap_err();
+    let Some(Detail::Step { code, tail, .. }) = error.detail.as_deref() else { panic!("{error:?}") };
+    assert_eq!((*code, tail.as_slice()), (5, &["told".to_owned()][..]));
+
+    // A file that no step may see cannot be sent to BuildKit.
+    std::fs::write(machine.dir.path().join("ctx/.dockerignore"), "Dockerfile").unwrap();
+    let error = machine.run(&request, &sink).unwrap_err();
+    assert!(error.kind == Kind::Usage && error.message.starts_with("a Dockerfile that is not a file of the build context"), "{error}");
+}
+
+/// Every field of a request, and a value that asks for something: honoured, or refused by its name.
+#[test]
+fn every_field_is_honoured_or_refused() {
+    let Some(Room { dockerd, .. }) = &room("docker_builder::every_field") else { return };
+    let machine = Machine::new(&dockerd.host(), &[]);
+    let base = machine.context(&[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\nFROM scratch AS two\nCOPY Dockerfile /two\n")]);
+    let base_json = serde_json::to_value(&base).unwrap();
+    // Field, value, and what is refused; empty: honoured, by the test above or by what every builder shares.
+    let rows = [
+        ("version", "1", ""),
+        ("source", "", ""),
+        ("dockerfile", "\"default\"", ""),
+        ("contexts", "{\"a\": {\"image\": \"docker-image://busybox\"}}", "--build-context"),
+        ("names", "[\"a:1\"]", ""),
+        ("target", "\"two\"", ""),
+        ("build_args", "{\"A\": \"1\"}", ""),
+        ("build_args", "{\"SOURCE_DATE_EPOCH\": \"1\"}", "SOURCE_DATE_EPOCH"),
+        ("labels", "{\"A\": \"1\"}", ""),
+        ("annotations", "{\"A\": \"1\"}", ""),
+        ("platforms", "[{\"os\": \"linux\", \"architecture\": \"amd64\"}]", ""),
+        (
+            "platforms",
+            "[{\"os\": \"linux\", \"architecture\": \"amd64\"}, {\"os\": \"linux\", \"architecture\": \"arm64\"}]",
+            "more than one --platform",
+        ),
+        ("if_needed", "", ""),
+        ("force", "false", ""),
+        ("no_cache", "true", ""),
+        ("no_cache_filter", "[\"two\"]", "--no-cache-filter"),
+        ("pull", "true", ""),
+        ("cache_from", "[{\"registry\": \"a:1\"}]", ""),
+        ("cache_from", "[{\"local\": {\"src\": \"d\", \"tag\": \"latest\", \"digest\": null}}]", "--cache-from type=local"),
+        ("cache_to", "", "--cache-to type=inline"),
+        ("outputs", "", ""),
+        ("secrets", "[{\"id\": \"a\", \"origin\": {\"env\": \"HOME\"}}]", "--secret"),
+        ("allow_leak", "[\"a\"]", ""),
+        ("ssh", "[{\"id\": \"default\"}]", "--ssh"),
+        ("network", "\"none\"", ""),
+        ("add_hosts", "[{\"name\": \"a\", \"address\": \"1.2.3.4\"}]", ""),
+        ("dns", "[\"1.1.1.1\"]", "--dns"),
+        ("hostname", "\"h\"", "--hostname"),
+        ("allow", "[\"network.host\"]", "--allow"),
+        (
+            "limits",
+            "{\"memory\": 67108864, \"cpus\": 0.5, \"ulimits\": [{\"name\": \"nofile\", \"soft\": 9, \"hard\": 9}], \"shm_size\": 1048576}",
+            "",
+        ),
+        ("reproducible", "true", "--reproducible"),
+        ("parallel", "2", "--parallel"),
+    ];
+    let fields: Vec<&String> = base_json.as_object().unwrap().keys().collect();
+    for field in &fields {
+        assert!(rows.iter().any(|(name, ..)| name == field), "the table of the docker builder does not know the field {field:?}");
+    }
+    for (field, value, refused) in rows {
+        let mut json = base_json.clone();
+        if !value.is_empty() {
+            json[field] = serde_json::from_str(value).unwrap();
+        }
+        let mut request: BuildRequest = BuildRequest::from_json(&json.to_string()).unwrap();
+        if field == "cache_to" {
+            request.cache_to = vec!["type=inline".parse().unwrap()];
+        }
+        if field == "outputs" {
+            request.outputs = vec![format!("type=tar,dest={}", machine.dir.path().join("out.tar").display()).parse().unwrap()];
+        }
+        let done = machine.run(&request, &Arc::default());
+        match (refused, done) {
+            ("", Ok(report)) => assert!(field != "annotations" || report.digest != machine.run(&base, &Arc::default()).unwrap().digest),
+            ("", Err(error)) => panic!("{field} = {value}: {error}"),
+            (refused, Ok(_)) => panic!("{field} = {value}: not refused as {refused}"),
+            (refused, Err(error)) => {
+                assert!(
+                    error.kind == Kind::Usage && error.message.starts_with(&format!("{refused} with --builder docker is not supported")),
+                    "{field}: {error}"
+                );
+            }
+        }
+    }
+    assert!(machine.dir.path().join("out.tar").is_file());
+}
+
+fn shell(script: &str) -> ContainerSpec {
+    ContainerSpec { image: "busybox".into(), command: ["sh", "-c", script].map(Into::into).into(), ..ContainerSpec::default() }
+}
+
+/// The behaviours of dock's tasker, by the names of its own tests.
+#[test]
+fn tasker() {
+    let Some(Room { engine, dockerd, .. }) = &room("docker_builder::tasker") else { return };
+    let registry = Registry::start().unwrap();
+    let machine = Machine::new(&dockerd.host(), &[]);
+    let tasker = Tasker::new(machine.builder(), machine.dir.path(), Arc::new(Silent), Cancel::default());
+    let reference = |name: &str| name.parse::<Reference>().unwrap();
+    let at = |name: &str| reference(&format!("{}/{name}", registry.address()));
+
+    // run, wait, logs, inspect_container, remove_container
+    let id = tasker.run(&shell("echo out; echo err >&2; exit 4")).unwrap();
+    assert_eq!(tasker.wait(&id).unwrap(), 4);
+    let mut said: Vec<(Stream, String)> =
+        tasker.logs(&id, true).unwrap().map(|piece| piece.unwrap()).map(|(s, b)| (s, String::from_utf8(b.to_vec()).unwrap())).collect();
+    said.sort_by_key(|(_, text)| text.clone());
+    assert_eq!(said, [(Stream::Stderr, "err\n".into()), (Stream::Stdout, "out\n".into())]);
+    assert_eq!(tasker.inspect_container(&id).unwrap()["State"]["ExitCode"], 4);
+    tasker.remove_container(&id, false).unwrap();
+    assert!(tasker.inspect_container(&id).is_err());
+    let id = tasker.run(&shell("sleep 60")).unwrap();
+    assert!(tasker.remove_container(&id, false).is_err());
+    tasker.remove_container(&id, true).unwrap();
+    // run_invalid_command: an error, and no container is left
+    let error = tasker.run(&ContainerSpec { command: vec!["/no/such".into()], ..shell("") }).unwrap_err();
+    assert!(error.to_string().contains("/no/such"), "{error}");
+    assert_eq!(dockerd.run(&["ps", "-aq"]).unwrap(), "");
+
+    // image_exists, image_doesnt_exist, inspect_image, get_image_info by id and by name
+    assert!(tasker.image_exists("busybox").unwrap() && !tasker.image_exists("lerknglekrnglekrnglekrng").unwrap());
+    let id = tasker.inspect_image("busybox:latest").unwrap()["Id"].as_str().unwrap().to_owned();
+    assert_eq!(tasker.image_info_by_id(&id).unwrap().unwrap().names, ["busybox:latest"]);
+    assert_eq!(tasker.image_info_by_id("sha256:0000").unwrap(), None);
+    assert_eq!(tasker.image_info_by_id("").unwrap(), None);
+    assert_eq!(tasker.image_info_by_name("busybox").unwrap()[0].id, id);
+    assert_eq!(tasker.image_info_by_name("none").unwrap(), []);
+
+    // tag_image, with a registry and a path; the same name again; a name that is taken
+    let name = at("ns/img:1");
+    assert_eq!(tasker.tag_image("busybox", &name, false).unwrap(), name);
+    tasker.tag_image("busybox", &name, false).unwrap();
+    assert!(tasker.image_exists(&name.familiar()).unwrap());
+    let changed = tasker.run(&shell("echo kept > /kept")).unwrap();
+    tasker.wait(&changed).unwrap();
+    // commit_container
+    let made = tasker.commit_container(&changed, Some(&reference("ns/committed:2")), Some("why")).unwrap();
+    assert_eq!(tasker.inspect_image("ns/committed:2").unwrap()["Id"], made.as_str());
+    assert_eq!(tasker.inspect_image(&made).unwrap()["Comment"], "why");
+    assert!(tasker.tag_image("ns/committed:2", &name, false).is_err_and(|error| error.kind == Kind::Usage));
+    tasker.tag_image("ns/committed:2", &name, true).unwrap();
+
+    // push_image to a registry that the engine was never told of; tag_and_push; a push that fails is an error
+    let digest = tasker.push_image(&name).unwrap();
+    assert!(tasker.last_logs().iter().any(|line| line.contains("pushing")), "{:?}", tasker.last_logs());
+    let second = at("other:3");
+    assert_eq!(tasker.tag_and_push_image("ns/committed:2", &second, false).unwrap(), digest);
+    assert!(tasker.push_image(&reference("127.0.0.1:1/nobody:1")).is_err());
+
+    // remove_image, then pull_image brings it back; one that is not there is an error
+    for name in [&name, &second, &reference("ns/committed:2")] {
+        tasker.remove_image(&name.familiar(), false, false).unwrap();
+        assert!(!tasker.image_exists(&name.familiar()).unwrap());
+    }
+    assert_eq!(tasker.pull_image(&second).unwrap(), second);
+    let spec = ContainerSpec { image: second.familiar(), command: vec!["cat".into(), "/kept".into()], ..ContainerSpec::default() };
+    let id = tasker.run(&spec).unwrap();
+    tasker.wait(&id).unwrap();
+    assert_eq!(&tasker.logs(&id, true).unwrap().next().unwrap().unwrap().1[..], b"kept\n");
+    assert!(tasker.pull_image(&at("none:1")).is_err_and(|error| error.kind == Kind::Registry));
+
+    // build_image_from_path, with and without the cache; a failed build is an error with its code
+    std::fs::write(machine.dir.path().join("ctx/Dockerfile"), "from busybox\nRUN echo building\n").unwrap();
+    let path: &Path = &machine.dir.path().join("ctx");
+    let report = tasker.build_image_from_path(path, "built:1", false).unwrap();
+    assert_eq!(engine.image_id("built:1").unwrap(), report.image_id());
+    assert!(tasker.last_logs().contains(&"building".to_owned()), "{:?}", tasker.last_logs());
+    tasker.build_image_from_path(path, "built:2", true).unwrap();
+    assert!(!tasker.last_logs().contains(&"building".to_owned()), "{:?}", tasker.last_logs());
+    std::fs::write(machine.dir.path().join("ctx/Dockerfile"), "FROM busybox\nRUN exit 9\n").unwrap();
+    assert_eq!(tasker.build_image_from_path(path, "failed:1", true).unwrap_err().kind, Kind::Step);
+    assert!(!tasker.image_exists("failed:1").unwrap());
+
+    // The container a build ran in, kept and pushed: an image that runs.
+    let names = tasker.push_buildroot(&changed, &reference("team/app:1"), &[registry.address()], 1_700_000_000).unwrap();
+    assert_eq!(names[0].familiar(), format!("{}/buildroot-team/app:2023-11-14-22-13-20", registry.address()));
+    tasker.remove_image(&names[0].familiar(), true, false).unwrap();
+    tasker.pull_image(&names[0]).unwrap();
+    let spec = ContainerSpec { image: names[0].familiar(), command: vec!["cat".into(), "/kept".into()], ..ContainerSpec::default() };
+    let id = tasker.run(&spec).unwrap();
+    assert_eq!(tasker.wait(&id).unwrap(), 0);
+}

@@ -1,0 +1,181 @@
+//! `cargo xtask layout`: which functions a build needs, so that the linker puts them beside each other.
+//!
+//! The kernel maps a program in windows of 64 KiB, and each counts as memory of the process. Of 15 MB of code a build runs less than one, but
+//! scattered as the compiler leaves it, it touches half of all windows.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ovenbird_testing::base::Base;
+use ovenbird_testing::registry::{Options, Registry};
+use regex::Regex;
+
+use crate::packages;
+
+const HEADER: &str = "\
+/* Functions that common builds run, beside each other: fewer pages of the program are touched.
+ * Written by `cargo xtask layout`. A name that is there no more does no harm, one that is missing costs some memory. */
+SECTIONS
+{
+  .text.ovenbird_common : {
+";
+const FOOTER: &str = "  }\n}\nINSERT BEFORE .text;\n";
+
+/// Builds the program with its symbols, runs it under callgrind, and writes the linker script.
+pub(crate) fn write(repository: &Path) -> Result<(), String> {
+    packages::install(&["valgrind", "docker-registry", "busybox-static"])?;
+    run(Command::new(env!("CARGO"))
+        .current_dir(repository)
+        .args(["build", "--release", "--locked", "--package", "ovenbird-cli"])
+        .args(["--config", "profile.release.strip=false"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), |dir| repository.join(dir));
+    let runs = Runs::new(target.join("release/ovenbird"))?;
+    runs.all()?;
+    let names = runs.names()?;
+    let mut script = HEADER.to_owned();
+    for name in &names {
+        let _ = writeln!(script, "    *(.text.{name})");
+    }
+    script.push_str(FOOTER);
+    let path = repository.join("crates/ovenbird-cli/layout.ld");
+    fs::write(&path, script).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    println!("{}: {} functions", path.display(), names.len());
+    Ok(())
+}
+
+/// Builds under callgrind, in a folder of their own.
+struct Runs {
+    program: PathBuf,
+    dir: tempfile::TempDir,
+    registry: Registry,
+}
+
+impl Runs {
+    fn new(program: PathBuf) -> Result<Self, String> {
+        let dir = tempfile::tempdir().map_err(|error| format!("cannot make a folder: {error}"))?;
+        let registry = Registry::start_with(Options { bases: &[Base::Busybox], credentials: None }).map_err(|error| error.to_string())?;
+        Ok(Self { program, dir, registry })
+    }
+
+    /// The jobs of most users, each with a state directory that is empty, and with one that is not.
+    fn all(&self) -> Result<(), String> {
+        let failed = |error: std::io::Error| format!("cannot make the contexts: {error}");
+        let context = self.dir.path().join("context");
+        fs::create_dir_all(context.join("src/deep")).map_err(failed)?;
+        for number in 0..300 {
+            let name = format!("src/{}{number}.txt", if number % 3 == 0 { "deep/" } else { "" });
+            fs::write(context.join(name), format!("{number} ").repeat(number * 7)).map_err(failed)?;
+        }
+        fs::write(context.join("large"), "what is written here is not random at all\n".repeat(2_000_000)).map_err(failed)?;
+        fs::write(context.join(".dockerignore"), "**/*.log\n!src\n").map_err(failed)?;
+        let address = self.registry.address();
+        let base = format!("FROM {address}/library/busybox:latest AS base\nARG A=1\nENV B=$A\nWORKDIR /w\n");
+        let steps = "COPY src/1.txt src/2.txt ./\nCOPY src /src\nCOPY large /large\nLABEL a=b\nUSER 1000\nEXPOSE 80\nENTRYPOINT [\"/x\"]\n";
+        let files = [
+            ("scratch", "FROM scratch\nCOPY src/1.txt /\n".to_owned()),
+            ("steps", format!("{base}{steps}")),
+            (
+                "stages",
+                format!(
+                    "{base}FROM base AS a\nCOPY src/1.txt /1\nFROM scratch\nCOPY --from=a --chown=1:1 /1 /1\nCOPY --chmod=600 src /s\n"
+                ),
+            ),
+            // A step cannot run under callgrind; everything up to it can.
+            ("step", format!("{base}RUN --mount=type=cache,target=/c echo hello\n")),
+        ];
+        for (name, text) in &files {
+            fs::write(self.dir.path().join(name), text).map_err(failed)?;
+        }
+        self.ovenbird(&["version"], true)?;
+        for (name, _) in files {
+            let file = self.dir.path().join(name).display().to_string();
+            let context = context.display().to_string();
+            let image = format!("{address}/layout/{name}:1");
+            let cache = format!("type=registry,ref={address}/layout/{name}:cache");
+            let first = ["build", "--progress", "plain", "--file", &file, "--tag", &image, &context];
+            let works = name != "step";
+            for more in [&[][..], &[], &["--push"], &["--push", "--cache-to", &cache, "--cache-from", &cache]] {
+                self.ovenbird(&[&first[..], more].concat(), works)?;
+            }
+            fs::write(self.dir.path().join("context/src/1.txt"), name).map_err(failed)?;
+            self.ovenbird(&first, works)?;
+            fs::remove_dir_all(self.dir.path().join("state")).map_err(failed)?;
+            self.ovenbird(&[&first[..], &["--push", "--cache-from", &cache]].concat(), works)?;
+        }
+        Ok(())
+    }
+
+    fn ovenbird(&self, words: &[&str], works: bool) -> Result<(), String> {
+        let mut command = Command::new("valgrind");
+        command.args(["--tool=callgrind", "--quiet", "--demangle=no"]);
+        command.arg(format!("--callgrind-out-file={}/callgrind.%p", self.dir.path().display()));
+        command.arg(&self.program).arg("--root").arg(self.dir.path().join("state")).args(words);
+        let done = command.output().map_err(|error| format!("cannot start valgrind: {error}"))?;
+        if done.status.success() == works {
+            return Ok(());
+        }
+        Err(format!("{words:?} ended with {}:\n{}", done.status, String::from_utf8_lossy(&done.stderr)))
+    }
+
+    /// Every function that ran, as a pattern that holds for the next build of the program, too.
+    fn names(&self) -> Result<BTreeSet<String>, String> {
+        let mut names = BTreeSet::new();
+        let failed = |error: std::io::Error| format!("cannot read what callgrind wrote: {error}");
+        for entry in fs::read_dir(self.dir.path()).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("callgrind.")) {
+                names.extend(fs::read_to_string(&path).map_err(failed)?.lines().filter_map(pattern));
+            }
+        }
+        Ok(names)
+    }
+}
+
+/// A function of a line `fn=(12) NAME` or `cfn=(12) NAME`. Callgrind writes each name once, and appends what tells recursion.
+fn pattern(line: &str) -> Option<String> {
+    let (_, name) = line.strip_prefix('c').unwrap_or(line).strip_prefix("fn=(")?.split_once(") ")?;
+    let name = name.split('\'').next()?;
+    let name = name.split_once(".llvm.").map_or(name, |(name, _)| name);
+    let expression = |text| Regex::new(text).ok();
+    // The hash of a legacy name, and the crates' disambiguators of the others, are of this build only.
+    if let Some(found) = expression("^(_ZN.*17h)[0-9a-f]{16}E")?.captures(name) {
+        return Some(format!("{}*", &found[1]));
+    }
+    if name.starts_with("_R") {
+        let name = expression(r"\.\d+$")?.replace(name, "");
+        return Some(format!("{}*", expression("Cs[0-9A-Za-z]+_")?.replace_all(&name, "Cs*_")));
+    }
+    expression(r"^[A-Za-z_][A-Za-z0-9_.]*$")?.is_match(name).then(|| name.to_owned())
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{command:?} ended with {status}")),
+        Err(error) => Err(format!("{command:?} could not be started: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_hold_for_the_next_build() {
+        for (line, expected) in [
+            ("fn=(12) _ZN8ovenbird8settings8Settings4load17h76a0d28d3f564bffE", Some("_ZN8ovenbird8settings8Settings4load17h*")),
+            ("cfn=(1) _ZN3std2rt17h0123456789abcdefE.llvm.123'2", Some("_ZN3std2rt17h*")),
+            ("fn=(3) _RNvNtCsjrHSEGnQ3l9_3std4path6is_dir.5866", Some("_RNvNtCs*_3std4path6is_dir*")),
+            ("fn=(4) aws_lc_0_47_0_SHA256", Some("aws_lc_0_47_0_SHA256")),
+            ("fn=(4)", None),
+            ("calls=3 0", None),
+            ("fn=(5) (below main)", None),
+            ("fn=(6) 0x0000000000012345", None),
+        ] {
+            assert_eq!(pattern(line).as_deref(), expected, "{line}");
+        }
+    }
+}
