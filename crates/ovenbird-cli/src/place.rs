@@ -1,46 +1,82 @@
-//! The driver of a build: where it runs and what builds it, as flags and settings say.
+//! The driver of a build: where it runs and what builds it, as flags, settings and the machine say.
 
-use ovenbird::choice::On;
+use ovenbird::choice::{Chosen, On, Probe, choose};
 use ovenbird::docker_engine::DockerEngine;
-use ovenbird::launch::{Host, ProcessLauncher, SshLauncher, WorkerSpec};
+use ovenbird::launch::{ContainerLauncher, Host, Launcher, ProcessLauncher, SshLauncher, WorkerSpec};
 use ovenbird::workflow::{Bench, Workshop};
-use ovenbird::{BuilderKind, DockerEngineBuilder, Driver, Error, Kind, LocalDriver, RemoteDriver};
+use ovenbird::{BuilderKind, DockerEngineBuilder, Driver, EngineBuilder, Error, Job, Kind, LocalDriver, RemoteDriver};
+use ovenbird_engine::Event;
 
 use crate::args::{BuildArgs, Global};
 use crate::session::Session;
 
+/// A driver, and why it is this one; nothing where it was asked for, or where the line about isolation says it.
+pub(crate) struct Place {
+    pub(crate) driver: Box<dyn Driver>,
+    reason: Option<String>,
+}
+
+impl Place {
+    /// Says why it is this one.
+    pub(crate) fn tell(&self, job: &Job) {
+        if let Some(reason) = &self.reason {
+            job.sink.emit(Event::Message { text: reason.clone() });
+        }
+    }
+}
+
+/// Does what is built there see the images of this machine's state directory?
+pub(crate) fn has_our_store(args: &BuildArgs, session: &Session) -> bool {
+    let on = args.on.clone().or_else(|| session.settings.on.clone()).unwrap_or_default();
+    let builder = args.builder.or(session.settings.builder).unwrap_or_default();
+    builder != BuilderKind::Docker && matches!(on, On::Auto | On::Here | On::Process)
+}
+
 /// Enters the isolation level when our own engine is to build here.
-pub(crate) fn driver(args: &BuildArgs, session: &Session, global: &Global) -> Result<Box<dyn Driver>, Error> {
+pub(crate) fn choose_driver(args: &BuildArgs, session: &Session, global: &Global) -> Result<Place, Error> {
     let settings = &session.settings;
     let builder = args.builder.or(settings.builder).unwrap_or_default();
-    Ok(match args.on.clone().or_else(|| settings.on.clone()).unwrap_or_default() {
-        On::Auto | On::Here => here(builder, session)?,
-        On::Ssh(hosts) => over_ssh(&hosts, session)?,
-        On::Pool => over_ssh(&settings.pool, session)?,
-        On::Process => {
-            let spec = WorkerSpec { flags: global.for_worker(settings) };
-            Box::new(RemoteDriver::new(ProcessLauncher, spec, settings, &session.environment, std::io::stdin()))
+    let on = args.on.clone().or_else(|| settings.on.clone()).unwrap_or_default();
+    let mut probe = Probe::of_environment(&session.environment);
+    let mut entered = (None, false);
+    if matches!(on, On::Auto | On::Here) && builder != BuilderKind::Docker {
+        entered = session.enter()?;
+        probe.level = entered.0.map(ovenbird_sandbox::Level::name);
+    }
+    if probe.wants_docker(&on, builder) {
+        probe.docker = Some(find_docker(session));
+    }
+    let Chosen { on: chosen, builder, reason } = choose(&on, builder, &probe)?;
+    let told = format!("--on {chosen} --builder {builder}: {reason}");
+    let said = on == On::Auto && entered.0.is_none() && args.builder.or(settings.builder) != Some(BuilderKind::Docker);
+    let workers = |flags, builder: BuilderKind| WorkerSpec { flags, arguments: vec!["--builder".into(), builder.to_string().into()] };
+    let driver: Box<dyn Driver> = match chosen {
+        On::Auto | On::Here if builder == BuilderKind::Docker => {
+            let images = session.images_only()?;
+            local(session, DockerEngineBuilder::new(DockerEngine::new(&settings.docker)?, images, settings))
         }
-    })
+        On::Auto | On::Here => local(session, EngineBuilder::open(settings, &session.environment, entered.0, entered.1)?),
+        On::Container(place) => {
+            let launcher = ContainerLauncher::new(place, settings, &session.environment);
+            remote(launcher, workers(global.in_container(), builder), session)
+        }
+        On::Ssh(hosts) => over_ssh(&hosts, workers(vec![], builder), session)?,
+        On::Pool => over_ssh(&settings.pool, workers(vec![], builder), session)?,
+        On::Process => remote(ProcessLauncher, workers(global.for_worker(settings), builder), session),
+    };
+    Ok(Place { driver, reason: said.then_some(told) })
 }
 
-fn here(builder: BuilderKind, session: &Session) -> Result<Box<dyn Driver>, Error> {
-    Ok(match builder {
-        BuilderKind::Docker => local(session, docker(DockerEngine::new(&session.settings.docker)?, session)?),
-        BuilderKind::Engine => local(session, session.sandboxed()?),
-        BuilderKind::Auto => {
-            let engine = session.sandboxed()?;
-            let found = if engine.runs_steps() { None } else { DockerEngine::new(&session.settings.docker).ok() };
-            match found.filter(|docker| docker.reach().is_ok()) {
-                Some(found) => local(session, docker(found, session)?),
-                None => local(session, engine),
-            }
-        }
-    })
-}
-
-fn docker(engine: DockerEngine, session: &Session) -> Result<DockerEngineBuilder, Error> {
-    Ok(DockerEngineBuilder::new(engine, session.images_only()?, &session.settings))
+/// The Docker Engine that answers, and what led there.
+pub(crate) fn find_docker(session: &Session) -> Result<String, String> {
+    let settings = &session.settings.docker;
+    let said = match (&settings.host, &settings.context) {
+        (Some(_), _) => " (DOCKER_HOST)",
+        (None, Some(_)) => " (DOCKER_CONTEXT)",
+        (None, None) => "",
+    };
+    let docker = DockerEngine::new(settings).map_err(|error| error.to_string())?;
+    docker.reach().map(|_| format!("{docker}{said}")).map_err(|error| error.to_string())
 }
 
 fn local<B: Workshop + 'static>(session: &Session, builder: B) -> Box<dyn Driver> {
@@ -49,11 +85,15 @@ fn local<B: Workshop + 'static>(session: &Session, builder: B) -> Box<dyn Driver
     Box::new(driver.with_plugins(Bench::new(&session.settings, &session.environment)))
 }
 
-fn over_ssh(hosts: &[Host], session: &Session) -> Result<Box<dyn Driver>, Error> {
+fn remote<L: Launcher + 'static>(launcher: L, spec: WorkerSpec, session: &Session) -> Box<dyn Driver> {
+    Box::new(RemoteDriver::new(launcher, spec, &session.settings, &session.environment, std::io::stdin()))
+}
+
+fn over_ssh(hosts: &[Host], spec: WorkerSpec, session: &Session) -> Result<Box<dyn Driver>, Error> {
     let settings = &session.settings;
     if hosts.is_empty() {
         return Err(Error::new(Kind::Configuration, "there is no host in the pool").hint("[pool] hosts = [\"ssh://HOST\"] in the settings"));
     }
     let hosts = hosts.iter().map(|host| host.clone().or(&settings.host_defaults)).collect();
-    Ok(Box::new(RemoteDriver::new(SshLauncher::new(hosts), WorkerSpec::default(), settings, &session.environment, std::io::stdin())))
+    Ok(remote(SshLauncher::new(hosts), spec, session))
 }

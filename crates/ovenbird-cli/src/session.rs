@@ -33,6 +33,11 @@ impl Session {
         EngineBuilder::open(&self.settings, &self.environment, level, overlay)
     }
 
+    /// Enters nothing: somebody else runs the steps.
+    pub(crate) fn outside(&self) -> Result<(Option<Level>, bool), Error> {
+        self.make_root().map(|()| (None, false))
+    }
+
     /// Enters the isolation level: this process must still have one thread. Which it is, and whether overlay mounts work there.
     pub(crate) fn enter(&self) -> Result<(Option<Level>, bool), Error> {
         self.make_root()?;

@@ -471,3 +471,22 @@ fn equal_ids_equal_digests() {
     let (one, other) = (build("here", ""), build("here", "--annotation a=b"));
     assert!(one.0 != other.0 && one.1 != other.1);
 }
+
+#[test]
+fn builders_of_a_build() {
+    let home = Home::new(&[("ctx/Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
+    let host = format!("unix://{}", home.path("none.sock"));
+    let engine = [("DOCKER_HOST", host.as_str())];
+    for (flags, vars, code, says) in [
+        ("--builder docker", &engine[..], 10, "cannot reach the Docker Engine at unix://"),
+        ("", &[engine[0], ("OVENBIRD_BUILDER", "docker")], 10, "hint: start Docker"),
+        ("--builder engine", &[engine[0], ("OVENBIRD_BUILDER", "docker")], 0, ""),
+        ("--builder auto", &engine, 0, ""),
+        ("--builder docker", &[("DOCKER_HOST", "ssh://far")], 3, "an engine over ssh is not supported"),
+        ("--builder docker", &[("DOCKER_CONTEXT", "gone")], 3, "the docker context \"gone\" (DOCKER_CONTEXT): it does not exist"),
+        ("", &[("OVENBIRD_BUILDER", "podman")], 3, "\"podman\" is no builder: expected auto, engine or docker"),
+    ] {
+        let ran = home.run_with(&format!("--root state build ctx --progress plain {flags}"), b"", vars);
+        assert!(ran.code == code && ran.stderr.contains(says), "{flags} {vars:?}: {ran:?}");
+    }
+}

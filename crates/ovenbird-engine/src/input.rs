@@ -266,6 +266,8 @@ pub struct BuildInput {
     pub dockerfile_name: String,
     /// `context` and named local contexts.
     pub contexts: BTreeMap<String, LocalContext>,
+    /// What the main context is known by, where its folder is another one each time: builds of the same are compared.
+    pub origin: Option<String>,
     /// One a platform; `platform` differs, the rest is the same.
     pub options: Vec<Options>,
     /// `--secret`.
@@ -344,6 +346,7 @@ impl Default for BuildInput {
             dockerfile: String::new(),
             dockerfile_name: "Dockerfile".into(),
             contexts: BTreeMap::new(),
+            origin: None,
             options: vec![],
             secrets: BTreeMap::new(),
             ssh: BTreeMap::new(),

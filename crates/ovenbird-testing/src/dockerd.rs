@@ -100,22 +100,36 @@ impl Dockerd {
 
     /// The same with images in containerd: layers are BuildKit's own, and every kind of output can be asked for.
     pub fn start_with_containerd(mirror: Option<&str>) -> Result<Self> {
-        Self::start_on_first(&Self::chosen(), Store::Containerd, mirror)
+        Self::start_on_first(&Self::chosen(), Store::Containerd, mirror, &[])
+    }
+
+    /// The same as [`start`](Self::start), which also listens at `address` (`127.0.0.1:PORT`), for clients with a certificate: `ca.pem`,
+    /// `server-cert.pem` and `server-key.pem` in `certificates`.
+    pub fn start_with_tls(address: &str, certificates: &Path) -> Result<Self> {
+        let file = |option: &str, name: &str| format!("--{option}={}", certificates.join(name).display());
+        let more = [
+            format!("--host=tcp://{address}"),
+            "--tlsverify".to_owned(),
+            file("tlscacert", "ca.pem"),
+            file("tlscert", "server-cert.pem"),
+            file("tlskey", "server-key.pem"),
+        ];
+        Self::start_on_first(&Self::chosen(), Store::Own, None, &more)
     }
 
     /// The same with other programs than the machine's.
     pub fn start_with_programs(programs: &Programs, mirror: Option<&str>) -> Result<Self> {
-        Self::start_on_first(programs, Store::Own, mirror)
+        Self::start_on_first(programs, Store::Own, mirror, &[])
     }
 
     fn chosen() -> Programs {
         std::env::var_os(UNPACKED).map_or_else(Programs::packaged, |root| Programs::unpacked(Path::new(&root)))
     }
 
-    fn start_on_first(programs: &Programs, store: Store, mirror: Option<&str>) -> Result<Self> {
+    fn start_on_first(programs: &Programs, store: Store, mirror: Option<&str>, more: &[String]) -> Result<Self> {
         let mut last = None;
         for driver in store.drivers() {
-            match Self::start_on(programs, store, driver, mirror) {
+            match Self::start_on(programs, store, driver, mirror, more) {
                 Ok(dockerd) => return Ok(dockerd),
                 Err(error) => last = Some(error),
             }
@@ -123,7 +137,7 @@ impl Dockerd {
         Err(last.unwrap_or_else(|| Error::Missing("no storage driver".into())))
     }
 
-    fn start_on(programs: &Programs, store: Store, driver: &str, mirror: Option<&str>) -> Result<Self> {
+    fn start_on(programs: &Programs, store: Store, driver: &str, mirror: Option<&str>, more: &[String]) -> Result<Self> {
         // The path of a socket must stay short, so the folder has a short name.
         let dir = tempfile::Builder::new().prefix("obd-").tempdir().at("cannot make a folder in", &std::env::temp_dir())?;
         let socket = dir.path().join("docker.sock");
@@ -148,7 +162,8 @@ impl Dockerd {
             .arg(format!("--host=unix://{}", socket.display()))
             .arg(format!("--storage-driver={driver}"))
             .args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--ip-forward=false"])
-            .args(mirror.map(|mirror| format!("--registry-mirror={mirror}")));
+            .args(mirror.map(|mirror| format!("--registry-mirror={mirror}")))
+            .args(more);
         let mut server = Server::start("dockerd", &mut command, &dir.path().join("log"))?;
         let host = format!("unix://{}", socket.display());
         server.wait(Duration::from_mins(1), || process::output(Command::new(&programs.docker).args(["-H", &host, "version"])).is_ok())?;

@@ -14,7 +14,7 @@ use crate::case::{Build, Case};
 use crate::command::Level;
 use crate::oracle::without_ours;
 use crate::runner::{Place, docker_environment, from_docker};
-use crate::{Result, dockerd};
+use crate::{Result, dockerd, process};
 
 /// What a comparison found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,7 +106,10 @@ fn both(place: &Place<'_>, build: &Build, number: u32) -> Result<Outcome> {
         _ => return Ok(Outcome::BothRefuse),
     }
     let Some(ours) = archive::images(&archive)?.into_iter().next() else { return Ok(differs("no image", our_code, &our_log)) };
-    let theirs = from_docker(&tag, &place.folder().join(format!("docker-{number}.tar")))?;
+    let mut theirs = from_docker(&tag, &place.folder().join(format!("docker-{number}.tar")))?;
+    // The way out of the engine goes through a form that has no place for some fields of Docker's.
+    let inspected = process::output(Command::new(dockerd::client()).args(["image", "inspect", "--format", "{{json .Config}}", &tag]))?;
+    theirs.config["config"] = serde_json::from_str(&inspected).unwrap_or_default();
     let differences = images(&ours, &theirs)?;
     Ok(if differences.is_empty() { Outcome::Same } else { Outcome::Differs(differences) })
 }

@@ -11,14 +11,19 @@ use ovenbird_testing::Result;
 use ovenbird_testing::archive;
 use ovenbird_testing::base::Base;
 use ovenbird_testing::command::{Level, Workspace, finish, set_mode};
+use ovenbird_testing::dockerd::Dockerd;
 use ovenbird_testing::git::SshServer;
 use ovenbird_testing::needs::{self, Need};
+use ovenbird_testing::process::output;
 use ovenbird_testing::registry::{Options, Registry, mirror_toml};
 
 const LIMIT: Duration = Duration::from_mins(2);
 
 /// Bytes that must be nowhere but in the step that asks for them.
 const SECRET: &str = "correct-horse-battery-staple-7193";
+
+/// Of a registry.
+const PASSWORD: &str = "staple-battery-horse-correct-3917";
 
 /// Looks at everything that could change on the way: kinds, modes, times, links, attributes.
 const DOCKERFILE: &str = "FROM busybox\n\
@@ -30,6 +35,9 @@ const DOCKERFILE: &str = "FROM busybox\n\
 struct Room {
     room: Workspace,
     settings: PathBuf,
+    /// Instead of the program itself.
+    program: Option<PathBuf>,
+    docker: Option<String>,
 }
 
 impl Room {
@@ -61,7 +69,7 @@ impl Room {
             fs::create_dir(room.path().join(name)).unwrap();
             write(&room.path().join(name).join("Dockerfile"), dockerfile);
         }
-        Ok(Self { room, settings: file })
+        Ok(Self { room, settings: file, program: None, docker: None })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -70,11 +78,18 @@ impl Room {
 
     /// `ovenbird build` on a place; `state` is the folder of the caller's state.
     fn build(&self, on: &str, context: &str, arguments: &[&str]) -> Command {
-        let mut command = self.room.ovenbird();
+        let mut command = self.command();
+        command.args(["build", "--on", on, "--progress", "plain"]).args(arguments).arg(self.path(context));
+        command
+    }
+
+    /// `ovenbird` of this room.
+    fn command(&self) -> Command {
+        let mut command = self.program.as_ref().map_or_else(|| self.room.ovenbird(), |program| self.room.command(program));
+        command.envs(self.docker.iter().map(|host| ("DOCKER_HOST", host)));
         let path = std::env::join_paths([self.path("bin")].into_iter().chain(std::env::split_paths("/usr/sbin:/usr/bin:/sbin:/bin")));
         command.env("PATH", path.unwrap()).env("TOKEN", SECRET).env("TMPDIR", self.room.path());
         command.arg("--root").arg(self.path("state")).arg("--settings").arg(&self.settings);
-        command.args(["build", "--on", on, "--progress", "plain"]).args(arguments).arg(self.path(context));
         command
     }
 
@@ -285,7 +300,7 @@ fn a_pool_of_two_hosts_with_two_slots() -> Result<()> {
     let quoted: Vec<String> = hosts.iter().map(|host| format!("{host:?}")).collect();
     write(&room.settings, &format!("{}\n[pool]\nslots = 2\nhosts = [{}]\n", mirror_toml(&registry.address()), quoted.join(", ")));
     fs::create_dir(room.path("naps")).unwrap();
-    write(&room.path("naps/Dockerfile"), "FROM busybox\nRUN sleep 1.7 && echo done\n");
+    write(&room.path("naps/Dockerfile"), "FROM busybox\nRUN echo done\n");
     let held = |state: &str| {
         let slots = fs::read_dir(room.path(state).join("slots")).into_iter().flatten().flatten();
         let taken = |slot: &fs::DirEntry| {
@@ -302,21 +317,229 @@ fn a_pool_of_two_hosts_with_two_slots() -> Result<()> {
     killed.wait().unwrap();
     wait_until("the slot's return", Duration::from_secs(10), || held("one") + held("two") == 0);
 
-    let mut builds: Vec<Child> = (0..5).map(|_| start(&mut room.build("pool", "naps", &["--no-cache"]))).collect();
-    let (mut most, mut both) = (0, false);
-    wait_until("the end of five builds", Duration::from_mins(1), || {
-        most = most.max(held("one")).max(held("two"));
-        both |= held("one") == 2 && held("two") == 2;
-        builds.iter_mut().all(|build| build.try_wait().unwrap().is_some())
-    });
-    assert!(builds.iter_mut().all(|build| build.wait().unwrap().success()));
-    assert_eq!((most, both), (2, true));
+    let mut builds: Vec<Child> = (0..5).map(|_| start(&mut room.build("pool", "sleeps", &["--no-cache"]))).collect();
+    wait_until("four builds", Duration::from_mins(1), || processes("sleep 86399").len() >= 4);
+    // The fifth has asked every host by now.
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!((held("one"), held("two"), processes("sleep 86399").len()), (2, 2, 4));
+    // At least one of two held a slot: the others have one each then.
+    for mut killed in builds.drain(..2) {
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+    }
+    wait_until("the fifth build", Duration::from_secs(30), || held("one") + held("two") == 3 && processes("sleep 86399").len() == 3);
+    for build in &mut builds {
+        signal(build, rustix::process::Signal::TERM);
+        assert_eq!(build.wait().unwrap().code(), Some(130));
+    }
+    wait_until("the end of all", Duration::from_secs(10), || held("one") + held("two") == 0);
     let (code, log) = finish(&mut room.build("ssh://dead,pool", "naps", &[]), None, LIMIT)?;
     assert!(code == Some(2) && log.contains("is no host for builds"), "{log}");
     let many = format!("ssh://dead,{}", hosts[0]);
     for _ in 0..4 {
         let (code, log) = finish(&mut room.build(&many, "naps", &[]), None, LIMIT)?;
         assert!(code == Some(0) && log.contains("building on ssh://one"), "{log}");
+    }
+    Ok(())
+}
+
+/// A room whose program is small enough to be made an image of again and again, and a Docker Engine.
+fn with_engine(registry: &Registry) -> Result<(Room, Dockerd)> {
+    let dockerd = Dockerd::start()?;
+    let mut room = Room::new(&mirror_toml(&registry.address()))?;
+    let program = room.path("ovenbird");
+    output(Command::new("strip").arg("-o").arg(&program).arg(ovenbird_testing::command::binary()?))?;
+    (room.program, room.docker) = (Some(program), Some(dockerd.host()));
+    Ok((room, dockerd))
+}
+
+fn containers(dockerd: &Dockerd) -> Vec<String> {
+    dockerd.run(&["ps", "--all", "--no-trunc", "--format", "{{.ID}} {{.Status}}"]).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn in_a_container() -> Result<()> {
+    if !needs::available("places::in_a_container", &[Need::Run, Need::Registry, Need::Docker, Need::Ssh]) {
+        return Ok(());
+    }
+    let (registry, server) = (registry()?, SshServer::start()?);
+    let (room, dockerd) = with_engine(&registry)?;
+    room.know(&[("one", &server)])?;
+    // One request, one digest, everywhere.
+    check_same(&room, &["process", "container", &room.host("one", "there", "")?])?;
+    check_nothing_stays(&room, &["container"]);
+    assert_eq!(containers(&dockerd), [""; 0]);
+    // One that no caller waits for any more goes with the next build; those of others stay.
+    let image = dockerd.run(&["images", "--format", "{{.Repository}}:{{.Tag}}", "ovenbird-self"])?.trim().to_owned();
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let namespace: String =
+        fs::read_link("/proc/self/ns/pid").unwrap().display().to_string().chars().filter(char::is_ascii_digit).collect();
+    let made = |caller: &str| {
+        let label = format!("io.ovenbird.worker={caller}");
+        dockerd.run(&["create", "--label", &label, &image, "worker"]).unwrap().trim().to_owned()
+    };
+    let orphan = made(&format!("m/{}/{namespace}/4194304/1", boot.trim()));
+    let foreign = made("another/boot/1/2/3");
+    let (code, log) = finish(&mut room.build("container", "ctx", &["--secret", "id=token,env=TOKEN"]), None, LIMIT)?;
+    assert_eq!(code, Some(0), "{log}");
+    let left = containers(&dockerd);
+    assert!(left.len() == 1 && left[0].starts_with(&foreign), "{left:?} without {orphan}");
+    Ok(())
+}
+
+#[test]
+fn in_a_container_with_the_engines_socket() -> Result<()> {
+    if !needs::available("places::in_a_container_with_the_engines_socket", &[Need::Registry, Need::Docker]) {
+        return Ok(());
+    }
+    let registry = registry()?;
+    let (room, dockerd) = with_engine(&registry)?;
+    for name in ["one", "two", "three"] {
+        fs::create_dir(room.path(name)).unwrap();
+        write(&room.path(name).join("Dockerfile"), &format!("FROM scratch\nLABEL name={name}\nCOPY Dockerfile /{name}\n"));
+    }
+    // The first makes the image of the program.
+    let (code, log) = finish(&mut room.build("container,socket", "one", &["-t", "first:1", "--load"]), None, LIMIT)?;
+    assert_eq!(code, Some(0), "{log}");
+    let mut builds: Vec<Child> = ["one", "two", "three"]
+        .iter()
+        .map(|name| start(&mut room.build("container,socket", name, &["-t", &format!("{name}:1")])))
+        .collect();
+    assert!(builds.iter_mut().all(|build| build.wait().unwrap().success()));
+    for name in ["one", "two", "three"] {
+        let label = dockerd.run(&["image", "inspect", "--format", "{{.Config.Labels.name}}", &format!("{name}:1")])?;
+        assert_eq!(label.trim(), name);
+    }
+    assert!(dockerd.run(&["image", "inspect", "first:1"]).is_ok());
+    write(&room.path("one/Dockerfile"), "FROM scratch\nCOPY nothing /\n");
+    let (code, _) = finish(&mut room.build("container,socket", "one", &[]), None, LIMIT)?;
+    assert!(code.is_some_and(|code| code > 1), "{code:?}");
+    let (code, log) = finish(&mut room.build("container,socket", "one", &["--builder", "engine"]), None, LIMIT)?;
+    assert!(code == Some(2) && log.contains("does not go with"), "{log}");
+    assert_eq!(containers(&dockerd), [""; 0]);
+    Ok(())
+}
+
+#[test]
+fn an_image_of_the_program_itself() -> Result<()> {
+    if !needs::available("places::an_image_of_the_program_itself", &[Need::Run, Need::Registry, Need::Docker]) {
+        return Ok(());
+    }
+    let registry = registry()?;
+    let (room, dockerd) = with_engine(&registry)?;
+    // Nothing is reached: not even the name server.
+    let mut command = room.command();
+    command
+        .args(["create-build-image", "-t", "builder:mine", "--load"])
+        .env("HTTPS_PROXY", "http://127.0.0.1:1")
+        .env("HTTP_PROXY", "http://127.0.0.1:1");
+    let (code, log) = finish(&mut command, None, LIMIT)?;
+    assert_eq!(code, Some(0), "{log}");
+    assert_eq!(dockerd.run(&["run", "--rm", "--network", "host", "builder:mine", "version"])?.split_whitespace().next(), Some("ovenbird"));
+    let on = "container,image=builder:mine";
+    for (context, code) in [("fails", 6), ("wrong", 4), ("missing", 5)] {
+        let (ended, log) = finish(&mut room.build(on, context, &[]), None, LIMIT)?;
+        assert_eq!(ended, Some(code), "{context}: {log}");
+    }
+    assert_eq!(containers(&dockerd), [""; 0]);
+    assert!(!dockerd.run(&["images"])?.contains("ovenbird-self"), "the image that was given is the one that ran");
+    // The environment of a build, kept and pushed; that of one that failed is not.
+    let kept = format!("{on},buildroot={}", registry.address());
+    let (code, log) = finish(&mut room.build(&kept, "ctx", &["-t", "made:1", "--secret", "id=token,env=TOKEN"]), None, LIMIT)?;
+    assert_eq!(code, Some(0), "{log}");
+    finish(&mut room.build(&kept, "fails", &["-t", "made:2"]), None, LIMIT)?;
+    let names = dockerd.run(&["images", "--format", "{{.Repository}}:{{.Tag}}"])?;
+    let pushed: Vec<&str> = names.lines().filter(|name| name.contains(&format!("{}/buildroot-made:", registry.address()))).collect();
+    assert_eq!(pushed.len(), 1, "{names} {log}");
+    dockerd.run(&["rmi", "--force", pushed[0]])?;
+    dockerd.run(&["pull", "--quiet", pushed[0]])?;
+    assert!(
+        dockerd.run(&["run", "--rm", "--network", "host", "--entrypoint", "/usr/bin/ovenbird", pushed[0], "version"])?.contains("ovenbird")
+    );
+    let (code, log) = finish(&mut room.build("container,image=nowhere:1", "fails", &[]), None, LIMIT)?;
+    assert!(code == Some(10) && log.contains("nowhere:1"), "{code:?} {log}");
+    Ok(())
+}
+
+/// Registries want a password that only the caller has.
+#[test]
+fn credentials_stay_with_the_caller() -> Result<()> {
+    if !needs::available("places::credentials_stay_with_the_caller", &[Need::Run, Need::Registry, Need::Ssh]) {
+        return Ok(());
+    }
+    let registry = Registry::start_with(Options { bases: &[Base::Busybox], credentials: Some(("baker", PASSWORD)) })?;
+    let server = SshServer::start()?;
+    let room = Room::new("")?;
+    room.know(&[("one", &server)])?;
+    let address = registry.address();
+    write(&room.path("sleeps/Dockerfile"), &format!("FROM {address}/library/busybox\nRUN sleep 1.5\n"));
+    fs::create_dir_all(room.path("home/.docker")).unwrap();
+    let mut login = room.command();
+    login.args(["login", "-u", "baker", "--password-stdin", &address]);
+    let (code, log) = finish(&mut login, Some(PASSWORD), LIMIT)?;
+    assert_eq!(code, Some(0), "{log}");
+    for on in ["process".to_owned(), room.host("one", "there", "")?] {
+        let name = format!("{address}/made/{}:1", if on == "process" { "process" } else { "ssh" });
+        let mut build = start(&mut room.build(&on, "sleeps", &["--no-cache", "--push", "-t", &name]));
+        wait_until("the step", Duration::from_secs(30), || !processes("sleep 1.5").is_empty());
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            for file in ["cmdline", "environ"] {
+                let bytes = fs::read(entry.path().join(file)).unwrap_or_default();
+                assert!(!String::from_utf8_lossy(&bytes).contains(PASSWORD), "{on}: {:?}", entry.path().join(file));
+            }
+        }
+        assert!(build.wait().unwrap().success(), "{on}");
+        assert!(
+            !output(Command::new("grep").args(["-rlF", PASSWORD]).arg(room.path("there")).arg(room.path("state")))
+                .is_ok_and(|found| !found.is_empty())
+        );
+    }
+    // What the request does not name is not asked for in vain: the registry refuses a stranger.
+    fs::remove_dir_all(room.path("home/.docker")).unwrap();
+    let (code, log) = finish(&mut room.build("process", "sleeps", &["--no-cache", "--pull"]), None, LIMIT)?;
+    assert!(code == Some(7) && !log.contains(PASSWORD), "{code:?} {log}");
+    Ok(())
+}
+
+/// A worker is a stranger: what it says is believed only as far as it was asked for.
+#[test]
+fn a_worker_that_lies() -> Result<()> {
+    if !needs::available("places::a_worker_that_lies", &[Need::Ssh]) {
+        return Ok(());
+    }
+    let server = SshServer::start()?;
+    let room = Room::new("")?;
+    room.know(&[("one", &server)])?;
+    write(&room.path("fails/Dockerfile"), "FROM scratch\nCOPY Dockerfile /\n");
+    let hello = r#"{"type":"hello","protocol":1,"version":"x","capabilities":[]}"#;
+    for (number, (lines, code, expect)) in [
+        (
+            vec![r#"{"type":"hello","protocol":7,"version":"9.9","capabilities":[]}"#],
+            10,
+            "version 7 of the protocol of workers (ovenbird 9.9)",
+        ),
+        (vec![hello], 10, "was lost"),
+        (vec![hello, "garbage"], 10, "is not the protocol of workers: garbage"),
+        (vec![hello, r#"{"type":"data","output":0,"bytes":5}"#, "abc"], 10, "was lost"),
+        (vec![hello, r#"{"type":"data","output":0,"bytes":0}"#], 10, "output 0, which was not asked for"),
+        (vec![hello, r#"{"type":"end","output":99}"#], 10, "output 99, which was not asked for"),
+        (vec![hello, r#"{"type":"data","output":0,"bytes":999999999}"#], 10, "bytes behind one line"),
+        (vec![hello, hello], 10, "where that has no place"),
+        (vec![hello, r#"{"type":"ask","id":1,"question":{"secret":{"id":"/etc/shadow"}}}"#], 10, "was lost"),
+        (vec![hello, r#"{"type":"failed","failure":{"kind":"step","message":"no","causes":[],"hints":[],"detail":null}}"#], 6, "error: no"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let script = room.path(&format!("lies-{number}"));
+        let said: String = lines.iter().map(|line| format!("printf '%s\\n' '{line}'\n")).collect();
+        // Long enough that what the caller says does not hit a closed pipe first.
+        write(&script, &format!("#!/bin/sh\n{said}head -c 1000 > {0}.heard\n", script.display()));
+        set_mode(&script, 0o755)?;
+        let on = format!("ssh://one?command={}", script.display());
+        let (ended, log) = finish(&mut room.build(&on, "fails", &["--secret", "id=token,env=TOKEN"]), None, LIMIT)?;
+        assert!(ended == Some(code) && log.contains(expect), "{lines:?}: {ended:?} {log}");
+        assert!(!fs::read_to_string(format!("{}.heard", script.display())).unwrap_or_default().contains("shadow:"), "{lines:?}");
     }
     Ok(())
 }

@@ -204,6 +204,22 @@ fn what_is_read_of_a_repository() -> Result<()> {
     web.publish(&repository, "r.git")?;
     let told = user.refused(&[&url])?;
     assert!(told.contains("transport 'file' not allowed") && told.contains("a submodule is on this machine"), "{told}");
+    // `ADD` of the same, which sees nothing of the user's.
+    user.write(
+        "add/Dockerfile",
+        &format!("FROM scratch\nADD {url}?submodules=false&keep-git-dir=1 /a/\nADD {url}?submodules=0#:sub /b/\n"),
+        0o644,
+    )?;
+    let added = user.files(&["add"])?;
+    assert!(added.contains(&"a/.git/HEAD".to_owned()) && added.contains(&"b/file".to_owned()), "{added:?}");
+    assert_eq!(added.iter().filter(|file| file.starts_with("b/") && file.contains(".git/")).count(), 0);
+    user.write("add/Dockerfile", &format!("FROM scratch\nADD file://{} /a/\n", repository.path().display()), 0o644)?;
+    assert!(user.refused(&["add"])?.contains("not found"), "no repository of this machine");
+    // What the last build of the repository was is known.
+    repository.commit(&[("sub/file", "other")])?;
+    web.publish(&repository, "r.git")?;
+    let (code, log) = user.run(&["build", "--explain", &format!("{url}?submodules=false#:sub")])?;
+    assert!(code == Some(0) && log.contains("because file file"), "{log}");
     // A folder as a repository.
     let told = user.refused(&["ext::sh -c touch% proof"])?;
     assert!(told.contains("does not exist") && !user.room.path().join("proof").exists(), "{told}");
@@ -381,6 +397,10 @@ fn the_same_image_from_everywhere() -> Result<()> {
     repository.commit(&[])?;
     web.publish(&repository, "r.git")?;
     let expected = user.digest(&["r"])?;
+    let id = |source: &str| user.run(&["id", source]).map(|(_, id)| id);
+    let expected_id = id("r")?;
+    assert_eq!(expected_id.trim().len(), 64, "{expected_id}");
+    assert_eq!(id(&format!("{}/git/r.git", web.url()))?, expected_id);
     assert_eq!(user.digest(&[&format!("{}/git/r.git", web.url())])?, expected);
     let tar = web.files().join("c.tar");
     let make =
@@ -443,15 +463,17 @@ fn a_stopped_fetch_ends() -> Result<()> {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
     let user = User::new(Level::Own)?;
+    let temp = tempfile::tempdir().unwrap();
     for path in ["x.git", "x.tar"] {
-        let child = user.command(&["build", &format!("http://{address}/{path}")]).stderr(std::process::Stdio::null()).spawn().unwrap();
-        let mut child = child;
+        let mut command = user.command(&["build", &format!("http://{address}/{path}")]);
+        let mut child = command.env("TMPDIR", temp.path()).stderr(std::process::Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(700));
         let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
         let began = Instant::now();
         let status = child.wait().unwrap();
         assert!(status.code() == Some(130) && began.elapsed() < Duration::from_secs(3), "{path}: {status} {:?}", began.elapsed());
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0, "nothing is left");
     }
     Ok(())
 }

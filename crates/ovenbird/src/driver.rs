@@ -19,8 +19,8 @@ use crate::request::{BuildRequest, Dest, Lookup, Output, OutputKind, Phase};
 use crate::source::{Fetcher, SourceTree};
 use crate::workflow::{Bench, Delivered, Draft, Flow, Stand, Standing, Workshop};
 
-/// What doors see: a request in, events beside, a report out.
-pub trait Driver {
+/// What doors see: a request in, events beside, a report out. Several may run at once.
+pub trait Driver: Sync {
     /// Runs the request. Everything that was asked for is done when it returns, or nothing after the failure was.
     fn run(&self, request: &BuildRequest, job: &Job) -> Result<BuildReport, Error>;
 }

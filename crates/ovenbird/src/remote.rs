@@ -18,17 +18,18 @@ use crate::driver::{Driver, check};
 use crate::error::{Error, Kind};
 use crate::launch::{Launcher, Life, Pipe, WorkerSpec};
 use crate::naming::Naming;
+use crate::pieces::Pieces;
 use crate::report::BuildReport;
 use crate::request::{BuildRequest, CacheDest, CacheFrom, ContextSource, Dest, Output, OutputKind};
 use crate::settings::{Environment, Settings};
 use crate::source::{Fetcher, SourceTree};
 use crate::worker::folder::{self, SendError};
 use crate::worker::question::Answers;
-use crate::worker::wire::{Hello, Order, Pieces, Receiver, Registry, Sender, ToCaller, ToWorker, WireError};
+use crate::worker::wire::{Hello, Order, Receiver, Registry, Sender, ToCaller, ToWorker, WireError};
 use crate::worker::without_places;
 
 /// How long a worker may take to begin, connecting included.
-const BEGIN: Duration = Duration::from_secs(60);
+const BEGIN: Duration = Duration::from_mins(1);
 
 /// How long a cancelled worker may take to stop.
 const STOP: Duration = Duration::from_secs(7);
@@ -106,7 +107,11 @@ impl<L: Launcher> RemoteDriver<L> {
             return Err(error);
         }
         match outcome {
-            Ok(report) => outputs.all_whole().map(|()| BuildReport { revision: tree.revision.clone(), ..report }),
+            Ok(report) => {
+                outputs.all_whole()?;
+                life.keep(&report, job)?;
+                Ok(BuildReport { revision: tree.revision.clone(), ..report })
+            }
             Err(Ended::Failed(error)) => Err(error),
             Err(Ended::Lost(_)) if job.cancel.is_cancelled() => Err(Error::new(Kind::Cancelled, "cancelled")),
             Err(Ended::Lost(error)) => {
@@ -302,10 +307,10 @@ impl<'a> Outputs<'a> {
     }
 
     fn all_whole(&self) -> Result<(), Error> {
-        match self.whole.iter().all(|whole| *whole) {
-            true => Ok(()),
-            false => Err(Error::new(Kind::Driver, "the worker reported success and did not send every output")),
+        if self.whole.iter().all(|whole| *whole) {
+            return Ok(());
         }
+        Err(Error::new(Kind::Driver, "the worker reported success and did not send every output"))
     }
 
     fn receiving(&mut self, index: usize) -> Result<&mut Receiving, Error> {
@@ -333,7 +338,11 @@ impl<'a> Outputs<'a> {
     }
 
     fn end(&mut self, index: usize) -> Result<(), Error> {
-        self.receiving(index)?;
+        // Without bytes: the engine that built it is the one that was to get it.
+        let is_there = self.open.get(index).is_some_and(Option::is_none) && self.wanted[index].kind == OutputKind::Load;
+        if !is_there {
+            self.receiving(index)?;
+        }
         match self.open[index].take() {
             Some(Receiving::File(file)) => file.finish().map_err(|error| cannot_write(&error))?,
             Some(Receiving::Stream { pipe, reads }) => {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use engine_room::{Room, room};
-use ovenbird::docker_engine::{ContainerSpec, DockerEngine, Stream, Tasker};
+use ovenbird::docker_engine::{ContainerSpec, DockerEngine, GitSource, Stream, Tasker};
 use ovenbird::request::Source;
 use ovenbird::settings::Overrides;
 use ovenbird::{
@@ -20,6 +20,7 @@ use ovenbird::{
 use ovenbird_engine::event::Silent;
 use ovenbird_engine::{Cancel, Event, EventSink};
 use ovenbird_oci::Reference;
+use ovenbird_testing::git::Repository;
 use ovenbird_testing::process;
 use ovenbird_testing::registry::Registry;
 
@@ -392,6 +393,31 @@ fn tasker() {
     std::fs::write(machine.dir.path().join("ctx/Dockerfile"), "FROM busybox\nRUN exit 9\n").unwrap();
     assert_eq!(tasker.build_image_from_path(path, "failed:1", true).unwrap_err().kind, Kind::Step);
     assert!(!tasker.image_exists("failed:1").unwrap());
+
+    // build_image_from_git: what the repository shows, a commit, a folder with a Dockerfile, and a Dockerfile by its path
+    let repository = Repository::create(&machine.dir.path().join("repository")).unwrap();
+    let says = |text: &str| format!("FROM busybox\nLABEL says={text}\n");
+    let first = repository
+        .commit(&[("Dockerfile", &says("first")), ("sub/Dockerfile", &says("folder")), ("sub/b.Dockerfile", &says("path"))])
+        .unwrap();
+    repository.commit(&[("Dockerfile", &says("second"))]).unwrap();
+    let url = format!("file://{}", repository.path().display());
+    for (commit, path, expect) in [
+        (None, None, "second"),
+        (Some(first.trim()), None, "first"),
+        (Some(first.trim()), Some("Dockerfile"), "first"),
+        (None, Some("sub"), "folder"),
+        (None, Some("sub/Dockerfile"), "folder"),
+        (None, Some("/sub/b.Dockerfile"), "path"),
+    ] {
+        let git = GitSource { url: url.clone(), commit: commit.map(Into::into), path: path.map(Into::into) };
+        tasker.build_image_from_git(&git, "cloned:1", true).unwrap();
+        assert_eq!(tasker.inspect_image("cloned:1").unwrap()["Config"]["Labels"]["says"], expect, "{git:?}");
+    }
+    let none = GitSource { url, commit: Some("none".into()), path: None };
+    assert_eq!(tasker.build_image_from_git(&none, "cloned:2", true).unwrap_err().kind, Kind::Source);
+    let folder = GitSource { url: path.display().to_string(), ..GitSource::default() };
+    assert_eq!(tasker.build_image_from_git(&folder, "cloned:2", true).unwrap_err().kind, Kind::Usage);
 
     // The container a build ran in, kept and pushed: an image that runs.
     let names = tasker.push_buildroot(&changed, &reference("team/app:1"), &[registry.address()], 1_700_000_000).unwrap();

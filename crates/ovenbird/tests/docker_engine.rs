@@ -3,11 +3,16 @@
 mod engine_room;
 
 use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use engine_room::{Room, room, settings};
-use ovenbird::docker_engine::{ContainerSpec, DockerEngine, DockerEngineError, Endpoint, Stream};
+use ovenbird::docker_engine::{ContainerSpec, DockerEngine, DockerEngineError, DockerSettings, Endpoint, Stream};
 use ovenbird_engine::Cancel;
+use ovenbird_testing::dockerd::Dockerd;
+use ovenbird_testing::needs::{self, Need};
+use ovenbird_testing::process;
 
 fn shell(script: &str) -> ContainerSpec {
     ContainerSpec {
@@ -132,6 +137,68 @@ fn containers_and_images() {
     assert!(matches!(error, DockerEngineError::Refused { .. }), "{error:?}");
     let error = engine.load(&cancel, |_| Err(std::io::Error::other("disk is gone"))).unwrap_err();
     assert_eq!(error.to_string(), "what load sends to the Docker Engine cannot be made: disk is gone");
+}
+
+/// A certificate authority, a server's certificate for 127.0.0.1, and a client's.
+fn certificates(dir: &Path) {
+    let script = "umask 077
+        authority() { openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=$1 -keyout $1-key.pem -out $1.pem; }
+        sign() {
+            openssl req -newkey rsa:2048 -nodes -subj /CN=$1 -keyout $1-key.pem -out $1.csr
+            printf \"$2\" > $1.ext
+            openssl x509 -req -in $1.csr -CA ca.pem -CAkey ca-key.pem -CAcreateserial -days 2 -extfile $1.ext -out $1-cert.pem
+        }
+        authority ca; authority other
+        sign server 'subjectAltName=IP:127.0.0.1\\nextendedKeyUsage=serverAuth'; sign client 'extendedKeyUsage=clientAuth'
+        cp client-cert.pem cert.pem; cp client-key.pem key.pem";
+    process::output(Command::new("sh").args(["-ec", script]).current_dir(dir)).unwrap();
+}
+
+#[test]
+fn an_engine_behind_tls() {
+    let test = "docker_engine::an_engine_behind_tls";
+    if !needs::available(test, &[Need::Docker, Need::Registry]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let _dockerd = match Dockerd::start_with_tls(&address, dir.path()) {
+        Ok(dockerd) => dockerd,
+        Err(error) => return needs::skip(test, &error.to_string()),
+    };
+    let host = format!("tcp://{address}");
+    let with = |certificates: &Path| DockerSettings { tls_verify: true, certificates: Some(certificates.into()), ..settings(&host) };
+    let engine = DockerEngine::new(&with(dir.path())).unwrap();
+    assert!(engine.reach().unwrap().api >= (1, 40));
+    assert!(!engine.image_exists("none").unwrap());
+
+    // The same from a context.
+    let config = dir.path().join("config");
+    let key = ovenbird_oci::Digest::of(b"far").hex();
+    let (meta, material) = (config.join("contexts/meta").join(&key), config.join("contexts/tls").join(&key).join("docker"));
+    for folder in [&meta, &material] {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    std::fs::write(meta.join("meta.json"), format!("{{\"Name\":\"far\",\"Endpoints\":{{\"docker\":{{\"Host\":\"{host}\"}}}}}}")).unwrap();
+    for file in ["ca.pem", "cert.pem", "key.pem"] {
+        std::fs::copy(dir.path().join(file), material.join(file)).unwrap();
+    }
+    let context = DockerSettings { context: Some("far".into()), config: Some(config), ..DockerSettings::default() };
+    assert!(DockerEngine::new(&context).unwrap().reach().is_ok());
+
+    // Nobody without a certificate gets in; an engine of another authority is not believed; a file that is missing is named.
+    assert!(DockerEngine::new(&settings(&host)).unwrap().reach().is_err());
+    let other = tempfile::tempdir().unwrap();
+    std::fs::copy(dir.path().join("other.pem"), other.path().join("ca.pem")).unwrap();
+    for file in ["cert.pem", "key.pem"] {
+        std::fs::copy(dir.path().join(file), other.path().join(file)).unwrap();
+    }
+    let error = DockerEngine::new(&with(other.path())).unwrap().reach().unwrap_err();
+    assert!(matches!(error, DockerEngineError::Unreachable { .. }) && error.to_string().contains("certificate"), "{error}");
+    std::fs::remove_file(other.path().join("key.pem")).unwrap();
+    let error = DockerEngine::new(&with(other.path())).unwrap().reach().unwrap_err();
+    assert!(matches!(&error, DockerEngineError::Configuration { what, .. } if what.ends_with("key.pem")), "{error}");
 }
 
 #[test]

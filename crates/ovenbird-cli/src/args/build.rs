@@ -6,10 +6,11 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 use ovenbird::choice::On;
+use ovenbird::project::Project;
 use ovenbird::request::build_json::{self, Input};
 use ovenbird::request::workflow::{PluginSpec, Workflow};
 use ovenbird::request::{
-    AddHost, ByteSize, DockerfileFrom, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit,
+    AddHost, ByteSize, CacheDest, DockerfileFrom, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit,
 };
 use ovenbird::{BuildRequest, BuilderKind, Environment, Error, Kind};
 
@@ -24,6 +25,12 @@ use super::subject::Subject;
 pub(crate) struct BuildArgs {
     #[command(flatten)]
     subject: Subject,
+    /// Image of ovenbird.toml to build, like its name as an argument, also where a folder has the same name. Repeatable
+    #[arg(long = "image", value_name = "IMAGE", conflicts_with = "words")]
+    images: Vec<String>,
+    /// Of the images of ovenbird.toml, build only those that depend on this file, or on an image that does. Repeatable
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::AnyPath)]
+    changed: Vec<PathBuf>,
     /// Name of the image, with an optional tag [default tag: latest, or those of the setting `tags`]. Variables: {id}, {git.sha}, {git.short},
     /// {git.branch}, {git.tag}, {git.major}, {git.minor}, {date}, {label:NAME}
     #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
@@ -38,7 +45,8 @@ pub(crate) struct BuildArgs {
     #[arg(long = "ssh", value_name = "default|ID[=SOCKET]")]
     ssh: Vec<SshSpec>,
 
-    /// Where the build runs: `here` in this process, `process` in one of its own, `ssh://[USER@]HOST[:PORT]` on another machine
+    /// Where the build runs: `here` in this process, `process` in one of its own, `container` in a container of the
+    /// Docker Engine (`container,socket`: that engine builds; `,image=NAME`: in this image), `ssh://[USER@]HOST[:PORT]` on another machine
     /// (several, separated by commas: the first with a free slot), `pool` on one of the setting [pool] [setting: on; env: OVENBIRD_ON]
     #[arg(long, value_name = "PLACE")]
     pub(crate) on: Option<On>,
@@ -163,6 +171,16 @@ pub(crate) struct BuildArgs {
     refused: Refused,
 }
 
+/// Images of a project that are to be built.
+#[derive(Debug)]
+pub(crate) struct ProjectBuild {
+    pub(crate) project: Project,
+    /// Those that were asked for.
+    pub(crate) asked: Vec<String>,
+    /// What the flags say of each.
+    pub(crate) request: BuildRequest,
+}
+
 /// `--if-needed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct IfNeeded(Option<Lookup>);
@@ -248,19 +266,66 @@ impl BuildArgs {
         self.check || self.call == Some(Call::Check)
     }
 
+    /// What the flags say of images of a project; `None`: they are about a context.
+    pub(crate) fn project(&self, environment: &Environment) -> Result<Option<ProjectBuild>, Error> {
+        let missing = |flag: &str| Error::new(Kind::Usage, format!("{flag} is about the images of ovenbird.toml, and there is none here"));
+        if self.build_json.is_some() || self.input.is_some() {
+            return if self.images.is_empty() && self.changed.is_empty() {
+                Ok(None)
+            } else {
+                Err(Error::new(Kind::Usage, "--image and --changed are about ovenbird.toml, and a build.json was named"))
+            };
+        }
+        let found = match self.images.as_slice() {
+            [] => self.subject.images(environment)?,
+            images => {
+                let project = Project::find(environment.working_directory())?.ok_or_else(|| missing("--image"))?;
+                Some((project, images.to_vec()))
+            }
+        };
+        let Some((project, mut asked)) = found else {
+            return if self.changed.is_empty() { Ok(None) } else { Err(missing("--changed")) };
+        };
+        project.order(asked.iter().map(String::as_str))?;
+        if !self.changed.is_empty() {
+            let touched = project.touched(&self.changed)?;
+            asked.retain(|name| touched.contains(name.as_str()));
+        }
+        self.refused.check()?;
+        let request = self.assemble(self.subject.request_of_project(environment)?, environment)?;
+        let mut single = self.subject.of_one_image();
+        single.extend((!self.tags.is_empty()).then_some("--tag"));
+        single.extend(self.iidfile.is_some().then_some("--iidfile"));
+        single.extend(request.outputs.iter().any(|o| !matches!(o.kind, OutputKind::Registry | OutputKind::Load)).then_some("--output"));
+        single.extend(request.cache_to.iter().any(|to| to.dest != CacheDest::Inline).then_some("--cache-to"));
+        single.extend(self.checks_only().then_some("--check"));
+        if let (Some(flag), [_, _, ..]) = (single.first(), asked.as_slice()) {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("{flag} is about one image, and {} are to be built: {}", asked.len(), asked.join(", ")),
+            )
+            .hint("name one: `ovenbird build NAME`, or say it in ovenbird.toml"));
+        }
+        Ok(Some(ProjectBuild { project, asked, request }))
+    }
+
     /// The request that these flags say.
     pub(crate) fn request(&self, environment: &Environment) -> Result<BuildRequest, Error> {
         self.refused.check()?;
         let subject = self.subject.request(environment)?;
-        let (mut request, said) = match self.build_json(environment)? {
-            Some(said) if self.subject.context == "." && subject.dockerfile == DockerfileFrom::Default => {
-                (BuildRequest { source: said.source.clone(), dockerfile: said.dockerfile.clone(), ..subject }, Some(said))
-            }
-            Some(_) => {
-                return Err(Error::new(Kind::Usage, "the build.json says what is built: a PATH or a -f FILE beside it would be ignored"));
-            }
-            None => (subject, None),
-        };
+        let Some(said) = self.build_json(environment)? else { return self.assemble(subject, environment) };
+        if self.subject.words.iter().any(|word| word != ".") || subject.dockerfile != DockerfileFrom::Default {
+            return Err(Error::new(Kind::Usage, "the build.json says what is built: a PATH or a -f FILE beside it would be ignored"));
+        }
+        let mut request = self.assemble(BuildRequest { source: said.source, dockerfile: said.dockerfile, ..subject }, environment)?;
+        request.names.splice(..0, said.names);
+        request.outputs.extend(said.outputs.into_iter().filter(|output| !self.outputs.contains(output)));
+        let typed = std::mem::replace(&mut request.workflow, said.workflow);
+        request.workflow.extend(typed);
+        Ok(request)
+    }
+
+    fn assemble(&self, mut request: BuildRequest, environment: &Environment) -> Result<BuildRequest, Error> {
         if let Some(epoch) = environment.get("SOURCE_DATE_EPOCH") {
             request.build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.to_owned());
         }
@@ -269,18 +334,8 @@ impl BuildArgs {
             let (name, value) = annotation(row)?;
             annotations.insert(name, value);
         }
-        let mut workflow = self.workflow(environment)?;
-        let (mut names, mut outputs) = (self.tags.clone(), self.outputs()?);
-        if let Some(said) = said {
-            names.splice(..0, said.names);
-            outputs.extend(said.outputs.into_iter().filter(|output| !outputs.contains(output)).collect::<Vec<_>>());
-            workflow = [said.workflow, workflow].into_iter().fold(Workflow::default(), |mut all, one| {
-                all.extend(one);
-                all
-            });
-        }
         Ok(BuildRequest {
-            names,
+            names: self.tags.clone(),
             labels: pairs("--label", &self.labels)?,
             annotations,
             if_needed: self.if_needed.0,
@@ -290,7 +345,7 @@ impl BuildArgs {
             pull: self.pull,
             cache_from: caches("--cache-from", &self.cache_from)?,
             cache_to: caches("--cache-to", &self.cache_to)?,
-            outputs,
+            outputs: self.outputs()?,
             secrets: self.secrets.clone(),
             allow_leak: self.allow_leak.clone(),
             ssh: self.ssh.clone(),
@@ -302,7 +357,7 @@ impl BuildArgs {
             limits: Limits { memory: self.memory, cpus: self.cpus, ulimits: self.ulimits.clone(), shm_size: self.shm_size },
             reproducible: self.reproducible,
             parallel: self.parallel.map_or(0, usize::from),
-            workflow,
+            workflow: self.workflow(environment)?,
             ..request
         })
     }
@@ -486,7 +541,7 @@ mod tests {
             (". -o type=cacheonly --push", "! 2 type=cacheonly keeps nothing"),
             (". --parallel 0", "! invalid value '0'"),
             (". --unknown", "! unexpected argument '--unknown'"),
-            (". other", "! unexpected argument 'other'"),
+            (". other", "! 2 there are 2 build contexts, \".\" and others"),
             (". --progress loud", "! invalid value 'loud'"),
             (". --isolation-level jail", "! invalid value 'jail'"),
         ] {

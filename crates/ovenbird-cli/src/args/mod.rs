@@ -12,7 +12,7 @@ use ovenbird::Settings;
 use ovenbird::settings::{Overrides, Progress, RegistryOption, parse_level};
 use ovenbird_sandbox::Level;
 
-pub(crate) use build::BuildArgs;
+pub(crate) use build::{BuildArgs, ProjectBuild};
 pub(crate) use subject::{Subject, platform};
 
 use crate::commands;
@@ -70,6 +70,11 @@ impl Global {
         }
     }
 
+    /// What of it is for a worker in a container.
+    pub(crate) fn in_container(&self) -> Vec<OsString> {
+        self.isolation_level.iter().flat_map(|level| ["--isolation-level".into(), level.name().into()]).collect()
+    }
+
     /// The same for a worker on this machine; registries go through the pipe.
     pub(crate) fn for_worker(&self, settings: &Settings) -> Vec<OsString> {
         let mut flags: Vec<OsString> = vec!["--root".into(), settings.root.clone().into()];
@@ -121,6 +126,9 @@ pub(crate) enum Command {
     Login(commands::login::LoginArgs),
     /// Remove credentials for a registry
     Logout(commands::logout::LogoutArgs),
+    /// Make an image of this program itself, to run as a build container
+    #[command(alias = "create-build-image")]
+    SelfImage(commands::self_image::SelfImageArgs),
     /// Build for a caller at the other end of a pipe
     #[command(hide = true)]
     Worker(commands::worker::WorkerArgs),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::{Args, ValueHint};
+use ovenbird::project::Project;
 use ovenbird::request::{ContextSource, DockerfileFrom, Source};
 use ovenbird::{BuildRequest, Environment, Error, Kind};
 use ovenbird_oci::Platform;
@@ -10,9 +11,10 @@ use ovenbird_oci::Platform;
 #[derive(Debug, Args)]
 pub(crate) struct Subject {
     /// Build context: a folder; a git repository (`URL#REF:FOLDER`); the URL of a tar archive (plain, gzip, bzip2, xz, zstd) or of a Dockerfile;
-    /// `oci://IMAGE` or `oci-layout://PATH`; `-` for an archive or a Dockerfile on standard input
-    #[arg(value_name = "PATH|URL", default_value = ".", value_hint = ValueHint::AnyPath)]
-    pub(crate) context: String,
+    /// `oci://IMAGE` or `oci-layout://PATH`; `-` for an archive or a Dockerfile on standard input [default: `.`]. For `build`, where there is an
+    /// ovenbird.toml, also names of its images [default: all]
+    #[arg(value_name = "PATH|URL", value_hint = ValueHint::AnyPath)]
+    pub(crate) words: Vec<String>,
     /// Dockerfile, seen from the working directory, or inside a context that is fetched [default: Dockerfile in the context]; `-` for standard input
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     file: Option<String>,
@@ -40,9 +42,61 @@ impl Subject {
         }
     }
 
+    /// The one build context.
+    pub(crate) fn context(&self) -> Result<&str, Error> {
+        match self.words.as_slice() {
+            [] => Ok("."),
+            [one] => Ok(one),
+            [first, ..] => {
+                let told = format!("there are {} build contexts, {first:?} and others: one build has one", self.words.len());
+                Err(Error::new(Kind::Usage, told).hint("several words are names of images in ovenbird.toml, which is not here"))
+            }
+        }
+    }
+
+    /// The images of the project in this folder that the words name: all for no words, `None` when they name a context.
+    pub(crate) fn images(&self, environment: &Environment) -> Result<Option<(Project, Vec<String>)>, Error> {
+        let folder = environment.working_directory();
+        if !Project::is_at(folder) || (self.words.is_empty() && self.file.is_some()) {
+            return Ok(None);
+        }
+        // What has a slash or begins with a dot is a place.
+        let is_place =
+            |word: &String| matches!(word.as_str(), "" | "-") || word.starts_with('.') || word.contains('/') || word.contains(':');
+        if self.words.len() == 1 && is_place(&self.words[0]) {
+            return Ok(None);
+        }
+        let Some(project) = Project::find(folder)? else { return Ok(None) };
+        if let [word] = self.words.as_slice() {
+            let is_folder = folder.join(word).is_dir();
+            match project.has(word) {
+                // Its own folder: that is what the image is built from.
+                true if is_folder && !project.is_of_folder(word) => {
+                    return Err(Error::new(Kind::Usage, format!("{word:?} is a folder, and an image of ovenbird.toml"))
+                        .hint(format!("write ./{word} for the folder, or --image {word} for the image")));
+                }
+                false if is_folder => return Ok(None),
+                true | false => {}
+            }
+        }
+        let names = if self.words.is_empty() { project.names().map(str::to_owned).collect() } else { self.words.clone() };
+        Ok(Some((project, names)))
+    }
+
+    /// A request for what is said elsewhere.
+    pub(crate) fn request_of_project(&self, environment: &Environment) -> Result<BuildRequest, Error> {
+        self.request_for(Source::Path(".".into()), self.dockerfile(), environment)
+    }
+
+    /// Flags that are about one image.
+    pub(crate) fn of_one_image(&self) -> Vec<&'static str> {
+        let flags = [("--file", self.file.is_some()), ("--target", self.target.is_some()), ("--build-context", !self.contexts.is_empty())];
+        flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag).collect()
+    }
+
     /// A request that says this and no more.
     pub(crate) fn request(&self, environment: &Environment) -> Result<BuildRequest, Error> {
-        let source = self.context.parse().map_err(|e| Error::new(Kind::Usage, format!("the build context: {e}")))?;
+        let source = self.context()?.parse().map_err(|e| Error::new(Kind::Usage, format!("the build context: {e}")))?;
         self.request_for(source, self.dockerfile(), environment)
     }
 

@@ -3,12 +3,14 @@
 use std::io::IsTerminal as _;
 use std::path::Path;
 
+use ovenbird::project::Runner;
 use ovenbird::report::Record;
+use ovenbird::request::OutputKind;
 use ovenbird::{BuildRequest, Error, Kind};
 
 use super::{lint, unless_cancelled};
-use crate::args::{BuildArgs, Global};
-use crate::place;
+use crate::args::{BuildArgs, Global, ProjectBuild};
+use crate::place::{choose_driver, has_our_store};
 use crate::session::Session;
 
 pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, global: &Global) -> Result<(), Error> {
@@ -21,9 +23,10 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, g
     if args.checks_only() {
         return lint::check(request, session, lint::Manner::OF_BUILD);
     }
-    let driver = place::driver(args, session, global)?;
+    let place = choose_driver(args, session, global)?;
     let (progress, job) = session.start(args.quiet, args.explain);
-    let result = driver.run(request, &job);
+    place.tell(&job);
+    let result = place.driver.run(request, &job);
     progress.finish();
     let report = match result {
         Ok(report) => report,
@@ -43,6 +46,51 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, g
         write(path, &super::json(&report.metadata())?)?;
     }
     if to_stdout { Ok(()) } else { crate::print(&format!("{}\n", report.digest)) }
+}
+
+/// Builds images of `ovenbird.toml`. Prints a line for each that was asked for: its name and its digest.
+pub(crate) fn run_project(args: &BuildArgs, images: &ProjectBuild, session: &Session, global: &Global) -> Result<(), Error> {
+    let settings = &session.settings;
+    let ProjectBuild { project, asked, request } = images;
+    let pushes = request.outputs.iter().any(|output| output.kind == OutputKind::Registry);
+    project.check_trust(&settings.trusted_projects, pushes && request.names.is_empty())?;
+    if asked.is_empty() {
+        crate::note("no image of ovenbird.toml depends on what changed: nothing is built");
+        return Ok(());
+    }
+    let place = choose_driver(args, session, global)?;
+    let (progress, job) = session.start(args.quiet, args.explain);
+    place.tell(&job);
+    let runner = Runner {
+        project,
+        base: request,
+        names: &|request| settings.with_full_names(request),
+        build: &|request, job| place.driver.run(request, job),
+        shared: has_our_store(args, session),
+        parallel: std::thread::available_parallelism().map_or(2, usize::from).max(2),
+    };
+    let built = runner.run(&asked.iter().map(String::as_str).collect(), &job);
+    progress.finish();
+    let built = unless_cancelled(built, &job)?;
+    if let (Some(path), [one]) = (&args.iidfile, asked.as_slice())
+        && let Some(report) = built.reports.get(one)
+    {
+        write(path, &report.image_id().to_string())?;
+    }
+    if let Some(path) = &args.metadata_file {
+        // As buildx writes it for the targets of a bake file.
+        let all: serde_json::Map<_, _> = built.reports.iter().map(|(name, report)| (name.clone(), report.metadata())).collect();
+        write(path, &super::json(&all)?)?;
+    }
+    for name in asked {
+        if let Some(report) = built.reports.get(name) {
+            crate::print(&format!("{name} {}\n", report.digest))?;
+        }
+    }
+    match built.error() {
+        Some(error) => unless_cancelled(Err(error), &job),
+        None => Ok(()),
+    }
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Error> {

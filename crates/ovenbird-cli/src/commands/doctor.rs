@@ -3,11 +3,13 @@
 use std::fmt::Write as _;
 
 use clap::Args;
+use ovenbird::choice::Probe;
 use ovenbird::docker_engine::DockerEngine;
 use ovenbird::{Error, Kind};
 use ovenbird_sandbox::Level;
 use serde_json::{Value, json};
 
+use crate::place::find_docker;
 use crate::session::Session;
 
 /// Show what this machine allows, and what is missing for more. Fails with code 8 when no step can run here.
@@ -28,6 +30,7 @@ struct Finding {
 pub(crate) fn run(args: &DoctorArgs, session: &Session) -> Result<(), Error> {
     let state = state(session);
     let probe = ovenbird_sandbox::probe::probe_all(&session.settings.root);
+    let places = places(session, probe.chosen);
     let findings = [state, docker(session), program(session, "newuidmap"), program(session, "newgidmap")];
     let text = if args.json {
         let findings: serde_json::Map<String, Value> =
@@ -39,6 +42,7 @@ pub(crate) fn run(args: &DoctorArgs, session: &Session) -> Result<(), Error> {
             "settings": session.settings.files,
             "sandbox": probe,
             "findings": findings,
+            "places": places.iter().map(|f| json!({"place": f.what, "usable": f.good, "detail": f.detail})).collect::<Vec<_>>(),
         }))?
     } else {
         let mut text = String::new();
@@ -57,6 +61,9 @@ pub(crate) fn run(args: &DoctorArgs, session: &Session) -> Result<(), Error> {
         for finding in &findings {
             let _ = writeln!(text, "{:20} {}  {}", finding.what, if finding.good { "yes" } else { "no" }, finding.detail);
         }
+        for place in &places {
+            let _ = writeln!(text, "--on {:16} {}  {}", place.what, if place.good { "yes" } else { "no" }, place.detail);
+        }
         text
     };
     crate::print(&text)?;
@@ -64,6 +71,37 @@ pub(crate) fn run(args: &DoctorArgs, session: &Session) -> Result<(), Error> {
         return Err(Error::new(Kind::Sandbox, "no isolation level works here: only Dockerfiles without RUN can be built"));
     }
     Ok(())
+}
+
+/// Each place of `--on`. Other machines are not asked.
+fn places(session: &Session, level: Option<Level>) -> Vec<Finding> {
+    let finding = |what, good, detail: String| Finding { what, good, detail };
+    let docker = find_docker(session);
+    let own = match level {
+        Some(level) => format!("isolation level {}", level.name()),
+        None => "no isolation level works, so no step can run".into(),
+    };
+    let in_container = match &docker {
+        Ok(docker) => format!("the Docker Engine at {docker}"),
+        Err(error) => error.clone(),
+    };
+    let elsewhere = Probe::of_environment(&session.environment).elsewhere;
+    let hosts: Vec<String> = session.settings.pool.iter().map(ToString::to_string).collect();
+    let pool = if hosts.is_empty() { "no hosts in the setting [pool]".into() } else { format!("not tried: {}", hosts.join(", ")) };
+    let later = |word: &str| {
+        let found: Vec<&str> = elsewhere.iter().copied().filter(|place| place.contains(word)).collect();
+        let found = if found.is_empty() { String::new() } else { format!("; found: {}", found.join(", ")) };
+        format!("not supported by this version{found}")
+    };
+    vec![
+        finding("here", level.is_some(), own.clone()),
+        finding("process", level.is_some(), own),
+        finding("container", docker.is_ok(), in_container.clone()),
+        finding("container,socket", docker.is_ok(), in_container),
+        finding("pool", !hosts.is_empty(), pool),
+        finding("kubernetes", false, later("Kubernetes")),
+        finding("prefect", false, later("Prefect")),
+    ]
 }
 
 /// Makes the state directory and a file in it.

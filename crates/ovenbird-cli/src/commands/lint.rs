@@ -64,7 +64,7 @@ impl Manner {
 impl LintArgs {
     /// The request whose Dockerfile is checked.
     pub(crate) fn request(&self, environment: &Environment) -> Result<BuildRequest, Error> {
-        let path = Path::new(&self.subject.context);
+        let path = Path::new(self.subject.context()?);
         if self.subject.dockerfile() == DockerfileFrom::Default && path.is_file() {
             let context = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
             return self.subject.request_for(Source::Path(context.to_owned()), DockerfileFrom::Path(path.to_owned()), environment);

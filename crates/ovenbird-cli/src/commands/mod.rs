@@ -19,6 +19,7 @@ pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod registry;
 pub(crate) mod rmi;
+pub(crate) mod self_image;
 pub(crate) mod tag;
 pub(crate) mod version;
 pub(crate) mod why;
@@ -35,6 +36,9 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, Error> {
     let done = match cli.command {
         Command::Build(args) => {
             // A flag that is refused is said before a settings file that is wrong.
+            if let Some(images) = args.project(environment)? {
+                return build::run_project(&args, &images, &session()?, &cli.global).map(|()| 0);
+            }
             let request = args.request(environment)?;
             let session = session()?;
             build::run(&args, &session.settings.with_full_names(request), &session, &cli.global)
@@ -67,6 +71,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, Error> {
         Command::Auth(args) => auth::run(&args, &session()?),
         Command::Login(args) => login::run(&args, &session()?),
         Command::Logout(args) => logout::run(&args, &session()?),
+        Command::SelfImage(args) => self_image::run(&args, &session()?),
         Command::Worker(args) => return worker::run(&args, session()?),
         Command::Completions(args) => completions::run(&args),
         Command::Version(args) => version::run(&args),

@@ -1,7 +1,7 @@
 //! `ovenbird worker`: what `--on` starts in another place.
 
 use clap::Args;
-use ovenbird::{Error, Kind, worker};
+use ovenbird::{BuilderKind, Error, Kind, worker};
 use ovenbird_engine::Cancel;
 
 use crate::session::Session;
@@ -13,14 +13,18 @@ pub(crate) struct WorkerArgs {
     /// Most workers at once with this state directory; one more says that it is busy, and ends
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..))]
     slots: Option<u16>,
+    /// What builds: engine, docker or auto
+    #[arg(long, value_name = "BUILDER")]
+    builder: Option<BuilderKind>,
 }
 
 pub(crate) fn run(args: &WorkerArgs, session: Session) -> Result<u8, Error> {
-    let (level, overlay) = session.enter()?;
+    let builder = args.builder.or(session.settings.builder).unwrap_or_default();
+    let (level, overlay) = if builder == BuilderKind::Docker { session.outside()? } else { session.enter()? };
     let cancel = Cancel::default();
     crate::signal::watch(&cancel);
     let slots = args.slots.map(usize::from);
-    let place = worker::Place { settings: session.settings, environment: session.environment, level, overlay, slots };
+    let place = worker::Place { settings: session.settings, environment: session.environment, level, overlay, builder, slots };
     let abandon = || std::process::exit(i32::from(Kind::Cancelled.exit_code()));
     Ok(worker::serve(place, std::io::stdin(), std::io::stdout(), &cancel, abandon))
 }

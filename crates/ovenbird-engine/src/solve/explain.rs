@@ -1,5 +1,6 @@
 //! What a build tells about itself: why each step ran, for [`crate::trace`].
 
+use std::path::PathBuf;
 use std::sync::PoisonError;
 
 use ovenbird_oci::Digest;
@@ -43,10 +44,13 @@ impl Solver<'_> {
         })
     }
 
-    /// Builds of the same Dockerfile, target and platform on the same folder are compared.
+    /// Builds of the same Dockerfile, target and platform on the same context are compared.
     fn trace_name(&self) -> Digest {
         let input = self.session.input;
-        let context = input.contexts.get("context").map(|context| &context.dir);
+        let context = match &input.origin {
+            Some(origin) => Some(PathBuf::from(origin)),
+            None => input.contexts.get("context").map(|context| context.dir.clone()),
+        };
         let target = input.options.first().and_then(|options| options.target.as_deref());
         Digest::of(format!("{context:?} {} {target:?} {}", input.dockerfile_name, self.plan.platform).as_bytes())
     }

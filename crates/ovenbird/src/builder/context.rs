@@ -2,6 +2,7 @@
 //!
 //! The ignore file is applied here, so both of the engine's builders see the same files. It must not know how the tar is sent.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -79,14 +80,18 @@ fn holds(context: &LocalContext, path: &Path, text: &[u8]) -> bool {
     read.is_ok() && found == text
 }
 
-/// Writes the tar.
-pub(super) fn write(source: &SourceTree, place: &Place, out: &mut dyn Write) -> io::Result<()> {
-    let mut tar = Tar { out, header: vec![] };
+/// Writes the tar, for the classic builder or for BuildKit.
+pub(super) fn write(source: &SourceTree, place: &Place, buildkit: bool, out: &mut dyn Write) -> io::Result<()> {
+    let mut tar = Tar { out, header: vec![], links: HashMap::new() };
     let mut ignore_file = None;
     if let Some(context) = source.contexts.get("context") {
         let folder = &*context.tree();
         for visit in tree::walk(folder, Path::new("")) {
             let visit = visit.map_err(|error| named(&error.path, error.source))?;
+            // A folder that is left out but for something in it: Docker's client sends it to BuildKit only.
+            if visit.partial && !buildkit {
+                continue;
+            }
             if matches!(place, Place::Beside(_)) && visit.path == Path::new(IGNORE_FILE) && visit.entry.kind == Kind::File {
                 ignore_file = Some(read(folder, &visit).map_err(|source| named(&visit.path, source))?);
                 continue;
@@ -124,6 +129,8 @@ fn named(path: &Path, source: io::Error) -> io::Error {
 struct Tar<'a> {
     out: &'a mut dyn Write,
     header: Vec<u8>,
+    /// Where files with several names were written, by device and inode.
+    links: HashMap<(u64, u64), Vec<u8>>,
 }
 
 impl Tar<'_> {
@@ -171,7 +178,14 @@ impl Tar<'_> {
         };
         match kind {
             tar::Kind::Symlink => header.link = place.read_link()?.into_os_string().into_vec(),
+            tar::Kind::File if entry.inode.2 > 1 && self.links.contains_key(&(entry.inode.0, entry.inode.1)) => {
+                header.kind = tar::Kind::Link;
+                header.link = self.links[&(entry.inode.0, entry.inode.1)].clone();
+            }
             tar::Kind::File => {
+                if entry.inode.2 > 1 {
+                    self.links.insert((entry.inode.0, entry.inode.1), header.path.clone());
+                }
                 header.size = entry.size;
                 let attributes = place.xattrs()?.into_iter().filter(|(name, _)| name == OsStr::new(CAPABILITY));
                 header.xattrs = attributes.map(|(name, value)| (name.into_vec(), value)).collect();
@@ -179,7 +193,7 @@ impl Tar<'_> {
             _ => {}
         }
         self.header(&header)?;
-        if kind == tar::Kind::File {
+        if header.kind == tar::Kind::File {
             let copied = io::copy(&mut place.open()?.take(entry.size), self.out)?;
             if copied != entry.size {
                 return Err(io::Error::other("it became shorter while it was read"));
@@ -221,7 +235,7 @@ mod tests {
     use crate::source::Fetcher;
 
     /// What is in the tar for a context of these files: names, and the ignore file's text.
-    fn check(files: &[(&str, &str)], said: &DockerfileFrom, text: &str) -> String {
+    fn check(files: &[(&str, &str)], said: &DockerfileFrom, text: &str, buildkit: bool) -> String {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in files {
             let path = dir.path().join("c").join(name);
@@ -240,7 +254,7 @@ mod tests {
         }
         let place = Place::of(&source, &request.dockerfile);
         let mut bytes = vec![];
-        write(&source, &place, &mut bytes).unwrap();
+        write(&source, &place, buildkit, &mut bytes).unwrap();
         let mut found = vec![];
         for entry in ::tar::Archive::new(&bytes[..]).entries().unwrap() {
             let mut entry = entry.unwrap();
@@ -293,7 +307,12 @@ mod tests {
                 "BESIDE | D.dockerignore b .dockerignore=\"b\\nBESIDE\\n\" BESIDE",
             ),
         ] {
-            assert_eq!(check(files, &said, text), expect, "{files:?} {said:?}");
+            assert_eq!(check(files, &said, text, true), expect, "{files:?} {said:?}");
+        }
+        let files = [("Dockerfile", "X"), (".dockerignore", "d\n!d/a"), ("d/a", ""), ("d/b", "")];
+        for (buildkit, sent) in [(true, "d/ d/a"), (false, "d/a")] {
+            let ignore = ".dockerignore=\"d\\n!d/a\"";
+            assert_eq!(check(&files, &DockerfileFrom::Default, "", buildkit), format!("Dockerfile | {ignore} Dockerfile {sent}"));
         }
     }
 }

@@ -325,7 +325,7 @@ impl Builder for DockerEngineBuilder {
         let call = BuildCall { query, buildkit: technique.buildkit, credentials: self.credentials(&parsed, request, job) };
         let name = if technique.buildkit { "BuildKit" } else { "the classic builder" };
         job.sink.emit(Event::Message { text: format!("building with {name} of the Docker Engine at {}", self.docker) });
-        let built = self.docker.build(&call, &job.cancel, &*job.sink, |out| context::write(source, &place, out));
+        let built = self.docker.build(&call, &job.cancel, &*job.sink, |out| context::write(source, &place, technique.buildkit, out));
         let built = built.map_err(|failure| told(failure, source))?;
         let image = self.take(&built.id, request, job)?;
         Ok(Image { ran: built.ran, cached: built.cached, bases: self.known_bases(&parsed, request), ..image })
@@ -522,8 +522,16 @@ fn refuse(request: &BuildRequest, technique: Technique) -> Result<(), Error> {
 
 /// The first thing of a Dockerfile that the classic builder does not know.
 fn needs_buildkit(dockerfile: &Dockerfile) -> Option<&'static str> {
-    let instructions = dockerfile.stages.iter().flat_map(|stage| &stage.instructions);
-    instructions.into_iter().find_map(|instruction| match &instruction.kind {
+    dockerfile.stages.iter().flat_map(|stage| &stage.instructions).find_map(|instruction| needs(&instruction.kind))
+}
+
+fn needs(instruction: &Said) -> Option<&'static str> {
+    match instruction {
+        // It fires where the stage is a base.
+        Said::Onbuild(text) => ovenbird_dockerfile::parse::parse_instruction(text, '\\').ok().and_then(|trigger| match trigger.kind {
+            Said::Onbuild(_) => None,
+            kind => needs(&kind),
+        }),
         Said::Run(run) if !run.mounts.is_empty() => Some("RUN --mount"),
         Said::Run(run) if !run.heredocs.is_empty() => Some("a here-document"),
         Said::Run(run) if run.network.is_some() => Some("RUN --network"),
@@ -543,7 +551,7 @@ fn needs_buildkit(dockerfile: &Dockerfile) -> Option<&'static str> {
             .find_map(|(is, what)| is.then_some(what))
         }
         _ => None,
-    })
+    }
 }
 
 /// Images that the Dockerfile names, as far as they can be read without building: registries to log in to.

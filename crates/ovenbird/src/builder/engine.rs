@@ -170,6 +170,7 @@ impl EngineBuilder {
             dockerfile: source.dockerfile.clone(),
             dockerfile_name: source.dockerfile_name.clone(),
             contexts: source.contexts.clone(),
+            origin: source.origin.clone(),
             options,
             secrets: secrets(&request.secrets, &self.environment)?,
             ssh: agents(&request.ssh, &self.environment)?,

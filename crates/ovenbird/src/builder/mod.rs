@@ -64,7 +64,7 @@ pub struct Image {
 }
 
 /// Turns a source into an image and takes the image to where it was asked for.
-pub trait Builder {
+pub trait Builder: Sync {
     /// Builds.
     fn build(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Image, Error>;
     /// Names the image on this machine.

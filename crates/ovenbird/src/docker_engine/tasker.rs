@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bollard::models::ContainerConfig;
@@ -23,6 +23,7 @@ use crate::driver::{Driver as _, LocalDriver};
 use crate::error::{Error, Kind};
 use crate::report::BuildReport;
 use crate::request::{BuildRequest, DockerfileFrom, Source};
+use crate::source::Fetcher;
 
 /// Lines that are kept of one operation.
 const MAX_LINES: usize = 10_000;
@@ -88,9 +89,9 @@ impl Lines {
 }
 
 impl Tasker {
-    /// Over this builder; sources are unpacked below `temp`.
-    pub fn new(builder: DockerEngineBuilder, temp: impl Into<PathBuf>, sink: Arc<dyn EventSink>, cancel: Cancel) -> Self {
-        Self { driver: LocalDriver::new(builder, temp.into().as_path(), io::empty()), sink, cancel, last: Arc::default() }
+    /// Over this builder; sources come through `sources`.
+    pub fn new(builder: DockerEngineBuilder, sources: impl Into<Fetcher>, sink: Arc<dyn EventSink>, cancel: Cancel) -> Self {
+        Self { driver: LocalDriver::new(builder, sources, io::empty()), sink, cancel, last: Arc::default() }
     }
 
     /// The engine.

@@ -2,6 +2,8 @@
 //!
 //! A launcher knows nothing of builds. What it starts ends when its pipe is closed.
 
+mod caller;
+pub mod container;
 pub mod process;
 pub mod ssh;
 
@@ -11,7 +13,9 @@ use std::time::Duration;
 
 use crate::builder::Job;
 use crate::error::Error;
+use crate::report::BuildReport;
 
+pub use container::{ContainerLauncher, ContainerPlace};
 pub use process::ProcessLauncher;
 pub use ssh::{Host, HostDefaults, SshLauncher};
 
@@ -20,6 +24,8 @@ pub use ssh::{Host, HostDefaults, SshLauncher};
 pub struct WorkerSpec {
     /// Flags of `ovenbird`, before `worker`.
     pub flags: Vec<OsString>,
+    /// What follows `worker`.
+    pub arguments: Vec<OsString>,
 }
 
 /// The pipe to a worker, and the worker's life.
@@ -44,10 +50,14 @@ pub trait Life: Send {
     fn wait(&mut self, limit: Duration) -> Option<String>;
     /// Ends it now.
     fn kill(&mut self);
+    /// The build succeeded and the worker has ended: keeps of its place what was asked to be kept.
+    fn keep(&mut self, _report: &BuildReport, _job: &Job) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// Starts workers in one kind of place.
-pub trait Launcher {
+pub trait Launcher: Sync {
     /// Starts one.
     fn launch(&self, spec: &WorkerSpec, job: &Job) -> Result<Pipe, Error>;
     /// Where, for messages: `on ssh://build1`.

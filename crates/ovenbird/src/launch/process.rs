@@ -31,7 +31,7 @@ impl Launcher for ProcessLauncher {
     fn launch(&self, spec: &WorkerSpec, job: &Job) -> Result<Pipe, Error> {
         job.sink.emit(Event::Message { text: format!("building {}", self.place()) });
         let mut command = Command::new(SELF);
-        command.arg0("ovenbird").args(&spec.flags).arg("worker");
+        command.arg0("ovenbird").args(&spec.flags).arg("worker").args(&spec.arguments);
         start(command, "a worker process")
     }
 

@@ -106,11 +106,7 @@ impl fmt::Display for Host {
         if let Some(user) = &self.user {
             write!(f, "{user}@")?;
         }
-        if self.name.contains(':') {
-            write!(f, "[{}]", self.name)?
-        } else {
-            f.write_str(&self.name)?
-        }
+        if self.name.contains(':') { write!(f, "[{}]", self.name) } else { f.write_str(&self.name) }?;
         self.port.iter().try_for_each(|port| write!(f, ":{port}"))
     }
 }
@@ -127,7 +123,7 @@ impl Host {
     }
 
     /// What the shell there runs.
-    fn remote_command(&self) -> String {
+    fn remote_command(&self, arguments: &[OsString]) -> String {
         let mut words = vec![self.said.command.clone().unwrap_or_else(|| "ovenbird".into())];
         if let Some(root) = &self.said.root {
             words.extend(["--root".into(), root.display().to_string()]);
@@ -136,11 +132,12 @@ impl Host {
         if let Some(slots) = self.said.slots {
             words.extend(["--slots".into(), slots.to_string()]);
         }
+        words.extend(arguments.iter().map(|word| word.to_string_lossy().into_owned()));
         let quoted: Vec<String> = words.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect();
         format!("exec {}", quoted.join(" "))
     }
 
-    fn ssh(&self) -> Vec<OsString> {
+    fn ssh(&self, words: &[OsString]) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = vec!["-T".into()];
         // Nobody is there to answer questions, and a host that went away must be noticed.
         for option in ["BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=3"] {
@@ -152,7 +149,7 @@ impl Host {
         if let Some(user) = &self.user {
             arguments.extend(["-l".into(), user.into()]);
         }
-        arguments.extend(["--".into(), self.name.clone().into(), self.remote_command().into()]);
+        arguments.extend(["--".into(), self.name.clone().into(), self.remote_command(words).into()]);
         arguments
     }
 }
@@ -177,9 +174,9 @@ impl SshLauncher {
     }
 
     /// Connects and listens to the first word.
-    fn meet(host: &Host, job: &Job) -> Result<Met, Error> {
+    fn meet(host: &Host, spec: &WorkerSpec, job: &Job) -> Result<Met, Error> {
         let mut command = Command::new("ssh");
-        command.args(host.ssh());
+        command.args(host.ssh(&spec.arguments));
         let Pipe { to, from, mut life } = start(command, "ssh")?;
         let (tell, told) = mpsc::channel();
         std::thread::spawn(move || {
@@ -233,7 +230,7 @@ enum First {
 }
 
 impl Launcher for SshLauncher {
-    fn launch(&self, _: &WorkerSpec, job: &Job) -> Result<Pipe, Error> {
+    fn launch(&self, spec: &WorkerSpec, job: &Job) -> Result<Pipe, Error> {
         let mut dead: BTreeMap<usize, String> = BTreeMap::new();
         let (mut pause, mut said) = (PAUSE.0, false);
         // Callers begin at different hosts.
@@ -245,7 +242,7 @@ impl Launcher for SshLauncher {
                 if dead.contains_key(&at) {
                     continue;
                 }
-                match Self::meet(host, job)? {
+                match Self::meet(host, spec, job)? {
                     Met::Started(pipe) => {
                         job.sink.emit(Event::Message { text: format!("building on {host}") });
                         return Ok(pipe);
@@ -315,7 +312,7 @@ mod tests {
             ("ssh://h?root=relative", "! "),
         ] {
             let got = match text.parse::<Host>() {
-                Ok(host) => host.ssh().join(" ".as_ref()).into_string().unwrap(),
+                Ok(host) => host.ssh(&[]).join(" ".as_ref()).into_string().unwrap(),
                 Err(error) => format!("! {error}"),
             };
             assert!(got.contains(expect), "{text}: {got}");
@@ -326,7 +323,10 @@ mod tests {
     fn what_is_not_said_comes_from_the_pool() {
         let defaults = HostDefaults { slots: Some(3), command: Some("/c".into()), root: Some("/r".into()) };
         let host = "ssh://h?slots=1".parse::<Host>().unwrap().or(&defaults);
-        assert_eq!(host.remote_command(), "exec '/c' '--root' '/r' 'worker' '--slots' '1'");
+        assert_eq!(
+            host.remote_command(&["--builder".into(), "auto".into()]),
+            "exec '/c' '--root' '/r' 'worker' '--slots' '1' '--builder' 'auto'"
+        );
         assert_eq!("ssh://u@[::1]:9?slots=1".parse::<Host>().unwrap().to_string(), "ssh://u@[::1]:9");
     }
 }

@@ -133,6 +133,8 @@ pub struct Settings {
     pub temp: PathBuf,
     /// Files that were read, weakest first.
     pub files: Vec<PathBuf>,
+    /// Folders whose projects the user trusts.
+    pub trusted_projects: Vec<PathBuf>,
 }
 
 impl Settings {
@@ -247,6 +249,7 @@ impl Settings {
                 .unwrap_or_else(|| environment.config_home().map(|dir| dir.join("ovenbird/plugins")).into_iter().collect()),
             temp: environment.get("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| PathBuf::from("/tmp"), PathBuf::from),
             files,
+            trusted_projects: merged.trusted_projects.unwrap_or_default(),
         };
         settings.client_options().check()?;
         Ok(settings)

@@ -37,6 +37,8 @@ pub struct SourceTree {
     pub dockerfile_name: String,
     /// `context` and named folders.
     pub contexts: BTreeMap<String, LocalContext>,
+    /// What the main context is known by, where its folder is another one each time: the same for all commits of a repository.
+    pub origin: Option<String>,
     /// The commit of the main context, where that was fetched from a repository.
     pub revision: Option<Revision>,
     /// Of contexts: when the commit or the file was made, seconds since 1970.
@@ -67,7 +69,7 @@ impl SourceTree {
         contexts: BTreeMap<String, LocalContext>,
         unpacked: ovenbird_oci::beside::Folder,
     ) -> Self {
-        Self { dockerfile, dockerfile_name, contexts, revision: None, times: BTreeMap::new(), _unpacked: vec![unpacked] }
+        Self { dockerfile, dockerfile_name, contexts, origin: None, revision: None, times: BTreeMap::new(), _unpacked: vec![unpacked] }
     }
 }
 
@@ -75,7 +77,15 @@ impl SourceTree {
     /// A Dockerfile of our own over a folder.
     pub(crate) fn inline(dockerfile: String, name: &str, context: LocalContext) -> Self {
         let contexts = [("context".to_owned(), context)].into();
-        Self { dockerfile, dockerfile_name: name.to_owned(), contexts, revision: None, times: BTreeMap::new(), _unpacked: vec![] }
+        Self {
+            dockerfile,
+            dockerfile_name: name.to_owned(),
+            contexts,
+            origin: None,
+            revision: None,
+            times: BTreeMap::new(),
+            _unpacked: vec![],
+        }
     }
 
     /// The same files with another Dockerfile; must not outlive this one.
@@ -84,6 +94,7 @@ impl SourceTree {
             dockerfile: text.to_owned(),
             dockerfile_name: self.dockerfile_name.clone(),
             contexts: self.contexts.clone(),
+            origin: self.origin.clone(),
             revision: self.revision.clone(),
             times: self.times.clone(),
             _unpacked: vec![],

@@ -11,7 +11,7 @@ use ovenbird_oci::beside;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::archive::{self, Unpacked, read_text};
-use super::{Fetcher, SourceError, SourceTree, remote};
+use super::{Fetcher, Revision, SourceError, SourceTree, remote};
 use crate::builder::Job;
 use crate::error::Error;
 use crate::request::{BuildRequest, ContextSource, DockerfileFrom, Source};
@@ -50,11 +50,12 @@ impl Root {
 }
 
 pub(super) fn fetch(fetcher: &Fetcher, request: &BuildRequest, stdin: &mut dyn Read, job: &Job) -> Result<SourceTree, Error> {
-    let (mut inline, mut revision, mut times) = (None, None, BTreeMap::new());
+    let (mut inline, mut revision, mut origin, mut times) = (None, None, None, BTreeMap::new());
     let root = match &request.source {
         Source::Path(path) => Root::Trusted(folder("build context", path)?),
         Source::Stdin if request.dockerfile == DockerfileFrom::Stdin => return Err(SourceError::StdinTwice.into()),
         Source::Stdin => {
+            origin = Some("-".to_owned());
             let folder = fetcher.folder()?;
             let dir = folder.path().join("context");
             match archive::unpack(stdin, "the context on standard input", &dir)? {
@@ -71,6 +72,10 @@ pub(super) fn fetch(fetcher: &Fetcher, request: &BuildRequest, stdin: &mut dyn R
         Source::Remote(url) => {
             let got = remote::fetch(fetcher, url, true, request, job)?;
             (inline, revision) = (got.dockerfile, got.revision);
+            origin = Some(revision.as_ref().map_or_else(
+                || url.to_string(),
+                |Revision { url, subdir, .. }| format!("{url}#:{}", subdir.as_deref().unwrap_or_default()),
+            ));
             times.extend(got.time.map(|time| ("context".to_owned(), time)));
             Root::Foreign { folder: got.folder, dir: got.dir }
         }
@@ -114,7 +119,7 @@ pub(super) fn fetch(fetcher: &Fetcher, request: &BuildRequest, stdin: &mut dyn R
     }
     kept.push(root);
     let unpacked = kept.into_iter().filter_map(|root| if let Root::Foreign { folder, .. } = root { Some(folder) } else { None });
-    Ok(SourceTree { dockerfile: text, dockerfile_name: name, contexts, revision, times, _unpacked: unpacked.collect() })
+    Ok(SourceTree { dockerfile: text, dockerfile_name: name, contexts, origin, revision, times, _unpacked: unpacked.collect() })
 }
 
 /// The folder itself, links resolved, so that a later change of the working directory does not matter.

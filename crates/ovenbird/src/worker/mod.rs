@@ -27,13 +27,16 @@ use ovenbird_oci::registry::RegistryOptions;
 use ovenbird_sandbox::Level;
 use rustix::fs::MemfdFlags;
 
-use crate::builder::{EngineBuilder, Job};
+use crate::builder::{BuilderKind, DockerEngineBuilder, EngineBuilder, Job};
+use crate::docker_engine::DockerEngine;
 use crate::driver::{Driver as _, Given, LocalDriver};
 use crate::error::{Error, Kind};
+use crate::naming::TagPolicies;
 use crate::report::BuildReport;
 use crate::request::{BuildRequest, ContextSource, DockerfileFrom, SecretOrigin, Source};
 use crate::settings::{Environment, Settings};
 use crate::source::SourceTree;
+use crate::workflow::Workshop;
 use failure::Failure;
 use outputs::Outputs;
 use question::{Questions, refused};
@@ -59,6 +62,8 @@ pub struct Place {
     pub level: Option<Level>,
     /// Do overlay mounts work there?
     pub overlay: bool,
+    /// What builds.
+    pub builder: BuilderKind,
     /// Builds of workers at once on this machine; `None`: any number.
     pub slots: Option<usize>,
 }
@@ -215,7 +220,7 @@ fn in_memory(bytes: &[u8]) -> io::Result<(OwnedFd, PathBuf)> {
 fn build(place: Place, received: Received, to: &Arc<Sender>, questions: &Arc<Questions>, cancel: &Cancel) -> Result<BuildReport, Error> {
     let Received { order, tree } = received;
     let Order { request, values, policies, now, registries, .. } = *order;
-    let Place { mut settings, environment, level, overlay, .. } = place;
+    let Place { mut settings, environment, level, overlay, builder, .. } = place;
     // Files in memory live as long as these.
     let mut held = vec![];
     let mut hold = |bytes: &[u8], what: &str| -> Result<PathBuf, Error> {
@@ -228,12 +233,11 @@ fn build(place: Place, received: Received, to: &Arc<Sender>, questions: &Arc<Que
     for (name, registry) in registries {
         let what = format!("the certificates of {name}");
         let ca = registry.ca.as_deref().map(|text| hold(text.as_bytes(), &what)).transpose()?;
-        let client_identity = match registry.client_identity {
-            true => {
-                let asked = questions.bytes(Asked::ClientIdentity { registry: name.clone() });
-                Some(hold(&asked.map_err(|reason| refused(&what, reason))?, &what)?)
-            }
-            false => None,
+        let client_identity = if registry.client_identity {
+            let asked = questions.bytes(Asked::ClientIdentity { registry: name.clone() });
+            Some(hold(&asked.map_err(|reason| refused(&what, reason))?, &what)?)
+        } else {
+            None
         };
         settings.registries.insert(name, registry.with_files(ca, client_identity));
     }
@@ -245,13 +249,30 @@ fn build(place: Place, received: Received, to: &Arc<Sender>, questions: &Arc<Que
         let bytes = questions.bytes(Asked::Secret { id: spec.id.clone() }).map_err(|reason| refused(&what, reason))?;
         spec.origin = SecretOrigin::File(hold(&bytes, &what)?);
     }
-    let outputs = Outputs::prepare(&mut request, &settings.temp, to)?;
+    let outputs = Outputs::prepare(&mut request, &settings.temp, to, builder == BuilderKind::Docker)?;
     let job = Job { sink: Arc::new(Wire(Arc::clone(to))), cancel: cancel.clone() };
-    let builder = EngineBuilder::open(&settings, &environment, level, overlay)?;
-    let driver =
-        LocalDriver::new(builder, settings.temp.as_path(), io::empty()).with_names(policies, now).with_given(Given { tree, values });
-    let report = driver.run(&request, &job);
+    let engine = EngineBuilder::open(&settings, &environment, level, overlay)?;
+    let given = (policies, now, Given { tree, values });
+    let docker = match builder {
+        BuilderKind::Docker => Some(DockerEngine::new(&settings.docker)?),
+        BuilderKind::Auto if !engine.runs_steps() => DockerEngine::new(&settings.docker).ok().filter(|docker| docker.reach().is_ok()),
+        BuilderKind::Auto | BuilderKind::Engine => None,
+    };
+    let report = match docker {
+        Some(docker) => run(DockerEngineBuilder::new(docker, engine, &settings), &settings, given, &request, &job),
+        None => run(engine, &settings, given, &request, &job),
+    };
     outputs.finish(report, to)
+}
+
+fn run<B: Workshop>(
+    builder: B,
+    settings: &Settings,
+    (policies, now, given): (TagPolicies, i64, Given),
+    request: &BuildRequest,
+    job: &Job,
+) -> Result<BuildReport, Error> {
+    LocalDriver::new(builder, settings.temp.as_path(), io::empty()).with_names(policies, now).with_given(given).run(request, job)
 }
 
 /// Events as messages.

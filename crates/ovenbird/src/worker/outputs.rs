@@ -11,8 +11,9 @@ use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_oci::beside;
 
 use super::folder::{self, SendError};
-use super::wire::{PIECE, Pieces, Sender, ToCaller};
+use super::wire::{Sender, ToCaller};
 use crate::error::{Error, Kind};
+use crate::pieces::{PIECE, Pieces};
 use crate::report::BuildReport;
 use crate::request::{BuildRequest, Dest, Output, OutputKind};
 
@@ -32,14 +33,16 @@ enum Sending {
         sends: JoinHandle<io::Result<()>>,
     },
     Folder(beside::Folder),
+    /// It is where it should be.
+    Nothing,
 }
 
 /// What goes to the caller, by place in the request.
 pub(super) struct Outputs(Vec<(usize, Sending)>);
 
 impl Outputs {
-    /// Gives each such output a place here.
-    pub(super) fn prepare(request: &mut BuildRequest, temp: &Path, to: &Arc<Sender>) -> Result<Self, Error> {
+    /// Gives each such output a place here. `engine`: the Docker Engine that builds is the caller's own, and has the image already.
+    pub(super) fn prepare(request: &mut BuildRequest, temp: &Path, to: &Arc<Sender>, engine: bool) -> Result<Self, Error> {
         let cannot = |error: io::Error| Error::from_chain(Kind::Configuration, &error).while_doing("cannot make a place for the output");
         let mut prepared = vec![];
         for (index, output) in request.outputs.iter_mut().enumerate() {
@@ -50,6 +53,7 @@ impl Outputs {
                     *dest = Dest::Path(path);
                     prepared.push((index, sending));
                 }
+                OutputKind::Load if engine => prepared.push((index, Sending::Nothing)),
                 // The caller loads it, or makes a layout of it.
                 OutputKind::Load => {
                     let (sending, path) = archive(index, to).map_err(cannot)?;
@@ -67,6 +71,10 @@ impl Outputs {
                     prepared.push((index, Sending::Folder(aside)));
                 }
             }
+        }
+        // What is kept is kept there, under its names.
+        if engine && request.outputs.iter().all(|output| output.kind == OutputKind::Image) {
+            request.outputs.push(Output::new(OutputKind::Load));
         }
         Ok(Self(prepared))
     }
@@ -92,7 +100,7 @@ impl Outputs {
                     })?;
                     out.flush().map_err(lost)?;
                 }
-                Sending::Folder(_) => {}
+                Sending::Folder(_) | Sending::Nothing => {}
             }
             if report.is_ok() {
                 to.send(&ToCaller::End { output: index }).map_err(lost)?;

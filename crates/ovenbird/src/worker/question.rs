@@ -236,7 +236,9 @@ fn named(request: &BuildRequest, tree: &SourceTree, settings: &Settings) -> Resu
     for options in options(tree, request)? {
         // The first round asks for every image that the Dockerfile itself names. A wrong Dockerfile names none: the worker says what is wrong.
         if let Ok(Lowered::Needs(images)) = lower(&parsed.dockerfile, &tree.dockerfile, &options, &Images::default()) {
-            images.iter().for_each(|image| add(&image.name));
+            for image in images {
+                add(&image.name);
+            }
         }
     }
     let beside: Vec<String> = registries

@@ -468,22 +468,12 @@ pub(crate) fn masked(value: Value, masks: &Masks) -> Value {
     }
 }
 
-/// Refuses a workflow that a project brought along and that reaches beyond the build: programs, files of this machine, registries, the
-/// network. A project that the user trusts (`trusted_projects`) is not asked.
-pub fn check_untrusted(workflow: &Workflow) -> Result<(), Error> {
-    for phase in Phase::ALL {
-        for entry in workflow.entries(phase) {
-            let harmless =
-                entry.file.is_none() && entry.secrets.is_empty() && built_in::find(&entry.name).is_some_and(|one| !one.reaches_out);
-            if !harmless {
-                return Err(Error::new(
-                    Kind::Configuration,
-                    format!("the project's file asks for the plugin {phase}:{}, which a project may not", entry.name),
-                )
-                .because("it came with the source, and the plugin runs a program, uses secrets or reaches beyond the build")
-                .hint("name it yourself with --plugin, or add the folder to trusted_projects in your own settings"));
-            }
-        }
-    }
-    Ok(())
+/// Plugins of a project that reach beyond the build: programs, secrets, files of this machine, registries, the network. Only a project that
+/// the user trusts may ask for them.
+pub(crate) fn reaching_out(workflow: &Workflow) -> impl Iterator<Item = String> {
+    let all = Phase::ALL.into_iter().flat_map(|phase| workflow.entries(phase).iter().map(move |entry| (phase, entry)));
+    let beyond = all.filter(|(_, entry)| {
+        entry.file.is_some() || !entry.secrets.is_empty() || built_in::find(&entry.name).is_none_or(|one| one.reaches_out)
+    });
+    beyond.map(|(phase, entry)| format!("{phase}:{}", entry.name))
 }

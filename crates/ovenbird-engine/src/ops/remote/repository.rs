@@ -143,6 +143,9 @@ pub enum GitError {
         /// Why.
         source: std::io::Error,
     },
+    /// Git does not take its configuration from us.
+    #[error("git does not read the configuration that it is given: git 2.32 or newer is needed, and /proc")]
+    Unguarded,
     /// Git failed.
     #[error("git {command} failed: {said}")]
     Failed {
@@ -243,7 +246,7 @@ pub struct Repository<'a> {
 }
 
 impl<'a> Repository<'a> {
-    /// Reads the configuration. Asks no server.
+    /// Reads the configuration, and sees that git does. Asks no server.
     pub fn open(op: &'a GitOp, access: &'a Access, watch: Watch<'a>) -> Result<Self, GitError> {
         for word in [Some(&op.url), op.reference.as_ref(), op.subdir.as_ref(), op.checksum.as_ref()].into_iter().flatten() {
             if word.starts_with('-') || word.contains(['\n', '\r', '\0']) {
@@ -259,7 +262,13 @@ impl<'a> Repository<'a> {
             || access.user.iter().flatten().any(|(name, _)| matches!(name.as_str(), "GIT_SSH" | "GIT_SSH_COMMAND"));
         let ssh = (!own_ssh).then(|| ssh_command(access));
         let config = in_memory(&configuration(op, access, &reach, lfs)).map_err(|source| GitError::Start { source })?;
-        Ok(Self { op, access, watch, config, ssh, lfs })
+        let this = Self { op, access, watch, config, ssh, lfs };
+        // An old git, or one that cannot read the file, goes on without: neither what protects us nor the credentials would count.
+        match this.run(Path::new("/"), &["config", "--get", "core.hooksPath"]) {
+            Ok(value) if value.trim() == "/dev/null" => Ok(this),
+            Ok(_) | Err(GitError::Failed { .. }) => Err(GitError::Unguarded),
+            Err(error) => Err(error),
+        }
     }
 
     /// Asks the server what the wanted name stands for.
