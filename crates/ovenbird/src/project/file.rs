@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Context, IMAGE, Image, Project};
 use crate::error::{Error, Kind};
 use crate::request::tag::Template;
-use crate::request::{ContextSource, Source};
+use crate::request::{ContextSource, Source, Workflow};
 
 /// Name of the file.
 pub const NAME: &str = "ovenbird.toml";
@@ -43,7 +43,7 @@ struct Entry {
     contexts: BTreeMap<String, String>,
     depends_on: Option<Vec<String>>,
     files: Option<Vec<String>>,
-    plugins: Option<toml::Value>,
+    plugins: Option<Workflow>,
 }
 
 impl Entry {
@@ -143,9 +143,6 @@ fn image(name: &str, entry: Entry) -> Result<Image, Error> {
         Some(Ok(Source::Stdin)) => return Err(wrong("path", "standard input is no part of a project".into())),
         _ => {}
     }
-    if entry.plugins.is_some() {
-        return Err(wrong("plugins", "they are not read here yet".into()).hint("give them on the command line"));
-    }
     for tag in &entry.tags.iter().flatten().collect::<Vec<_>>() {
         Template::parse(tag).map_err(|error| wrong("tags", error.to_string()))?;
     }
@@ -173,6 +170,7 @@ fn image(name: &str, entry: Entry) -> Result<Image, Error> {
         platforms: platforms.map_err(|error: ovenbird_oci::platform::ParsePlatformError| wrong("platforms", error.to_string()))?,
         contexts,
         depends_on: entry.depends_on.unwrap_or_default(),
+        plugins: entry.plugins.unwrap_or_default(),
         files: entry.files.map(|patterns| Patterns::new(&patterns)).transpose().map_err(|error| wrong("files", error.to_string()))?,
     })
 }

@@ -17,7 +17,7 @@ pub use file::{NAME, VERSION};
 pub use run::{Built, Runner};
 
 use crate::error::{Error, Kind};
-use crate::request::{BuildRequest, ContextSource, DockerfileFrom, OutputKind, Source};
+use crate::request::{BuildRequest, ContextSource, DockerfileFrom, OutputKind, Source, Workflow};
 
 /// What stands before the name of another image in `contexts`.
 const IMAGE: &str = "image:";
@@ -46,6 +46,7 @@ struct Image {
     contexts: BTreeMap<String, Context>,
     depends_on: Vec<String>,
     files: Option<Patterns>,
+    plugins: Workflow,
 }
 
 /// One more context of an image.
@@ -237,6 +238,7 @@ impl Project {
                     refused.push(format!("context {context} of {name}"));
                 }
             }
+            refused.extend(crate::workflow::reaching_out(&image.plugins).map(|plugin| format!("plugin {plugin} of {name}")));
             if pushes && let Some(tag) = image.tags.iter().find(|tag| has_registry(tag)) {
                 refused.push(format!("where {name} is pushed to ({tag})"));
             }
@@ -292,6 +294,11 @@ impl Project {
         request.build_args = over(image.args.clone(), &base.build_args);
         request.labels = over(image.labels.clone(), &base.labels);
         request.annotations = over(image.annotations.clone(), &base.annotations);
+        // Those of the project first; their programs are seen from its folder.
+        let mut plugins = image.plugins.clone();
+        plugins.rebase(&self.folder);
+        plugins.extend(base.workflow.clone());
+        request.workflow = plugins;
         if base.platforms.is_empty() {
             request.platforms.clone_from(&image.platforms);
         }
@@ -440,7 +447,7 @@ mod tests {
             ("[image.a]\npath = '-'\n", "path of image a"),
             ("[image.a]\ncontexts = { context = 'x' }\n", "context context of image a"),
             ("[image.a]\ntags = ['x:{what}']\n", "tags of image a"),
-            ("[image.a]\nplugins = {}\n", "plugins of image a"),
+            ("[image.a]\nplugins = { build = [] }\n", "unknown field `build`"),
             ("[image.a]\nfiles = ['[']\n", "files of image a"),
             ("[defaults]\ndepends_on = ['a']\n[image.a]\n", "depends_on in [defaults]"),
         ] {
@@ -460,6 +467,9 @@ mod tests {
             ("[image.a]\npath = 'link'\n", false, "path of a (link)"),
             ("[image.a]\npath = 'https://me:pw@h/x.git'\n", false, "path of a (https://***@h/x.git)"),
             ("[image.a]\nfile = 'a/../../D'\n", false, "file of a"),
+            ("[image.a]\n[[image.a.plugins.pre_build]]\nname = 'labels'\n", false, ""),
+            ("[image.a]\n[[image.a.plugins.exit]]\nname = 'notify'\n", false, "plugin exit:notify of a"),
+            ("[image.a]\n[[image.a.plugins.pre_build]]\nname = 'labels'\nfile = 'x'\n", false, "plugin pre_build:labels of a"),
             ("[image.a]\ncontexts = { x = '/' }\n", false, "context x of a"),
             ("[image.a]\ncontexts = { x = 'oci-layout:///x' }\n", false, "context x of a"),
             ("[image.a]\ncontexts = { x = 'docker-image://debian' }\n", false, ""),
