@@ -79,9 +79,9 @@ impl Patterns {
         Ok(Self { rules })
     }
 
-    /// The patterns as written, in order: [`Self::new`] makes the same of them.
-    pub fn written(&self) -> impl Iterator<Item = &str> {
-        self.rules.iter().map(|rule| rule.written.as_str())
+    /// The patterns, in order: [`Self::new`] makes the same of them.
+    pub fn written(&self) -> impl Iterator<Item = String> {
+        self.rules.iter().map(|rule| format!("{}{}", if rule.negated { "!" } else { "" }, rule.written))
     }
 
     /// True when there is no pattern.
