@@ -86,9 +86,9 @@ impl Patterns {
         self
     }
 
-    /// The patterns as written, in order: [`Self::new`] makes the same of them.
-    pub fn written(&self) -> impl Iterator<Item = &str> {
-        self.rules.iter().map(|rule| rule.written.as_str())
+    /// The patterns, in order: [`Self::new`] makes the same of them.
+    pub fn written(&self) -> impl Iterator<Item = String> {
+        self.rules.iter().map(|rule| format!("{}{}", if rule.negated { "!" } else { "" }, rule.written))
     }
 
     /// True when there is no pattern.

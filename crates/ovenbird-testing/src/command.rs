@@ -71,6 +71,8 @@ pub enum Level {
     Rootless,
     /// The user without.
     SingleId,
+    /// The user of the tests, whose builds run in worker processes.
+    Worker,
     /// No command of ours: a Docker Engine (`$DOCKER_HOST`) builds, as an oracle for the expectations.
     Docker,
     /// The command, over that Docker Engine.
@@ -78,12 +80,13 @@ pub enum Level {
 }
 
 impl Level {
-    /// From `root`, `rootless`, `single-id`, `docker` or `docker-builder`.
+    /// From `root`, `rootless`, `single-id`, `worker`, `docker` or `docker-builder`.
     pub fn parse(word: &str) -> Option<Self> {
         Some(match word {
             "root" | "own" => Self::Own,
             "rootless" => Self::Rootless,
             "single-id" => Self::SingleId,
+            "worker" => Self::Worker,
             "docker" => Self::Docker,
             "docker-builder" => Self::DockerBuilder,
             _ => return None,
@@ -93,7 +96,7 @@ impl Level {
     /// Ids to become; `None` to stay.
     pub fn ids(self) -> Result<Option<Ids>> {
         match self {
-            Self::Own | Self::Docker | Self::DockerBuilder => Ok(None),
+            Self::Own | Self::Worker | Self::Docker | Self::DockerBuilder => Ok(None),
             Self::Rootless => User::SubId.ensure().map(Some),
             Self::SingleId => User::Plain.ensure().map(Some),
         }
@@ -106,6 +109,7 @@ pub struct Workspace {
     dir: tempfile::TempDir,
     ids: Option<Ids>,
     binary: PathBuf,
+    on: Option<&'static str>,
 }
 
 impl Workspace {
@@ -117,11 +121,11 @@ impl Workspace {
         let home = dir.path().join("home");
         fs::create_dir(&home).at("cannot make", &home)?;
         let binary = match level {
-            Level::Own | Level::DockerBuilder => binary()?,
+            Level::Own | Level::Worker | Level::DockerBuilder => binary()?,
             Level::Docker => crate::dockerd::client(),
             Level::Rootless | Level::SingleId => shared_binary()?,
         };
-        let this = Self { dir, ids, binary };
+        let this = Self { dir, ids, binary, on: (level == Level::Worker).then_some("process") };
         this.give(this.path())?;
         this.give(&home)?;
         Ok(this)
@@ -165,6 +169,7 @@ impl Workspace {
             .env("HOME", self.path().join("home"))
             .env("LC_ALL", "C.UTF-8")
             .current_dir(self.path());
+        command.envs(self.on.map(|on| ("OVENBIRD_ON", on)));
         if let Some(ids) = self.ids {
             command.gid(ids.gid).uid(ids.uid);
         }

@@ -183,7 +183,7 @@ fn send(order: &ToWorker, tree: &SourceTree, to: &Sender) -> Result<(), SendErro
     out.write_all(tree.dockerfile.as_bytes()).and_then(|()| out.flush()).map_err(SendError::Pipe)?;
     message(&ToWorker::End)?;
     for (name, context) in &tree.contexts {
-        let ignore = context.ignore.written().map(str::to_owned).collect();
+        let ignore = context.ignore.written().collect();
         message(&ToWorker::Context { name: name.clone(), ignore })?;
         folder::send(&context.dir, context.ignore.clone(), &mut Pieces::new(piece))?;
         message(&ToWorker::End)?;

@@ -243,3 +243,11 @@ fn sources_that_are_surely_left_out() {
         assert_eq!(Patterns::parse(ignore).unwrap().leaves_out_source(source), expect, "{ignore:?} {source}");
     }
 }
+
+#[test]
+fn what_was_written_makes_the_same_patterns() {
+    for text in ["", "a\n!b", "# c\n  **/x  \n!  d e \n/f/", "!!x\n!a"] {
+        let patterns = Patterns::parse(text).unwrap();
+        assert_eq!(Patterns::new(&patterns.written().collect::<Vec<_>>()).unwrap(), patterns, "{text:?}");
+    }
+}
