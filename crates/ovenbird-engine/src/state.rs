@@ -7,6 +7,7 @@
 //! ROOT/origins/HEX                 where a base layer that was never fetched can be had
 //! ROOT/leak-key                    keys the marks in `searched`
 //! ROOT/contexts.stat               hashes of context files by inode
+//! ROOT/.ovenbird-partial-…/        an image on its way out of a Docker Engine (ovenbird_oci::beside)
 //! ROOT/slots/N                     locked by the worker that has this slot
 //! ROOT/IDS/snapshots/ID/fs         diff folder of one step or one base layer
 //! ROOT/IDS/snapshots/ID/owners     intended owners, when the disk cannot hold them

@@ -139,6 +139,10 @@ fn a_docker_engine_builds() {
     drop(heard);
     assert!(report.ran > 0);
 
+    // Nothing of the way out of the engine is left.
+    let left = std::fs::read_dir(&machine.settings.root).unwrap().flatten().filter(|e| e.file_name().to_string_lossy().starts_with('.'));
+    assert_eq!(left.count(), 0);
+
     // Again: everything from the engine's cache, the same image.
     let sink = Arc::new(Heard::default());
     let again = machine.run(&request, &sink).unwrap();

@@ -12,6 +12,7 @@ use ovenbird_dockerfile::ast::{Dockerfile, Kind as Said, Source as CopySource};
 use ovenbird_engine::input::Exportable;
 use ovenbird_engine::ops::file::decompress;
 use ovenbird_engine::{ContentId, Event};
+use ovenbird_oci::archive::ArchiveError;
 use ovenbird_oci::image::media;
 use ovenbird_oci::keychain::{Credential, Keychain, Query};
 use ovenbird_oci::layer::{self, Compression};
@@ -45,6 +46,7 @@ pub struct DockerEngineBuilder {
     docker: DockerEngine,
     images: EngineBuilder,
     keychain: Keychain,
+    /// For images on their way out of the engine: as large as those of our store, so on its disk.
     temp: PathBuf,
     /// What our images are called in the engine, by our digest.
     ids: Mutex<HashMap<Digest, String>>,
@@ -61,7 +63,7 @@ impl DockerEngineBuilder {
     /// Over this engine; images are kept in the store of `images`.
     pub fn new(docker: DockerEngine, images: EngineBuilder, settings: &Settings) -> Self {
         let keychain = settings.client_options().keychain();
-        Self { docker, images, keychain, temp: settings.temp.clone(), ids: Mutex::default() }
+        Self { docker, images, keychain, temp: settings.root.clone(), ids: Mutex::default() }
     }
 
     /// The Docker Engine.
@@ -155,8 +157,10 @@ impl DockerEngineBuilder {
             return self.packed(id, &scratch, &source, request);
         }
         let read = self.docker.save(id, &job.cancel, |archive| archive::read(&scratch, archive));
-        let images = read?
-            .map_err(|error| Error::from_chain(Kind::Driver, &error).while_doing("the Docker Engine gave an image that cannot be read"))?;
+        let images = read?.map_err(|error| {
+            let kind = if matches!(error, ArchiveError::Store(_)) { Kind::Configuration } else { Kind::Driver };
+            Error::from_chain(kind, &error).while_doing("the Docker Engine gave an image that cannot be read")
+        })?;
         let Some((target, _)) = images.into_iter().next() else {
             return Err(Error::new(Kind::Driver, format!("the Docker Engine gave no image for {}", short(id))));
         };
