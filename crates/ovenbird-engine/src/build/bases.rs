@@ -41,12 +41,26 @@ impl Engine {
         let session = self.session(input, sink, cancel);
         let mut images = vec![];
         for member in self.members(target)? {
-            images.push(match squash::squash(&session, &member, whole)? {
-                Some(image) => image,
-                None => {
-                    Assembled { platform: member.platform, config: member.document.config.digest, manifest: member.manifest, chain: vec![] }
-                }
-            });
+            images.push(
+                match squash::squash(
+                    &session,
+                    squash::Subject {
+                        platform: &member.platform,
+                        manifest: &member.manifest,
+                        document: &member.document,
+                        config: &member.config,
+                    },
+                    whole,
+                )? {
+                    Some(image) => image,
+                    None => Assembled {
+                        platform: member.platform,
+                        config: member.document.config.digest,
+                        manifest: member.manifest,
+                        chain: vec![],
+                    },
+                },
+            );
         }
         let target = match &images[..] {
             [only] if !target.is_index() => only.manifest.clone(),

@@ -2,21 +2,33 @@
 
 use ovenbird_oci::image::{History, media};
 use ovenbird_oci::layer::{self, PackOptions};
-use ovenbird_oci::{Descriptor, Digest, Manifest};
+use ovenbird_oci::{Descriptor, Digest, ImageConfig, Manifest, Platform};
 
 use super::assemble::{Assembled, descriptor, layer_media_type, rfc3339, threads, write_json};
-use crate::build::existing::Member;
 use crate::cache::{self, Link, document};
 use crate::error::BuildError;
 use crate::event::Event;
 use crate::ops::{Session, image, merged};
+
+/// An image of one platform.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// Which platform.
+    pub platform: &'a Platform,
+    /// Its manifest.
+    pub manifest: &'a Descriptor,
+    /// The same, read.
+    pub document: &'a Manifest,
+    /// Its config.
+    pub config: &'a ImageConfig,
+}
 
 fn file_error(source: crate::ops::file::FileError) -> BuildError {
     BuildError::File { step: "squashing".into(), line: None, source }
 }
 
 /// Squashes an image of one platform. Its files stay what they are. `None`: there is nothing to merge.
-pub fn squash(session: &Session, member: &Member, whole: bool) -> Result<Option<Assembled>, BuildError> {
+pub fn squash(session: &Session, member: Subject, whole: bool) -> Result<Option<Assembled>, BuildError> {
     let own = || -> Result<Vec<Link>, BuildError> {
         let malformed = |error| BuildError::Malformed { digest: member.manifest.digest.to_string(), reason: format!("{error}") };
         let reference = "localhost/exported".parse().map_err(malformed)?;

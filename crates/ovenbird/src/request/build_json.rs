@@ -72,6 +72,7 @@ struct SourceDocument {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_field_names, reason = "the names of the document")]
 struct Params {
     git_commit: Option<String>,
     git_branch: Option<String>,

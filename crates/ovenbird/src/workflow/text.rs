@@ -57,7 +57,7 @@ pub(crate) fn bases(text: &str, build_args: &BTreeMap<String, String>, contexts:
     let mut names: Vec<&str> = vec![];
     let mut found = vec![];
     for (index, stage) in file.stages.iter().enumerate() {
-        let name = expander.word(&stage.base, &env).map(|expanded| expanded.value).unwrap_or_else(|_| stage.base.clone());
+        let name = expander.word(&stage.base, &env).map_or_else(|_| stage.base.clone(), |expanded| expanded.value);
         let known = names.iter().any(|known| known.eq_ignore_ascii_case(&name)) || contexts.contains(&name.as_str());
         if !known && name != "scratch" {
             found.push(StageBase { index, written: stage.base.clone(), name });

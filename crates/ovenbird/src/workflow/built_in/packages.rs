@@ -51,7 +51,7 @@ pub(super) fn list(scene: &Scene, image: &Image, platform: &Platform) -> Result<
             "var/lib/dpkg/status" => found.extend(dpkg(&read(entry, MOST_BYTES)?)),
             "lib/apk/db/installed" | "usr/lib/apk/db/installed" => found.extend(apk(&read(entry, MOST_BYTES)?)),
             _ if name.starts_with("var/lib/dpkg/status.d/") && !name.ends_with(".md5sums") => {
-                found.extend(dpkg(&read(entry, MOST_METADATA)?))
+                found.extend(dpkg(&read(entry, MOST_METADATA)?));
             }
             _ if name.ends_with(".dist-info/METADATA") || name.ends_with(".egg-info/PKG-INFO") => {
                 found.extend(python(&read(entry, MOST_METADATA)?));
