@@ -69,6 +69,8 @@ impl<L: Launcher> RemoteDriver<L> {
             policies: self.settings.tags.clone(),
             now: self.environment.now(),
             registries: registries.collect::<Result<_, Error>>()?,
+            // As text it must be exact, or it is somebody else's.
+            origin: tree.origin.clone().or_else(|| tree.contexts.get("context")?.dir.to_str().map(str::to_owned)),
             dockerfile_name: tree.dockerfile_name.clone(),
             dockerfile_bytes: tree.dockerfile.len() as u64,
         })

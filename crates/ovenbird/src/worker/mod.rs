@@ -180,7 +180,8 @@ fn receive<R: Read>(from: &mut Receiver<R>, temp: &Path) -> Result<Received, Err
         bulk.finish().map_err(broken)?;
         contexts.insert(name, LocalContext { dir, ignore });
     }
-    let tree = SourceTree::given(dockerfile, order.dockerfile_name.clone(), contexts, aside);
+    let mut tree = SourceTree::given(dockerfile, order.dockerfile_name.clone(), contexts, aside);
+    tree.origin.clone_from(&order.origin);
     Ok(Received { order, tree })
 }
 
