@@ -213,6 +213,12 @@ fn check_same(room: &Room, places: &[&str]) -> Result<()> {
     for on in places {
         let (code, log) = finish(&mut room.build(on, "ctx", &["--secret", "id=token,env=NOT_SET"]), None, LIMIT)?;
         assert!(code == Some(5) && log.contains("the environment variable NOT_SET is not set"), "{on}: {log}");
+        let caches = format!("type=local,dest={}", room.path("cache").display());
+        if *on == "process" {
+            let (code, log) = finish(&mut room.build(on, "ctx", &["--secret", "id=token,env=TOKEN", "--cache-to", &caches]), None, LIMIT)?;
+            assert!(code == Some(0) && room.path("cache/index.json").is_file(), "{log}");
+            continue;
+        }
         for refused in [&["--cache-to", "type=local,dest=d"][..], &["--cache-from", "type=local,src=d"]] {
             let (code, log) = finish(&mut room.build(on, "ctx", refused), None, LIMIT)?;
             assert!(code == Some(2) && log.contains("is not supported: the build runs"), "{on} {refused:?}: {log}");

@@ -128,7 +128,9 @@ impl<L: Launcher> Driver for RemoteDriver<L> {
     fn run(&self, request: &BuildRequest, job: &Job) -> Result<BuildReport, Error> {
         let mut naming = Naming::new(request, &self.settings.tags)?;
         check(&naming.probe(request)?.request)?;
-        refuse(request, &self.launcher.place())?;
+        if !self.launcher.has_our_files() {
+            refuse(request, &self.launcher.place())?;
+        }
         let tree = {
             let mut stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner);
             Fetcher::new(&self.settings, &self.environment).fetch(request, &mut **stdin, job)?
