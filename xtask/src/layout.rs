@@ -27,10 +27,12 @@ const FOOTER: &str = "  }\n}\nINSERT BEFORE .text;\n";
 /// Builds the program with its symbols, runs it under callgrind, and writes the linker script.
 pub(crate) fn write(repository: &Path) -> Result<(), String> {
     packages::install(&["valgrind", "docker-registry", "busybox-static"])?;
-    run(Command::new(env!("CARGO"))
-        .current_dir(repository)
-        .args(["build", "--release", "--locked", "--package", "ovenbird-cli"])
-        .args(["--config", "profile.release.strip=false"]))?;
+    crate::run(
+        Command::new(env!("CARGO"))
+            .current_dir(repository)
+            .args(["build", "--release", "--locked", "--package", "ovenbird-cli"])
+            .args(["--config", "profile.release.strip=false"]),
+    )?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), |dir| repository.join(dir));
     let runs = Runs::new(target.join("release/ovenbird"))?;
     runs.all()?;
@@ -149,14 +151,6 @@ fn pattern(line: &str) -> Option<String> {
         return Some(format!("{}*", expression("Cs[0-9A-Za-z]+_")?.replace_all(&name, "Cs*_")));
     }
     expression(r"^[A-Za-z_][A-Za-z0-9_.]*$")?.is_match(name).then(|| name.to_owned())
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    match command.status() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("{command:?} ended with {status}")),
-        Err(error) => Err(format!("{command:?} could not be started: {error}")),
-    }
 }
 
 #[cfg(test)]

@@ -9,10 +9,12 @@ pub(crate) fn build(repository: &Path) -> Result<(), String> {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let flags = format!("{} -C target-feature=+crt-static", std::env::var("RUSTFLAGS").unwrap_or_default());
     // With a target named, the flags are for the program alone: procedural macros cannot be static.
-    run(Command::new(env!("CARGO"))
-        .current_dir(repository)
-        .args(["build", "--release", "--locked", "--package", "ovenbird-cli", "--target", &target])
-        .env("RUSTFLAGS", flags.trim()))?;
+    crate::run(
+        Command::new(env!("CARGO"))
+            .current_dir(repository)
+            .args(["build", "--release", "--locked", "--package", "ovenbird-cli", "--target", &target])
+            .env("RUSTFLAGS", flags.trim()),
+    )?;
     let folder = repository.join("target/self-image");
     let context = folder.join("context");
     let failed = |error: std::io::Error| format!("cannot prepare {}: {error}", context.display());
@@ -22,26 +24,20 @@ pub(crate) fn build(repository: &Path) -> Result<(), String> {
     let copy = context.join("ovenbird");
     fs::copy(&program, &copy).map_err(failed)?;
     let archive = folder.join("ovenbird.oci.tar");
-    run(Command::new(&copy)
-        .arg("build")
-        .arg("--root")
-        .arg(folder.join("state"))
-        .arg("--file")
-        .arg(repository.join("examples/self-image/Dockerfile"))
-        .args(["--reproducible", "--build-arg", concat!("VERSION=", env!("CARGO_PKG_VERSION"))])
-        .args(["--tag", concat!("ovenbird:", env!("CARGO_PKG_VERSION"))])
-        .arg("--output")
-        .arg(format!("type=oci,dest={}", archive.display()))
-        .arg(&context))?;
+    crate::run(
+        Command::new(&copy)
+            .arg("build")
+            .arg("--root")
+            .arg(folder.join("state"))
+            .arg("--file")
+            .arg(repository.join("examples/self-image/Dockerfile"))
+            .args(["--reproducible", "--build-arg", concat!("VERSION=", env!("CARGO_PKG_VERSION"))])
+            .args(["--tag", concat!("ovenbird:", env!("CARGO_PKG_VERSION"))])
+            .arg("--output")
+            .arg(format!("type=oci,dest={}", archive.display()))
+            .arg(&context),
+    )?;
     let size = fs::metadata(&archive).map_err(failed)?.len();
     println!("{} ({} MB)", archive.display(), size / 1_000_000);
     Ok(())
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    match command.status() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("{command:?} ended with {status}")),
-        Err(error) => Err(format!("{command:?} could not be started: {error}")),
-    }
 }

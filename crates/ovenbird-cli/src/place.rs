@@ -12,6 +12,8 @@ use crate::session::Session;
 /// A driver, and why it is this one; nothing where it was asked for, or where the line about isolation says it.
 pub(crate) struct Place {
     pub(crate) driver: Box<dyn Driver>,
+    /// Does what is built there see the images of this machine's state directory?
+    pub(crate) has_our_store: bool,
     reason: Option<String>,
 }
 
@@ -22,13 +24,6 @@ impl Place {
             job.sink.emit(Event::Message { text: reason.clone() });
         }
     }
-}
-
-/// Does what is built there see the images of this machine's state directory?
-pub(crate) fn has_our_store(args: &BuildArgs, session: &Session) -> bool {
-    let on = args.on.clone().or_else(|| session.settings.on.clone()).unwrap_or_default();
-    let builder = args.builder.or(session.settings.builder).unwrap_or_default();
-    builder != BuilderKind::Docker && matches!(on, On::Auto | On::Here | On::Process)
 }
 
 /// Enters the isolation level when our own engine is to build here.
@@ -49,6 +44,7 @@ pub(crate) fn choose_driver(args: &BuildArgs, session: &Session, global: &Global
     let told = format!("--on {chosen} --builder {builder}: {reason}");
     let said = on == On::Auto && entered.0.is_none() && args.builder.or(settings.builder) != Some(BuilderKind::Docker);
     let workers = |flags, builder: BuilderKind| WorkerSpec { flags, arguments: vec!["--builder".into(), builder.to_string().into()] };
+    let has_our_store = builder != BuilderKind::Docker && matches!(chosen, On::Auto | On::Here | On::Process);
     let driver: Box<dyn Driver> = match chosen {
         On::Auto | On::Here if builder == BuilderKind::Docker => {
             let images = session.images_only()?;
@@ -63,7 +59,7 @@ pub(crate) fn choose_driver(args: &BuildArgs, session: &Session, global: &Global
         On::Pool => over_ssh(&settings.pool, workers(vec![], builder), session)?,
         On::Process => remote(ProcessLauncher, workers(global.for_worker(settings), builder), session),
     };
-    Ok(Place { driver, reason: said.then_some(told) })
+    Ok(Place { driver, has_our_store, reason: said.then_some(told) })
 }
 
 /// The Docker Engine that answers, and what led there.

@@ -93,7 +93,7 @@ fn both(place: &Place<'_>, build: &Build, number: u32) -> Result<Outcome> {
     let (code, log) = place.finish(&mut theirs, &without_ours(&build.args))?;
     let unknown =
         ["unknown flag", "unknown shorthand flag", "requires BuildKit", "BuildKit is enabled but the buildx component is missing"];
-    if code != Some(0) && unknown.iter().any(|words| log.contains(words)) {
+    if our_code == Some(0) && code != Some(0) && unknown.iter().any(|words| log.contains(words)) {
         return Ok(Outcome::NotAsked(
             log.lines().find(|line| unknown.iter().any(|words| line.contains(words))).unwrap_or_default().to_owned(),
         ));

@@ -12,6 +12,7 @@ pub mod error;
 pub mod launch;
 pub mod lint;
 pub mod naming;
+mod pieces;
 pub mod project;
 pub mod registry;
 pub mod remote;

@@ -18,13 +18,14 @@ use crate::driver::{Driver, check};
 use crate::error::{Error, Kind};
 use crate::launch::{Launcher, Life, Pipe, WorkerSpec};
 use crate::naming::Naming;
+use crate::pieces::Pieces;
 use crate::report::BuildReport;
 use crate::request::{BuildRequest, CacheDest, CacheFrom, ContextSource, Dest, Output, OutputKind};
 use crate::settings::{Environment, Settings};
 use crate::source::{Fetcher, SourceTree};
 use crate::worker::folder::{self, SendError};
 use crate::worker::question::Answers;
-use crate::worker::wire::{Hello, Order, Pieces, Receiver, Registry, Sender, ToCaller, ToWorker, WireError};
+use crate::worker::wire::{Hello, Order, Receiver, Registry, Sender, ToCaller, ToWorker, WireError};
 use crate::worker::without_places;
 
 /// How long a worker may take to begin, connecting included.

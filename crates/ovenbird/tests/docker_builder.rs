@@ -20,9 +20,10 @@ use ovenbird::{
 use ovenbird_engine::event::Silent;
 use ovenbird_engine::{Cancel, Event, EventSink};
 use ovenbird_oci::Reference;
+use ovenbird_testing::base::Base;
 use ovenbird_testing::git::Repository;
 use ovenbird_testing::process;
-use ovenbird_testing::registry::Registry;
+use ovenbird_testing::registry::{Options, Registry};
 
 /// Keeps every event, and when it came, in seconds since the machine started.
 #[derive(Default)]
@@ -224,6 +225,33 @@ fn buildkit_of_a_docker_engine_builds() {
     std::fs::write(machine.dir.path().join("ctx/.dockerignore"), "Dockerfile").unwrap();
     let error = machine.run(&request, &sink).unwrap_err();
     assert!(error.kind == Kind::Usage && error.message.starts_with("a Dockerfile that is not a file of the build context"), "{error}");
+}
+
+#[test]
+fn base_images_of_a_registry_with_a_password() {
+    let Some(Room { engine, dockerd, .. }) = &room("docker_builder::base_images_of_a_registry_with_a_password") else { return };
+    // Characters that are written in another way in each form that a login takes on its way.
+    let (user, password) = ("someone", "p\u{fe}~>?\u{ff}word>>>???");
+    let registry = Registry::start_with(Options { bases: &[Base::Busybox], credentials: Some((user, password)) }).unwrap();
+    let base = format!("{}/library/busybox:latest", registry.address());
+    for buildkit in ["0", "1"] {
+        let _ = engine.remove_image(&base, true);
+        let login = |password: &str| {
+            format!("{{\"auths\": {{\"{}\": {{\"username\": \"{user}\", \"password\": \"{password}\"}}}}}}", registry.address())
+        };
+        let dockerfile = format!("ARG FROM={base}\nFROM $FROM\nLABEL a=b{buildkit}\n");
+        for (password, ok) in [("wrong", false), (password, true)] {
+            let login = login(password);
+            let machine = Machine::new(&dockerd.host(), &[("DOCKER_BUILDKIT", buildkit), ("DOCKER_AUTH_CONFIG", &login)]);
+            let request = machine.context(&[("Dockerfile", &dockerfile)]);
+            let sink = Arc::new(Heard::default());
+            match machine.run(&request, &sink) {
+                Ok(_) => assert!(ok, "DOCKER_BUILDKIT={buildkit}: built with a wrong password"),
+                Err(error) => assert!(!ok && !error.to_string().contains(password), "DOCKER_BUILDKIT={buildkit}: {error}"),
+            }
+            assert!(!sink.text().contains(password));
+        }
+    }
 }
 
 /// Every field of a request, and a value that asks for something: honoured, or refused by its name.

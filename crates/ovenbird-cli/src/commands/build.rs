@@ -9,7 +9,7 @@ use ovenbird::{BuildRequest, Error, Kind};
 
 use super::{lint, unless_cancelled};
 use crate::args::{BuildArgs, Global, ProjectBuild};
-use crate::place::{choose_driver, has_our_store};
+use crate::place::choose_driver;
 use crate::session::Session;
 
 pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, global: &Global) -> Result<(), Error> {
@@ -55,7 +55,7 @@ pub(crate) fn run_project(args: &BuildArgs, images: &ProjectBuild, session: &Ses
         base: request,
         names: &|request| settings.with_full_names(request),
         build: &|request, job| place.driver.run(request, job),
-        shared: has_our_store(args, session),
+        shared: place.has_our_store,
         parallel: std::thread::available_parallelism().map_or(2, usize::from).max(2),
     };
     let built = runner.run(&asked.iter().map(String::as_str).collect(), &job);

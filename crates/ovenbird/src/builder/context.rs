@@ -83,7 +83,7 @@ fn holds(context: &LocalContext, path: &Path, text: &[u8]) -> bool {
 
 /// Writes the tar, for the classic builder or for BuildKit.
 pub(super) fn write(source: &SourceTree, place: &Place, buildkit: bool, out: &mut dyn Write) -> io::Result<()> {
-    let mut tar = Tar { out, header: vec![], links: HashMap::new() };
+    let mut tar = Tar { out, sockets: buildkit, header: vec![], links: HashMap::new() };
     let mut ignore_file = None;
     if let Some(context) = source.contexts.get("context") {
         let folder = Folder::new(&context.dir, context.ignore.clone());
@@ -129,6 +129,8 @@ fn named(path: &Path, source: io::Error) -> io::Error {
 
 struct Tar<'a> {
     out: &'a mut dyn Write,
+    /// Sockets arrive as empty files, as in BuildKit; else they do not.
+    sockets: bool,
     header: Vec<u8>,
     /// Where files with several names were written, by device and inode.
     links: HashMap<(u64, u64), Vec<u8>>,
@@ -162,6 +164,7 @@ impl Tar<'_> {
             Kind::Block(major, minor) => (tar::Kind::Block, (major, minor)),
             Kind::Fifo => (tar::Kind::Fifo, (0, 0)),
             // No tar has one.
+            Kind::Socket if self.sockets => (tar::Kind::File, (0, 0)),
             Kind::Socket => return Ok(()),
         };
         let mut name = path.as_os_str().as_bytes().to_vec();
@@ -179,6 +182,7 @@ impl Tar<'_> {
         };
         match kind {
             tar::Kind::Symlink => header.link = place.read_link()?.into_os_string().into_vec(),
+            tar::Kind::File if entry.kind == Kind::Socket => {}
             tar::Kind::File if entry.inode.2 > 1 && self.links.contains_key(&(entry.inode.0, entry.inode.1)) => {
                 header.kind = tar::Kind::Link;
                 header.link = self.links[&(entry.inode.0, entry.inode.1)].clone();
@@ -194,7 +198,7 @@ impl Tar<'_> {
             _ => {}
         }
         self.header(&header)?;
-        if header.kind == tar::Kind::File {
+        if header.kind == tar::Kind::File && entry.kind == Kind::File {
             let copied = io::copy(&mut place.open()?.take(entry.size), self.out)?;
             if copied != entry.size {
                 return Err(io::Error::other("it became shorter while it was read"));

@@ -13,7 +13,7 @@ use ovenbird_engine::input::Exportable;
 use ovenbird_engine::ops::file::decompress;
 use ovenbird_engine::{ContentId, Event};
 use ovenbird_oci::image::media;
-use ovenbird_oci::keychain::{Credential, Keychain, Query, Secret};
+use ovenbird_oci::keychain::{Credential, Keychain, Query};
 use ovenbird_oci::layer::{self, Compression};
 use ovenbird_oci::publish::Target;
 use ovenbird_oci::registry::Breaks;
@@ -101,8 +101,8 @@ impl DockerEngineBuilder {
     }
 
     /// Logins for the registries of base images. One that cannot be had is no reason to stop: the image may be here.
-    fn credentials(&self, dockerfile: &Dockerfile, request: &BuildRequest, job: &Job) -> Vec<(String, String, Secret)> {
-        let mut found: Vec<(String, String, Secret)> = vec![];
+    fn credentials(&self, dockerfile: &Dockerfile, request: &BuildRequest, job: &Job) -> Vec<(String, Credential)> {
+        let mut found: Vec<(String, Credential)> = vec![];
         for reference in bases(dockerfile, request) {
             let registry = reference.registry().to_owned();
             let address = if registry == "docker.io" { "https://index.docker.io/v1/".to_owned() } else { registry.clone() };
@@ -111,12 +111,7 @@ impl DockerEngineBuilder {
             }
             let query = Query { registry: &registry, repository: reference.repository(), address: None, refused: None };
             match self.docker.block_on(self.keychain.find(query)) {
-                Ok(Ok(Some(login))) => match login.credential {
-                    Credential::Password { username, password } => found.push((address, username, password)),
-                    Credential::IdentityToken(token) | Credential::RegistryToken(token) => {
-                        found.push((address, "<token>".into(), token));
-                    }
-                },
+                Ok(Ok(Some(login))) => found.push((address, login.credential)),
                 Ok(Ok(None)) => {}
                 Ok(Err(error)) => {
                     let message = format!("no login for {registry} is given to the Docker Engine: {error}");

@@ -12,15 +12,17 @@ use bollard::moby::buildkit::v1::{StatusResponse, Vertex};
 use bollard::models::{BuildInfo, BuildInfoAux};
 use bollard::query_parameters::{BuildImageOptions, BuilderVersion};
 use futures_util::StreamExt as _;
-use http::Uri;
 use http::uri::PathAndQuery;
+use http::{HeaderValue, Uri};
 use ovenbird_engine::event::LogStream;
 use ovenbird_engine::{Cancel, Event, EventSink};
 use ovenbird_oci::Digest;
-use ovenbird_oci::keychain::Secret;
+use ovenbird_oci::keychain::Credential;
 
 use super::{DockerEngine, DockerEngineError};
 
+/// Logins of the classic builder.
+const LOGINS: &str = "x-registry-config";
 /// Lines of output that are kept of each step, for the message when it fails.
 const TAIL: usize = 20;
 /// Longest line of it.
@@ -33,8 +35,8 @@ pub struct BuildCall {
     pub query: Vec<(&'static str, String)>,
     /// BuildKit, not the classic builder.
     pub buildkit: bool,
-    /// For base images: registry, user, password.
-    pub credentials: Vec<(String, String, Secret)>,
+    /// For base images: registry and login.
+    pub credentials: Vec<(String, Credential)>,
 }
 
 /// A built image.
@@ -96,13 +98,16 @@ impl DockerEngine {
             call: NAME.into(),
             reason: format!("build arguments, labels and names are too long for one request: {error}"),
         })?;
-        let credentials = call.credentials.iter().map(|(registry, user, password)| {
-            let login = DockerCredentials {
-                username: Some(user.clone()),
-                password: Some(password.expose().to_owned()),
-                serveraddress: Some(registry.clone()),
-                ..DockerCredentials::default()
-            };
+        let credentials = call.credentials.iter().map(|(registry, credential)| {
+            let mut login = DockerCredentials { serveraddress: Some(registry.clone()), ..DockerCredentials::default() };
+            match credential {
+                Credential::Password { username, password } => {
+                    login.username = Some(username.clone());
+                    login.password = Some(password.expose().to_owned());
+                }
+                Credential::IdentityToken(token) => login.identitytoken = Some(token.expose().to_owned()),
+                Credential::RegistryToken(token) => login.registrytoken = Some(token.expose().to_owned()),
+            }
             (registry.clone(), login)
         });
         let credentials: HashMap<String, DockerCredentials> = credentials.collect();
@@ -115,6 +120,14 @@ impl DockerEngine {
                     parts.path_and_query = Some(query.clone());
                     if let Ok(uri) = Uri::from_parts(parts) {
                         *request.uri_mut() = uri;
+                    }
+                    // The client writes them in the alphabet that engines do not read.
+                    if let Some(logins) = request.headers_mut().get_mut(LOGINS) {
+                        let text = String::from_utf8_lossy(logins.as_bytes()).replace('+', "-").replace('/', "_");
+                        if let Ok(mut readable) = HeaderValue::from_str(&text) {
+                            readable.set_sensitive(true);
+                            *logins = readable;
+                        }
                     }
                 }
                 request

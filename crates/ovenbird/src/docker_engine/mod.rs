@@ -31,6 +31,7 @@ pub use options::{BuildOptions, ContainerLimits, Prepared};
 pub use tasker::{GitSource, Tasker};
 
 use crate::error::{Error, Kind};
+use crate::pieces::Pieces;
 
 /// An engine that is there answers this fast.
 const REACH: Duration = Duration::from_secs(5);
@@ -40,9 +41,7 @@ const SHORT: Duration = Duration::from_mins(1);
 const ENDLESS: Duration = Duration::from_hours(7 * 24);
 /// A cancelled call is dropped after at most this.
 const CANCEL_LOOK: Duration = Duration::from_millis(50);
-/// Bytes in one piece of a request's body.
-const PIECE: usize = 128 * 1024;
-/// Pieces that wait to be sent.
+/// Pieces of a request's body that wait to be sent.
 const PIECES: usize = 4;
 
 /// What can go wrong with a Docker Engine.
@@ -296,11 +295,12 @@ impl DockerEngine {
         let (sender, receiver) = mpsc::channel(PIECES);
         let (written, done) = std::thread::scope(|scope| {
             let writer = scope.spawn(move || {
-                let mut pieces = Pieces { sender, piece: Vec::with_capacity(PIECE) };
+                let send = |piece| sender.blocking_send(piece).map_err(|_| io::ErrorKind::BrokenPipe.into());
+                let mut pieces = Pieces::new(|piece| send(Ok(Bytes::copy_from_slice(piece))));
                 let written = write(&mut pieces).and_then(|()| pieces.flush());
                 if written.is_err() {
                     // Without it the engine would take half a body for a whole one.
-                    let _ = pieces.sender.blocking_send(Err(io::Error::other("the body cannot be made")));
+                    let _: io::Result<()> = send(Err(io::Error::other("the body cannot be made")));
                 }
                 written
             });
@@ -365,30 +365,5 @@ struct Body(mpsc::Receiver<io::Result<Bytes>>);
 impl Body {
     fn into_stream(self) -> impl stream::Stream<Item = io::Result<Bytes>> + Send + 'static {
         stream::unfold(self.0, async |mut receiver| receiver.recv().await.map(|piece| (piece, receiver)))
-    }
-}
-
-/// Collects what is written into pieces.
-struct Pieces {
-    sender: mpsc::Sender<io::Result<Bytes>>,
-    piece: Vec<u8>,
-}
-
-impl Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(PIECE - self.piece.len());
-        self.piece.extend_from_slice(&bytes[..taken]);
-        if self.piece.len() == PIECE {
-            self.flush()?;
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.piece.is_empty() {
-            return Ok(());
-        }
-        let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
-        self.sender.blocking_send(Ok(piece.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }

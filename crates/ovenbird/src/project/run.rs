@@ -323,4 +323,26 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_base_that_is_not_seen_where_the_build_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = "[image.a]\n[image.b]\ncontexts = { a = 'image:a' }\n[image.c]\ndepends_on = ['a']\n";
+        std::fs::write(dir.path().join(super::super::NAME), text).unwrap();
+        let project = Project::find(dir.path()).unwrap().unwrap();
+        let base = BuildRequest::new(Source::Path(".".into()));
+        for (pushed, shared, expect) in [(false, true, "a b c"), (false, false, "a c"), (true, false, "a b c")] {
+            let build = |_: &BuildRequest, _: &Job| {
+                let pushed = pushed.then(|| "r.io/a:1".to_owned()).into_iter().collect();
+                Ok(BuildReport { pushed, ..report("a") })
+            };
+            let job = Job { sink: Arc::new(Told::default()), cancel: Cancel::default() };
+            let runner = Runner { project: &project, base: &base, names: &|request| request, build: &build, shared, parallel: 2 };
+            let built = runner.run(&project.names().collect(), &job).unwrap();
+            assert_eq!(built.reports.keys().cloned().collect::<Vec<_>>().join(" "), expect);
+            if let Some(error) = built.error() {
+                assert!(error.kind == Kind::Usage && error.message.starts_with("image b: image a is the base of image b"), "{error}");
+            }
+        }
+    }
 }

@@ -11,8 +11,9 @@ use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_oci::beside;
 
 use super::folder::{self, SendError};
-use super::wire::{PIECE, Pieces, Sender, ToCaller};
+use super::wire::{Sender, ToCaller};
 use crate::error::{Error, Kind};
+use crate::pieces::{PIECE, Pieces};
 use crate::report::BuildReport;
 use crate::request::{BuildRequest, Dest, Output, OutputKind};
 

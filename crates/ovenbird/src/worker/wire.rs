@@ -31,9 +31,6 @@ const MAX_LINE: u64 = 8 << 20;
 /// Most raw bytes behind a line.
 pub(crate) const MAX_RAW: usize = 1 << 20;
 
-/// Bytes of bulk that go together.
-pub(crate) const PIECE: usize = 256 << 10;
-
 /// What can be wrong with what comes through the pipe.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
@@ -377,38 +374,6 @@ impl<R: Read> Read for Bulk<'_, R> {
                 (other, _) => return Err(io::Error::other(WireError::Unexpected(other.name()))),
             }
         }
-    }
-}
-
-/// Cuts bulk into pieces and sends each with `send`.
-pub(crate) struct Pieces<F: FnMut(&[u8]) -> io::Result<()>> {
-    send: F,
-    piece: Vec<u8>,
-}
-
-impl<F: FnMut(&[u8]) -> io::Result<()>> Pieces<F> {
-    pub(crate) fn new(send: F) -> Self {
-        Self { send, piece: Vec::with_capacity(PIECE) }
-    }
-}
-
-impl<F: FnMut(&[u8]) -> io::Result<()>> Write for Pieces<F> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(PIECE - self.piece.len());
-        self.piece.extend_from_slice(&bytes[..taken]);
-        if self.piece.len() == PIECE {
-            self.flush()?;
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.piece.is_empty() {
-            return Ok(());
-        }
-        (self.send)(&self.piece)?;
-        self.piece.clear();
-        Ok(())
     }
 }
 
