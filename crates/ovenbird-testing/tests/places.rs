@@ -33,7 +33,7 @@ const DOCKERFILE: &str = "FROM busybox\n\
 
 /// A user's folder with a context and an ssh client that knows the test's servers.
 struct Room {
-    room: Workspace,
+    workspace: Workspace,
     settings: PathBuf,
     /// Instead of the program itself.
     program: Option<PathBuf>,
@@ -42,10 +42,10 @@ struct Room {
 
 impl Room {
     fn new(settings: &str) -> Result<Self> {
-        let room = Workspace::new(Level::Own)?;
-        let file = room.path().join("settings.toml");
+        let workspace = Workspace::new(Level::Own)?;
+        let file = workspace.path().join("settings.toml");
         write(&file, settings);
-        let context = room.path().join("ctx");
+        let context = workspace.path().join("ctx");
         fs::create_dir_all(context.join("deep/empty")).unwrap();
         write(&context.join("Dockerfile"), DOCKERFILE);
         write(&context.join(".dockerignore"), "ignored\n!deep/ignored\n");
@@ -66,14 +66,14 @@ impl Room {
             ("missing", "FROM busybox\nCOPY nothing /\n"),
             ("sleeps", "FROM busybox\nRUN echo begun && sleep 86399\n"),
         ] {
-            fs::create_dir(room.path().join(name)).unwrap();
-            write(&room.path().join(name).join("Dockerfile"), dockerfile);
+            fs::create_dir(workspace.path().join(name)).unwrap();
+            write(&workspace.path().join(name).join("Dockerfile"), dockerfile);
         }
-        Ok(Self { room, settings: file, program: None, docker: None })
+        Ok(Self { workspace, settings: file, program: None, docker: None })
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.room.path().join(name)
+        self.workspace.path().join(name)
     }
 
     /// `ovenbird build` on a place; `state` is the folder of the caller's state.
@@ -85,10 +85,10 @@ impl Room {
 
     /// `ovenbird` of this room.
     fn command(&self) -> Command {
-        let mut command = self.program.as_ref().map_or_else(|| self.room.ovenbird(), |program| self.room.command(program));
+        let mut command = self.program.as_ref().map_or_else(|| self.workspace.ovenbird(), |program| self.workspace.command(program));
         command.envs(self.docker.iter().map(|host| ("DOCKER_HOST", host)));
         let path = std::env::join_paths([self.path("bin")].into_iter().chain(std::env::split_paths("/usr/sbin:/usr/bin:/sbin:/bin")));
-        command.env("PATH", path.unwrap()).env("TOKEN", SECRET).env("TMPDIR", self.room.path());
+        command.env("PATH", path.unwrap()).env("TOKEN", SECRET).env("TMPDIR", self.workspace.path());
         command.arg("--root").arg(self.path("state")).arg("--settings").arg(&self.settings);
         command
     }
@@ -213,6 +213,12 @@ fn check_same(room: &Room, places: &[&str]) -> Result<()> {
     for on in places {
         let (code, log) = finish(&mut room.build(on, "ctx", &["--secret", "id=token,env=NOT_SET"]), None, LIMIT)?;
         assert!(code == Some(5) && log.contains("the environment variable NOT_SET is not set"), "{on}: {log}");
+        let caches = format!("type=local,dest={}", room.path("cache").display());
+        if *on == "process" {
+            let (code, log) = finish(&mut room.build(on, "ctx", &["--secret", "id=token,env=TOKEN", "--cache-to", &caches]), None, LIMIT)?;
+            assert!(code == Some(0) && room.path("cache/index.json").is_file(), "{log}");
+            continue;
+        }
         for refused in [&["--cache-to", "type=local,dest=d"][..], &["--cache-from", "type=local,src=d"]] {
             let (code, log) = finish(&mut room.build(on, "ctx", refused), None, LIMIT)?;
             assert!(code == Some(2) && log.contains("is not supported: the build runs"), "{on} {refused:?}: {log}");
@@ -532,7 +538,7 @@ fn a_worker_that_lies() -> Result<()> {
     .enumerate()
     {
         let script = room.path(&format!("lies-{number}"));
-        let said: String = lines.iter().map(|line| format!("printf '%s\\n' '{line}'\n")).collect();
+        let said: String = lines.iter().flat_map(|line| ["printf '%s\\n' '", line, "'\n"]).collect();
         // Long enough that what the caller says does not hit a closed pipe first.
         write(&script, &format!("#!/bin/sh\n{said}head -c 1000 > {0}.heard\n", script.display()));
         set_mode(&script, 0o755)?;

@@ -70,6 +70,8 @@ impl<L: Launcher> RemoteDriver<L> {
             policies: self.settings.tags.clone(),
             now: self.environment.now(),
             registries: registries.collect::<Result<_, Error>>()?,
+            // As text it must be exact, or it is somebody else's.
+            origin: tree.origin.clone().or_else(|| tree.contexts.get("context")?.dir.to_str().map(str::to_owned)),
             dockerfile_name: tree.dockerfile_name.clone(),
             dockerfile_bytes: tree.dockerfile.len() as u64,
         })
@@ -127,7 +129,9 @@ impl<L: Launcher> Driver for RemoteDriver<L> {
     fn run(&self, request: &BuildRequest, job: &Job) -> Result<BuildReport, Error> {
         let mut naming = Naming::new(request, &self.settings.tags)?;
         check(&naming.probe(request)?.request)?;
-        refuse(request, &self.launcher.place())?;
+        if !self.launcher.has_our_files() {
+            refuse(request, &self.launcher.place())?;
+        }
         let tree = {
             let mut stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner);
             Fetcher::new(&self.settings, &self.environment).fetch(request, &mut **stdin, job)?

@@ -62,4 +62,8 @@ pub trait Launcher: Sync {
     fn launch(&self, spec: &WorkerSpec, job: &Job) -> Result<Pipe, Error>;
     /// Where, for messages: `on ssh://build1`.
     fn place(&self) -> String;
+    /// Do the caller's paths and sockets mean the same there?
+    fn has_our_files(&self) -> bool {
+        false
+    }
 }

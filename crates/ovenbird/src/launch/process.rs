@@ -38,6 +38,10 @@ impl Launcher for ProcessLauncher {
     fn place(&self) -> String {
         "in a process of its own".into()
     }
+
+    fn has_our_files(&self) -> bool {
+        true
+    }
 }
 
 /// Starts a program whose standard input and output are the pipe.

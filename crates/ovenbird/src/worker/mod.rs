@@ -181,7 +181,8 @@ fn receive<R: Read>(from: &mut Receiver<R>, temp: &Path) -> Result<Received, Err
         bulk.finish().map_err(broken)?;
         contexts.insert(name, LocalContext::new(dir, ignore));
     }
-    let tree = SourceTree::given(dockerfile, order.dockerfile_name.clone(), contexts, aside);
+    let mut tree = SourceTree::given(dockerfile, order.dockerfile_name.clone(), contexts, aside);
+    tree.origin.clone_from(&order.origin);
     Ok(Received { order, tree })
 }
 

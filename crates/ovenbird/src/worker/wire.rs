@@ -108,6 +108,8 @@ pub(crate) struct Order {
     /// The caller's clock, seconds since 1970.
     pub(crate) now: i64,
     pub(crate) registries: BTreeMap<String, Registry>,
+    /// Where the main context is for the caller: builds of the same one are compared.
+    pub(crate) origin: Option<String>,
     pub(crate) dockerfile_name: String,
     /// Pieces of its text follow as [`ToWorker::Data`].
     pub(crate) dockerfile_bytes: u64,
