@@ -57,12 +57,13 @@ const PLACES: &[(&[&str], &[&str], &str)] = &[
             "crates/ovenbird/src/launch",
             "crates/ovenbird/src/source",
             "crates/ovenbird-oci/src/keychain",
+            "crates/ovenbird/src/workflow/external.rs",
             // ADD of a git repository, and xz and bzip2 for ADD of archives.
             "crates/ovenbird-engine/src/ops/",
             "crates/ovenbird-testing/",
             "xtask/",
         ],
-        "processes are started by the sandbox, launchers, sources and the keychain only",
+        "processes are started by the sandbox, launchers, sources, plugins and the keychain only",
     ),
     (&["allow(unsafe_code", "expect(unsafe_code"], &["crates/ovenbird-sandbox/"], "unsafe code is the sandbox's"),
 ];

@@ -3,7 +3,8 @@
 use ovenbird::choice::{Chosen, On, Probe, choose};
 use ovenbird::docker_engine::DockerEngine;
 use ovenbird::launch::{ContainerLauncher, Host, Launcher, ProcessLauncher, SshLauncher, WorkerSpec};
-use ovenbird::{Builder, BuilderKind, DockerEngineBuilder, Driver, EngineBuilder, Error, Job, Kind, Library, LocalDriver, RemoteDriver};
+use ovenbird::workflow::{Bench, Workshop};
+use ovenbird::{BuilderKind, DockerEngineBuilder, Driver, EngineBuilder, Error, Job, Kind, LocalDriver, RemoteDriver};
 use ovenbird_engine::Event;
 
 use crate::args::{BuildArgs, Global};
@@ -74,9 +75,10 @@ pub(crate) fn find_docker(session: &Session) -> Result<String, String> {
     docker.reach().map(|_| format!("{docker}{said}")).map_err(|error| error.to_string())
 }
 
-fn local<B: Builder + Library + 'static>(session: &Session, builder: B) -> Box<dyn Driver> {
+fn local<B: Workshop + 'static>(session: &Session, builder: B) -> Box<dyn Driver> {
     let driver = LocalDriver::new(builder, session.sources(), std::io::stdin());
-    Box::new(driver.with_names(session.settings.tags.clone(), session.environment.now()))
+    let driver = driver.with_names(session.settings.tags.clone(), session.environment.now());
+    Box::new(driver.with_plugins(Bench::new(&session.settings, &session.environment)))
 }
 
 fn remote<L: Launcher + 'static>(launcher: L, spec: WorkerSpec, session: &Session) -> Box<dyn Driver> {

@@ -79,6 +79,13 @@ impl Patterns {
         Ok(Self { rules })
     }
 
+    /// These patterns, then those.
+    #[must_use]
+    pub fn and(mut self, more: Self) -> Self {
+        self.rules.extend(more.rules);
+        self
+    }
+
     /// The patterns as written, in order: [`Self::new`] makes the same of them.
     pub fn written(&self) -> impl Iterator<Item = &str> {
         self.rules.iter().map(|rule| rule.written.as_str())

@@ -1,5 +1,6 @@
 //! One build from request to image, and the engine that does it.
 
+mod bases;
 pub mod existing;
 
 use std::path::PathBuf;
@@ -22,8 +23,6 @@ use crate::ops::imports::{Borrowed, Imports};
 use crate::ops::{LazyRuntime, Session, image, progress_events};
 use crate::plan::{ExecMountKind, ImageRequest, Op, Plan, ResolvedImage};
 use crate::prune::{self, CacheEntry, DiskUsage, PruneOptions, PruneReport};
-use crate::snapshot::folder::Folder;
-use crate::snapshot::tree::Tree;
 use crate::solve::{self, Solved, identity};
 use crate::state::State;
 use crate::trace::{self, Trace};
@@ -96,6 +95,7 @@ impl Engine {
         let epoch = input.source_date_epoch.or_else(|| plans.iter().find_map(|plan| plan.source_date_epoch));
         let dated = BuildInput { source_date_epoch: epoch, ..input.clone() };
         let session = Session { input: &dated, ..session };
+        let described = bases::of_plans(&session, &plans)?;
         let bases = base_images(&plans);
         let gate = Gate::new(&self.state, &self.options.client, input, &bases)?;
         let built = loop {
@@ -131,6 +131,7 @@ impl Engine {
             target,
             exportable,
             breaks,
+            bases: described,
             platforms: images.into_iter().map(|image| (image.platform, image.manifest, image.config)).collect(),
             ran: session.slots.ran.load(Ordering::Relaxed),
             cached: session.slots.cached.load(Ordering::Relaxed),
@@ -266,8 +267,7 @@ impl Engine {
             .iter()
             .map(|(name, context)| {
                 // A copy that reads what it writes would never end.
-                let folder = Folder::new(&context.dir, context.ignore.clone()).without(device, inode);
-                (name.clone(), Arc::new(folder) as Arc<dyn Tree>)
+                (name.clone(), context.tree_without(Some((device, inode))))
             })
             .collect();
         Session::new(

@@ -162,7 +162,9 @@ pub fn save(state: &State, key: &CacheKey, record: &Record) -> Result<(), StateE
 /// The chain a manifest was made from, if this machine made it.
 pub fn find_image(state: &State, manifest: &Digest) -> Option<Vec<Link>> {
     let chain: Vec<Link> = serde_json::from_slice(&state.read_record(&image_name(manifest))?).ok()?;
-    is_complete(state, &chain).then_some(chain)
+    // `FROM image` and nothing else is that image again: it is not made of itself.
+    let own = chain.iter().any(|link| matches!(link, Link::Image { manifest: of, .. } if of == manifest));
+    (!own && is_complete(state, &chain)).then_some(chain)
 }
 
 /// Remembers the chain of a manifest made here.

@@ -11,10 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use ovenbird_dockerfile::ignore::Patterns;
 use ovenbird_oci::layer::Compression;
 use ovenbird_oci::registry::Breaks;
-use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
+use ovenbird_oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, Reference};
 
 use crate::cache::{Filed, Link};
 use crate::frontend::Options;
+use crate::snapshot::folder::Folder;
+use crate::snapshot::overlaid::Overlaid;
+use crate::snapshot::tree::Tree;
 
 /// Set once; every part of a build looks at it.
 #[derive(Debug, Clone, Default)]
@@ -58,6 +61,33 @@ pub struct LocalContext {
     pub dir: PathBuf,
     /// Its `.dockerignore`.
     pub ignore: Patterns,
+    /// A folder whose files are laid over it. Ignore patterns do not hide them.
+    pub over: Option<PathBuf>,
+}
+
+impl LocalContext {
+    /// A folder with its ignore file, nothing laid over it.
+    pub fn new(dir: impl Into<PathBuf>, ignore: Patterns) -> Self {
+        Self { dir: dir.into(), ignore, over: None }
+    }
+
+    /// Its files, as steps see them.
+    pub fn tree(&self) -> Arc<dyn Tree> {
+        self.tree_without(None)
+    }
+
+    /// [`Self::tree`] without a folder that is known by device and inode.
+    pub(crate) fn tree_without(&self, hidden: Option<(u64, u64)>) -> Arc<dyn Tree> {
+        let base = Folder::new(&self.dir, self.ignore.clone());
+        let base = match hidden {
+            Some((device, inode)) => base.without(device, inode),
+            None => base,
+        };
+        match &self.over {
+            Some(over) => Arc::new(Overlaid::new(Folder::new(over, Patterns::default()), base)),
+            None => Arc::new(base),
+        }
+    }
 }
 
 /// Where a secret's bytes come from. Read when a step needs them, never stored.
@@ -289,6 +319,25 @@ pub struct BuildOutput {
     pub exportable: Exportable,
     /// Transfers that broke and went on.
     pub breaks: Breaks,
+    /// What it was made from.
+    pub bases: Vec<BaseImage>,
+}
+
+/// One base image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BaseImage {
+    /// Its name, with the digest of the platform's manifest.
+    pub reference: Reference,
+    /// For which platform.
+    pub platform: Platform,
+    /// Does the built image begin with its layers?
+    pub is_final: bool,
+    /// Its manifest.
+    pub manifest: Descriptor,
+    /// The same, read.
+    pub document: Manifest,
+    /// Its config.
+    pub config: ImageConfig,
 }
 
 impl Default for BuildInput {

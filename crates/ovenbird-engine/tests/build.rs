@@ -78,7 +78,7 @@ impl Bench {
 
     fn build_with(&self, engine: &Engine, dockerfile: &str) -> Result<BuildOutput, BuildError> {
         self.events.0.lock().unwrap().clear();
-        let context = LocalContext { dir: self.context.path().into(), ignore: Patterns::parse(self.ignore).unwrap() };
+        let context = LocalContext::new(self.context.path(), Patterns::parse(self.ignore).unwrap());
         let input = BuildInput {
             dockerfile: dockerfile.into(),
             contexts: BTreeMap::from([("context".into(), context)]),
@@ -627,7 +627,7 @@ fn the_state_folder_is_part_of_no_context() {
     assert_eq!(error.kind(), ErrorKind::Source, "{error}");
     bench.context = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(bench.root.path(), bench.context.path().join("c")).unwrap();
-    let context = LocalContext { dir: bench.context.path().join("c"), ignore: Patterns::default() };
+    let context = LocalContext::new(bench.context.path().join("c"), Patterns::default());
     let input = BuildInput {
         dockerfile: "FROM scratch\nCOPY . /\n".into(),
         contexts: BTreeMap::from([("context".into(), context)]),
@@ -834,7 +834,7 @@ fn a_secret_in_a_large_copy_is_found() {
     let bench = Bench::new(&[("data/kept", "correct-horse-battery")]);
     large_file(&bench.context.path().join("data/large"));
     let secret = ovenbird_engine::input::SecretSource::Value(ovenbird_engine::input::Secret(b"correct-horse-battery".to_vec()));
-    let context = LocalContext { dir: bench.context.path().into(), ignore: Patterns::default() };
+    let context = LocalContext::new(bench.context.path(), Patterns::default());
     let input = BuildInput {
         dockerfile: LARGE.into(),
         contexts: BTreeMap::from([("context".into(), context)]),

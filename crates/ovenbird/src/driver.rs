@@ -1,22 +1,23 @@
 //! Runs one request from source to report.
 
 use std::io::Read;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use ovenbird_engine::Event;
 use ovenbird_engine::trace::Trace;
+use ovenbird_engine::{Cancel, Event};
 use ovenbird_oci::publish::{TagClass, Target};
 use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Digest, Reference};
 
-use crate::builder::{Builder, EngineBuilder, Image, Job, Library, VERSION_LABEL};
+use crate::builder::{EngineBuilder, Image, Job, VERSION_LABEL};
 use crate::error::{Error, Kind};
 use crate::naming::{Named, Naming, TagPolicies, Version};
-use crate::report::{self, BuildReport, Decision, PlatformReport, Timings};
+use crate::report::{self, BuildReport, Decision, PlatformReport, Record, Recorder, Timings};
 use crate::request::tag::Values;
-use crate::request::{BuildRequest, Dest, Lookup, Output, OutputKind};
+use crate::request::{BuildRequest, Dest, Lookup, Output, OutputKind, Phase};
 use crate::source::{Fetcher, SourceTree};
+use crate::workflow::{Bench, Delivered, Draft, Flow, Stand, Standing, Workshop};
 
 /// What doors see: a request in, events beside, a report out. Several may run at once.
 pub trait Driver: Sync {
@@ -32,6 +33,7 @@ pub struct LocalDriver<B> {
     policies: TagPolicies,
     now: i64,
     given: Mutex<Option<Given>>,
+    bench: Bench,
 }
 
 /// What somebody else has found out for a driver: the caller of a worker.
@@ -57,17 +59,39 @@ struct Found {
     published: Option<Reference>,
 }
 
-impl<B: Builder + Library> LocalDriver<B> {
+/// How far a build came.
+#[derive(Default)]
+struct Work {
+    tree: Option<Arc<SourceTree>>,
+    /// What the variables in names stand for, if somebody else found that out.
+    values: Option<Values>,
+    draft: Option<Draft>,
+    image: Option<Image>,
+    delivered: Delivered,
+    /// Files that plugins added live as long.
+    added: Vec<ovenbird_oci::beside::Folder>,
+}
+
+impl<B: Workshop> LocalDriver<B> {
     /// A driver over `builder`, whose sources come through `sources` and from `stdin`.
     pub fn new(builder: B, sources: impl Into<Fetcher>, stdin: impl Read + Send + 'static) -> Self {
+        let sources = sources.into();
+        let bench = Bench::bare(sources.temp());
         Self {
             builder,
-            sources: sources.into(),
+            sources,
             stdin: Mutex::new(Box::new(stdin)),
             policies: TagPolicies::default(),
             now: 0,
             given: Mutex::default(),
+            bench,
         }
+    }
+
+    /// With what plugins are run with.
+    #[must_use]
+    pub fn with_plugins(self, bench: Bench) -> Self {
+        Self { bench, ..self }
     }
 
     /// With these tag policies, at this time (seconds since 1970).
@@ -119,15 +143,22 @@ impl<B: Builder + Library> LocalDriver<B> {
         Ok(None)
     }
 
-    fn fetch(&self, request: &BuildRequest, naming: &mut Naming, job: &Job) -> Result<SourceTree, Error> {
+    /// The source, and what the variables in names stand for, if somebody else found that out.
+    fn fetch(&self, request: &BuildRequest, job: &Job) -> Result<(SourceTree, Option<Values>), Error> {
         if let Some(Given { tree, values }) = self.given.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
-            naming.set_values(values);
-            return Ok(tree);
+            return Ok((tree, Some(values)));
         }
         let mut stdin = self.stdin.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let tree = self.sources.fetch(request, &mut **stdin, job)?;
-        naming.look_around(request, tree.revision.as_ref(), self.now);
-        Ok(tree)
+        Ok((self.sources.fetch(request, &mut **stdin, job)?, None))
+    }
+
+    /// The names, with all that is known of their variables before the content id.
+    fn looked(&self, mut naming: Naming, request: &BuildRequest, work: &mut Work) -> Naming {
+        match work.values.take() {
+            Some(values) => naming.set_values(values),
+            None => naming.look_around(request, work.tree.as_ref().and_then(|tree| tree.revision.as_ref()), self.now),
+        }
+        naming
     }
 
     /// All that can be known of the names before the build. Gives the content id when anything asks for it.
@@ -180,7 +211,7 @@ impl<B: Builder + Library> LocalDriver<B> {
         Ok(())
     }
 
-    fn deliver(&self, image: &Image, named: &Named, published: Option<&Reference>, job: &Job) -> Result<Delivered, Error> {
+    fn deliver(&self, image: &Image, named: &Named, published: Option<&Reference>, job: &Job) -> Result<(Delivered, Breaks), Error> {
         let (mut given, mut publish) = (vec![], vec![]);
         let request = &named.request;
         let keep = Output::new(OutputKind::Image);
@@ -208,28 +239,64 @@ impl<B: Builder + Library> LocalDriver<B> {
         }
         // All at once, and last: nobody sees an image of a build that failed.
         let breaks = if publish.is_empty() { Breaks::default() } else { self.builder.publish(image, &publish, job)? };
-        Ok(Delivered { names: given, pushed: publish.into_iter().map(|to| to.reference).collect(), breaks })
+        Ok((Delivered { names: given, pushed: publish.into_iter().map(|to| to.reference).collect() }, breaks))
     }
-}
 
-/// What became of a built image.
-struct Delivered {
-    /// Names on this machine.
-    names: Vec<String>,
-    /// Names in registries.
-    pushed: Vec<Reference>,
-    /// Transfers that broke and went on.
-    breaks: Breaks,
+    /// Fetches the source and has the pre_build plugins change it; afterwards nothing changes any more.
+    fn prepare(&self, request: &BuildRequest, flow: &mut Flow, work: &mut Work, job: &Job) -> Result<BuildRequest, Error> {
+        let (mut tree, values) = self.fetch(request, job)?;
+        work.values = values;
+        let draft = work.draft.insert(Draft::new(&tree.dated(request), &tree));
+        let delivered = &Delivered::default();
+        let stand = Stand { draft, tree: Some(&tree), image: None, delivered, shop: &self.builder, job };
+        let changed = flow.run(Phase::PreBuild, stand).and_then(|()| draft.clone().freeze(&mut tree, &self.bench.temp));
+        work.tree = Some(Arc::new(tree));
+        let (request, added) = changed?;
+        work.added = added;
+        Ok(request)
+    }
+
+    fn phase(&self, phase: Phase, flow: &mut Flow, work: &mut Work, job: &Job) -> Result<(), Error> {
+        if !flow.has(phase) {
+            return Ok(());
+        }
+        let Some(draft) = &mut work.draft else { return Ok(()) };
+        let Work { tree, image, delivered, .. } = work;
+        flow.run(phase, Stand { draft, tree: tree.as_deref(), image: image.as_mut(), delivered, shop: &self.builder, job })
+    }
+
+    /// Runs the exit plugins, whatever happened. What they fail at never hides why the build failed.
+    fn conclude(&self, flow: &mut Flow, work: &mut Work, request: &BuildRequest, failed: Option<&Error>, job: &Job) -> Option<Error> {
+        if !flow.has(Phase::Exit) {
+            return None;
+        }
+        flow.standing = match failed {
+            None => Standing::Well,
+            Some(error) if error.kind == Kind::Cancelled || job.cancel.is_cancelled() => Standing::Cancelled,
+            Some(error) => Standing::Failed(flow.mask(error.to_string())),
+        };
+        work.draft.get_or_insert_with(|| Draft::unread(request));
+        // What was cancelled is the build.
+        let job = &Job { sink: job.sink.clone(), cancel: Cancel::default() };
+        let error = self.phase(Phase::Exit, flow, work, job).err()?;
+        if failed.is_some() {
+            job.sink.emit(Event::Warning { code: "plugin".into(), message: error.to_string(), line: None });
+            return None;
+        }
+        Some(error)
+    }
 }
 
 impl LocalDriver<EngineBuilder> {
     /// What [`Driver::run`] would run, and why, one trace a platform; see [`EngineBuilder::plan`].
     pub fn plan(&self, request: &BuildRequest, job: &Job) -> Result<Vec<Trace>, Error> {
-        let mut naming = Naming::new(request, &self.policies)?;
-        let tree = self.fetch(request, &mut naming, job)?;
-        let request = &tree.dated(request);
-        self.name(&mut naming, &tree, request, job)?;
-        self.builder.plan(&tree, &naming.before_build(request)?.request, job)
+        let mut flow = Flow::prepare(request, &self.bench, job)?;
+        let mut work = Work::default();
+        let request = &self.prepare(request, &mut flow, &mut work, job)?;
+        let mut naming = self.looked(Naming::new(request, &self.policies)?, request, &mut work);
+        let Some(tree) = &work.tree else { return Ok(vec![]) };
+        self.name(&mut naming, tree, request, job)?;
+        self.builder.plan(tree, &naming.before_build(request)?.request, job)
     }
 }
 
@@ -266,20 +333,69 @@ pub(crate) fn check(request: &BuildRequest) -> Result<(), Error> {
     request.limits.check().and_then(|()| request.check_hostname()).map_err(|wrong| Error::from_chain(Kind::Usage, &wrong))
 }
 
-impl<B: Builder + Library> Driver for LocalDriver<B> {
+impl<B: Workshop> Driver for LocalDriver<B> {
     fn run(&self, request: &BuildRequest, job: &Job) -> Result<BuildReport, Error> {
-        let mut naming = Naming::new(request, &self.policies)?;
-        check(&naming.probe(request)?.request)?;
-        if request.if_needed.is_some() && !naming.has_id() {
-            return Err(Error::new(Kind::Usage, "--if-needed finds an image by a name with {id} in it, and none was given")
-                .hint("add one: -t NAME:{id}"));
+        let recorder = Arc::new(Recorder::new(job.sink.clone()));
+        let job = &Job { sink: recorder.clone(), cancel: job.cancel.clone() };
+        let mut flow = Flow::prepare(request, &self.bench, job)?;
+        let mut work = Work::default();
+        let mut result = self.work(request, &mut flow, &mut work, job);
+        if let Some(error) = self.conclude(&mut flow, &mut work, request, result.as_ref().err(), job) {
+            result = Err(error);
         }
+        let mut record = self.record(request, &flow, &work);
+        (record.logs, record.steps) = (recorder.logs(), recorder.steps());
+        record.conclude(result.as_ref().err(), job.cancel.is_cancelled());
+        match result {
+            Ok(report) => Ok(BuildReport { record, ..report }),
+            Err(error) => Err(Error { record: Some(Box::new(record)), ..error }),
+        }
+    }
+}
+
+impl<B: Workshop> LocalDriver<B> {
+    /// What is known of a build when it is over, but for what it said.
+    fn record(&self, request: &BuildRequest, flow: &Flow, work: &Work) -> Record {
+        let (started, finished) = flow.times();
+        let asked = work.draft.as_ref().map_or(request, |draft| &draft.request);
+        let describe = |image: &Image| self.builder.describe(image).unwrap_or_default();
+        let images = work.image.as_ref().map(describe).unwrap_or_default();
+        let bases = work.image.iter().flat_map(|image| &image.bases);
+        Record {
+            started,
+            finished,
+            image_name: work.delivered.names.first().or(asked.names.first()).map(|name| flow.mask(name.clone())),
+            git: report::git_of(&asked.source, work.tree.as_deref()),
+            dockerfile: work
+                .tree
+                .as_ref()
+                .map(|tree| report::DockerfileReport { name: tree.dockerfile_name.clone(), text: flow.mask(tree.dockerfile.clone()) }),
+            plugins: flow.reports.clone(),
+            images: images.iter().map(|image| report::image_of(image, &work.delivered)).collect(),
+            base_images: bases.map(report::base_of).collect(),
+            ..Record::default()
+        }
+    }
+
+    fn work(&self, request: &BuildRequest, flow: &mut Flow, work: &mut Work, job: &Job) -> Result<BuildReport, Error> {
+        let checked = |request: &BuildRequest| {
+            let naming = Naming::new(request, &self.policies)?;
+            check(&naming.probe(request)?.request)?;
+            if request.if_needed.is_some() && !naming.has_id() {
+                return Err(Error::new(Kind::Usage, "--if-needed finds an image by a name with {id} in it, and none was given")
+                    .hint("add one: -t NAME:{id}"));
+            }
+            Ok(naming)
+        };
+        checked(request)?;
         let mut timings = Timings::default();
         let start = Instant::now();
-        let tree = self.fetch(request, &mut naming, job)?;
-        let request = &tree.dated(request);
+        let request = &self.prepare(request, flow, work, job)?;
+        // Plugins may have changed the names.
+        let mut naming = self.looked(checked(request)?, request, work);
         timings.source = start.elapsed();
         let start = Instant::now();
+        let Some(tree) = work.tree.clone() else { return Err(Error::new(Kind::Bug, "there is no source")) };
         let content_id = self.name(&mut naming, &tree, request, job)?;
         let before = naming.before_build(request)?.request;
         let mut found = match request.if_needed {
@@ -287,7 +403,7 @@ impl<B: Builder + Library> Driver for LocalDriver<B> {
             _ => None,
         };
         timings.build = start.elapsed();
-        let mut once = |timings: &mut Timings| {
+        let mut once = |timings: &mut Timings, flow: &mut Flow, work: &mut Work| {
             let start = Instant::now();
             let Found { image, decision, published } = match found.take() {
                 Some(found) => found,
@@ -295,46 +411,54 @@ impl<B: Builder + Library> Driver for LocalDriver<B> {
             };
             timings.build += start.elapsed();
             let start = Instant::now();
+            work.image = Some(image);
+            self.phase(Phase::PrePublish, flow, work, job)?;
+            let Some(image) = &work.image else { return Err(Error::new(Kind::Bug, "there is no image")) };
             let delivered =
-                self.name_built(&mut naming, &image, request).and_then(|named| self.deliver(&image, &named, published.as_ref(), job));
+                self.name_built(&mut naming, image, request).and_then(|named| self.deliver(image, &named, published.as_ref(), job));
             timings.export += start.elapsed();
-            let delivered = delivered?;
+            let (delivered, breaks) = delivered?;
+            work.delivered = delivered;
             let start = Instant::now();
             // The image is what was asked for; the cache comes after it.
             let cached = match decision {
-                Decision::Built => self.builder.export_caches(&image, &tree, &before, &delivered.pushed, job),
+                Decision::Built => self.builder.export_caches(image, &tree, &before, &work.delivered.pushed, job),
                 _ => Ok(()),
             };
             timings.export += start.elapsed();
-            cached.map(|()| (image, decision, delivered))
+            cached.map(|()| (decision, breaks))
         };
-        let (image, decision, Delivered { names, pushed, breaks }) = match once(&mut timings) {
+        let done = match once(&mut timings, flow, work) {
             // What is in a pipe already cannot be taken back.
             Err(error) if error.is_damage() && !request.outputs.iter().any(is_streamed) => {
                 let message = format!("{error}; the image is built again");
                 job.sink.emit(Event::Warning { code: "corrupt-blob".into(), message, line: None });
-                once(&mut timings)?
+                once(&mut timings, flow, work)
             }
-            done => done?,
+            done => done,
         };
+        let (decision, breaks) = done?;
+        self.phase(Phase::PostBuild, flow, work, job)?;
+        let Work { image: Some(image), delivered, .. } = work else { return Err(Error::new(Kind::Bug, "there is no image")) };
         Ok(BuildReport {
             version: report::VERSION,
             digest: image.target.digest,
-            descriptor: image.target,
+            descriptor: image.target.clone(),
             platforms: image
                 .platforms
-                .into_iter()
-                .map(|(platform, manifest, config)| PlatformReport { platform, digest: manifest.digest, config })
+                .iter()
+                .map(|(platform, manifest, config)| PlatformReport { platform: platform.clone(), digest: manifest.digest, config: *config })
                 .collect(),
-            names,
-            pushed: pushed.iter().map(ToString::to_string).collect(),
+            names: delivered.names.clone(),
+            pushed: delivered.pushed.iter().map(ToString::to_string).collect(),
             decision: request.if_needed.map(|_| decision),
             content_id,
-            revision: tree.revision,
+            revision: tree.revision.clone(),
             breaks: image.breaks.and(breaks),
             ran: image.ran,
             cached: image.cached,
             timings,
+            record: Record::default(),
         })
     }
 }
@@ -349,6 +473,7 @@ mod tests {
     use ovenbird_oci::{Descriptor, Platform};
 
     use super::*;
+    use crate::builder::{Builder, Library};
     use crate::request::Source;
     use crate::source::SourceTree;
 
@@ -385,6 +510,24 @@ mod tests {
         }
     }
 
+    impl Workshop for Recorder {
+        fn describe(&self, _: &Image) -> Result<Vec<crate::workflow::Described>, Error> {
+            Ok(vec![])
+        }
+        fn bases(&self, _: &SourceTree, _: &BuildRequest, _: &Job) -> Result<Vec<crate::workflow::Base>, Error> {
+            Ok(vec![])
+        }
+        fn as_base(&self, _: &Image) -> Result<String, Error> {
+            Ok("scratch".into())
+        }
+        fn squash(&self, image: &Image, _: bool, _: &SourceTree, _: &BuildRequest, _: &Job) -> Result<Image, Error> {
+            Ok(image.clone())
+        }
+        fn forget(&self, _: &[Reference]) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
     fn list(names: &[Reference]) -> String {
         names.iter().map(Reference::familiar).collect::<Vec<_>>().join(",")
     }
@@ -401,6 +544,7 @@ mod tests {
                 source_date_epoch: None,
                 exportable: ovenbird_engine::input::Exportable::default(),
                 breaks: Breaks::default(),
+                bases: vec![],
             })
         }
         fn name(&self, _: &Image, names: &[Reference]) -> Result<(), Error> {

@@ -8,6 +8,8 @@ use std::fmt;
 use ovenbird_dockerfile::Diagnostic;
 use ovenbird_sandbox::SandboxError;
 
+use crate::report::Record;
+
 /// What sort of failure it was; decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -121,12 +123,14 @@ pub struct Error {
     pub hints: Vec<String>,
     /// More to show.
     pub detail: Option<Box<Detail>>,
+    /// How the build went that failed.
+    pub record: Option<Box<Record>>,
 }
 
 impl Error {
     /// An error with a message only.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), causes: vec![], hints: vec![], detail: None }
+        Self { kind, message: message.into(), causes: vec![], hints: vec![], detail: None, record: None }
     }
 
     /// From an error and its sources. A source whose text its parent already says is left out.

@@ -22,6 +22,7 @@ pub mod self_image;
 pub mod settings;
 pub mod source;
 pub mod worker;
+pub mod workflow;
 
 pub use builder::{Builder, BuilderKind, DockerEngineBuilder, EngineBuilder, Image, Job, Library};
 pub use driver::{Driver, LocalDriver};

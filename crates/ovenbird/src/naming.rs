@@ -25,6 +25,17 @@ pub struct TagPolicies {
 }
 
 impl TagPolicies {
+    /// These, and what a request says on top.
+    fn with(&self, more: &TagPolicy) -> Self {
+        let mut all = self.clone();
+        for policy in std::iter::once(&mut all.all).chain(all.registries.values_mut()) {
+            policy.unique.extend(more.unique.iter().cloned());
+            policy.primary.extend(more.primary.iter().cloned());
+            policy.floating.extend(more.floating.iter().cloned());
+        }
+        all
+    }
+
     fn of(&self, registry: &str) -> &TagPolicy {
         self.registries.get(registry).filter(|policy| !policy.is_empty()).unwrap_or(&self.all)
     }
@@ -84,6 +95,7 @@ impl From<TemplateError> for Error {
 impl Naming {
     /// Reads the names.
     pub(crate) fn new(request: &BuildRequest, policies: &TagPolicies) -> Result<Self, Error> {
+        let policies = &policies.with(&request.tags);
         let all = |names: &[String]| -> Result<Vec<Given>, Error> {
             let mut given = vec![];
             for name in names {

@@ -149,6 +149,12 @@ impl<L: Launcher> Driver for RemoteDriver<L> {
 
 /// What cannot be had from a worker, by name.
 fn refuse(request: &BuildRequest, place: &str) -> Result<(), Error> {
+    if !request.workflow.is_empty() {
+        return Err(Error::refused(
+            "a plugin with a build in a worker",
+            format!("plugins, their programs and their secrets are here, and the build would be {place}; build here (--on here)"),
+        ));
+    }
     let no = |option: &str, hint: &str| Err(Error::refused(option, format!("the build runs {place}")).hint(hint));
     if !request.ssh.is_empty() {
         return no("--ssh", "build with --on here");

@@ -4,26 +4,42 @@ use std::time::Duration;
 
 use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, Platform};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::source::Revision;
+
+mod describe;
+mod record;
+mod schema;
+
+pub(crate) use describe::{base_of, git_of, image_of};
+pub(crate) use record::Recorder;
+pub use record::{
+    BaseReport, DockerfileReport, ErrorReport, GitReport, ImageReport, LogReport, Outcome, PluginOutcome, PluginReport, Record,
+    StepOutcome, StepReport,
+};
+pub use schema::schema;
 
 /// Version of the report format.
 pub const VERSION: u32 = 1;
 
 /// One platform of the result.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PlatformReport {
     /// Which.
+    #[schemars(with = "String")]
     pub platform: Platform,
     /// Its manifest.
+    #[schemars(with = "String")]
     pub digest: Digest,
     /// Its config: Docker's image id.
+    #[schemars(with = "String")]
     pub config: Digest,
 }
 
 /// What `--if-needed` came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Decision {
     /// The image was on this machine.
@@ -35,27 +51,32 @@ pub enum Decision {
 }
 
 /// How long each part took.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Timings {
     /// Reading the source, seconds.
     #[serde(serialize_with = "seconds", deserialize_with = "from_seconds")]
+    #[schemars(with = "f64")]
     pub source: Duration,
     /// Building, seconds.
     #[serde(serialize_with = "seconds", deserialize_with = "from_seconds")]
+    #[schemars(with = "f64")]
     pub build: Duration,
     /// Exporting and pushing, seconds.
     #[serde(serialize_with = "seconds", deserialize_with = "from_seconds")]
+    #[schemars(with = "f64")]
     pub export: Duration,
 }
 
 /// The report of one build.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BuildReport {
     /// Format version, [`VERSION`].
     pub version: u32,
     /// Manifest, or index for several platforms. The digest a registry knows.
+    #[schemars(with = "String")]
     pub digest: Digest,
     /// The descriptor of `digest`.
+    #[schemars(with = "schema::Descriptor")]
     pub descriptor: Descriptor,
     /// Each platform.
     pub platforms: Vec<PlatformReport>,
@@ -68,12 +89,14 @@ pub struct BuildReport {
     pub decision: Option<Decision>,
     /// The content id, when it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub content_id: Option<Digest>,
     /// The commit of the context, where that was fetched from a repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<Revision>,
     /// Transfers that broke and went on.
     #[serde(default)]
+    #[schemars(with = "schema::Breaks")]
     pub breaks: Breaks,
     /// Steps that ran.
     pub ran: usize,
@@ -81,6 +104,9 @@ pub struct BuildReport {
     pub cached: usize,
     /// Seconds.
     pub timings: Timings,
+    /// How it went.
+    #[serde(flatten)]
+    pub record: Record,
 }
 
 impl BuildReport {
@@ -109,11 +135,11 @@ impl BuildReport {
     }
 }
 
-fn seconds<S: Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn seconds<S: Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_f64(duration.as_millis() as f64 / 1000.0)
 }
 
-fn from_seconds<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+pub(crate) fn from_seconds<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     Duration::try_from_secs_f64(f64::deserialize(d)?).map_err(serde::de::Error::custom)
 }
 
@@ -139,6 +165,7 @@ mod tests {
             ran: 1,
             cached: 2,
             timings: Timings { build: Duration::from_millis(1500), ..Timings::default() },
+            record: Record::default(),
         };
         let json = report.metadata();
         assert_eq!(json["containerimage.digest"], digest.to_string());

@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 use ovenbird::choice::On;
 use ovenbird::project::Project;
+use ovenbird::request::build_json::{self, Input};
+use ovenbird::request::workflow::{PluginSpec, Workflow};
 use ovenbird::request::{
-    AddHost, ByteSize, CacheDest, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit,
+    AddHost, ByteSize, CacheDest, DockerfileFrom, Entitlement, Limits, Lookup, Network, Output, OutputKind, SecretSpec, SshSpec, Ulimit,
 };
 use ovenbird::{BuildRequest, BuilderKind, Environment, Error, Kind};
 
@@ -138,6 +140,23 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Steps")]
     parallel: Option<u16>,
 
+    /// Run a plugin in a phase (pre_build, pre_publish, post_build, exit): `PHASE:NAME,KEY=VALUE…`, in the order of the flags. Keys of every
+    /// plugin: on_failure=fail|warn, required=, timeout=, secret=ID, file=PROGRAM; the others are its arguments
+    #[arg(long = "plugin", value_name = "PHASE:NAME[,KEY=VALUE]", help_heading = "Workflow")]
+    plugins: Vec<PluginSpec>,
+    /// Run the plugins of a file (TOML or JSON), before those of --plugin
+    #[arg(long = "workflow", value_name = "FILE", help_heading = "Workflow")]
+    workflows: Vec<PathBuf>,
+    /// Build what a build.json of dock says: source, names, registries and plugins are from there
+    #[arg(long, value_name = "FILE", conflicts_with = "input", help_heading = "Workflow")]
+    build_json: Option<PathBuf>,
+    /// Where dock's build.json is: `path[,path=FILE]` [default: /run/share/build.json], `env[,name=VARIABLE]` [default: BUILD_JSON], or auto
+    #[arg(long, value_name = "path|env|auto", value_parser = input, help_heading = "Workflow")]
+    input: Option<Input>,
+    /// Change the build.json: KEY=VALUE, or PLUGINS.NAME.ARGUMENT=VALUE such as prebuild_plugins.labels.overwrite=false
+    #[arg(long = "substitute", value_name = "KEY=VALUE", help_heading = "Workflow")]
+    substitutions: Vec<String>,
+
     /// Say of every step that runs why it did not come from the cache; `ovenbird why` says it afterwards
     #[arg(long)]
     pub(crate) explain: bool,
@@ -193,6 +212,23 @@ fn call(text: &str) -> Result<Call, String> {
     }
 }
 
+/// `--input`.
+fn input(text: &str) -> Result<Input, String> {
+    let (kind, rest) = text.split_once(',').unwrap_or((text, ""));
+    let value = |key: &str, default: &str| match rest.split_once('=') {
+        None if rest.is_empty() => Ok(default.to_owned()),
+        Some((said, value)) if said == key && !value.is_empty() => Ok(value.to_owned()),
+        _ => Err(format!("expected {kind} or {kind},{key}=…")),
+    };
+    match kind {
+        "path" => Ok(Input::Path(value("path", build_json::DEFAULT_PATH)?.into())),
+        "env" => Ok(Input::Variable(value("name", build_json::DEFAULT_VARIABLE)?)),
+        "auto" if rest.is_empty() => Ok(Input::Auto),
+        "osv3" => Err("builds of OpenShift 3 are not read; write their source and output into a build.json".into()),
+        _ => Err("expected path, env or auto".into()),
+    }
+}
+
 fn network(text: &str) -> Result<Network, String> {
     match text {
         "" | "default" | "bridge" | "sandbox" => Ok(Network::Default),
@@ -233,7 +269,10 @@ impl BuildArgs {
     /// What the flags say of images of a project; `None`: they are about a context.
     pub(crate) fn project(&self, environment: &Environment) -> Result<Option<ProjectBuild>, Error> {
         let missing = |flag: &str| Error::new(Kind::Usage, format!("{flag} is about the images of ovenbird.toml, and there is none here"));
+        let said_elsewhere = self.build_json.is_some() || self.input.is_some();
         let found = match self.images.as_slice() {
+            // A build.json says what is built.
+            _ if said_elsewhere => None,
             [] => self.subject.images(environment)?,
             images => {
                 let project = Project::find(environment.working_directory())?.ok_or_else(|| missing("--image"))?;
@@ -241,7 +280,11 @@ impl BuildArgs {
             }
         };
         let Some((project, mut asked)) = found else {
-            return if self.changed.is_empty() { Ok(None) } else { Err(missing("--changed")) };
+            return match (self.images.is_empty(), self.changed.is_empty()) {
+                (true, true) => Ok(None),
+                (_, false) => Err(missing("--changed")),
+                (false, _) => Err(missing("--image")),
+            };
         };
         project.order(asked.iter().map(String::as_str))?;
         if !self.changed.is_empty() {
@@ -249,7 +292,7 @@ impl BuildArgs {
             asked.retain(|name| touched.contains(name.as_str()));
         }
         self.refused.check()?;
-        let request = self.assemble(self.subject.request_of_project(environment)?, environment)?;
+        let request = self.assemble(self.subject.request_of_project(environment)?, None, environment)?;
         let mut single = self.subject.of_one_image();
         single.extend((!self.tags.is_empty()).then_some("--tag"));
         single.extend(self.iidfile.is_some().then_some("--iidfile"));
@@ -269,10 +312,20 @@ impl BuildArgs {
     /// The request that these flags say.
     pub(crate) fn request(&self, environment: &Environment) -> Result<BuildRequest, Error> {
         self.refused.check()?;
-        self.assemble(self.subject.request(environment)?, environment)
+        let subject = self.subject.request(environment)?;
+        self.assemble(subject, self.build_json(environment)?, environment)
     }
 
-    fn assemble(&self, mut request: BuildRequest, environment: &Environment) -> Result<BuildRequest, Error> {
+    fn assemble(&self, subject: BuildRequest, said: Option<BuildRequest>, environment: &Environment) -> Result<BuildRequest, Error> {
+        let (mut request, said) = match said {
+            Some(said) if self.subject.words.is_empty() && subject.dockerfile == DockerfileFrom::Default => {
+                (BuildRequest { source: said.source.clone(), dockerfile: said.dockerfile.clone(), ..subject }, Some(said))
+            }
+            Some(_) => {
+                return Err(Error::new(Kind::Usage, "the build.json says what is built: a PATH or a -f FILE beside it would be ignored"));
+            }
+            None => (subject, None),
+        };
         if let Some(epoch) = environment.get("SOURCE_DATE_EPOCH") {
             request.build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.to_owned());
         }
@@ -281,8 +334,18 @@ impl BuildArgs {
             let (name, value) = annotation(row)?;
             annotations.insert(name, value);
         }
+        let mut workflow = self.workflow(environment)?;
+        let (mut names, mut outputs) = (self.tags.clone(), self.outputs()?);
+        if let Some(said) = said {
+            names.splice(..0, said.names);
+            outputs.extend(said.outputs.into_iter().filter(|output| !outputs.contains(output)).collect::<Vec<_>>());
+            workflow = [said.workflow, workflow].into_iter().fold(Workflow::default(), |mut all, one| {
+                all.extend(one);
+                all
+            });
+        }
         Ok(BuildRequest {
-            names: self.tags.clone(),
+            names,
             labels: pairs("--label", &self.labels)?,
             annotations,
             if_needed: self.if_needed.0,
@@ -292,7 +355,7 @@ impl BuildArgs {
             pull: self.pull,
             cache_from: caches("--cache-from", &self.cache_from)?,
             cache_to: caches("--cache-to", &self.cache_to)?,
-            outputs: self.outputs()?,
+            outputs,
             secrets: self.secrets.clone(),
             allow_leak: self.allow_leak.clone(),
             ssh: self.ssh.clone(),
@@ -304,8 +367,33 @@ impl BuildArgs {
             limits: Limits { memory: self.memory, cpus: self.cpus, ulimits: self.ulimits.clone(), shm_size: self.shm_size },
             reproducible: self.reproducible,
             parallel: self.parallel.map_or(0, usize::from),
+            workflow,
             ..request
         })
+    }
+
+    /// What a build.json says, if one was named.
+    fn build_json(&self, environment: &Environment) -> Result<Option<BuildRequest>, Error> {
+        let input = match (&self.build_json, &self.input) {
+            (Some(path), _) => Input::Path(path.clone()),
+            (None, Some(input)) => input.clone(),
+            (None, None) if self.substitutions.is_empty() => return Ok(None),
+            (None, None) => {
+                return Err(Error::new(Kind::Usage, "--substitute changes a build.json, and none was named").hint("add --build-json FILE"));
+            }
+        };
+        build_json::read(&input, environment).and_then(|text| build_json::parse(&text, &self.substitutions)).map(Some)
+    }
+
+    fn workflow(&self, environment: &Environment) -> Result<Workflow, Error> {
+        let mut workflow = Workflow::default();
+        for file in &self.workflows {
+            workflow.extend(Workflow::read(&environment.absolute(file))?);
+        }
+        for PluginSpec { phase, entry } in &self.plugins {
+            workflow.push(*phase, entry.clone());
+        }
+        Ok(workflow)
     }
 
     /// `--push` and `--load` are short for an output, unless `-o` has that one already.

@@ -32,7 +32,7 @@ const FLAGS: &[Flag] = &[
     flag("provenance", Value, NO, "provenance attestations are not made yet; --provenance=false is accepted"),
     flag("sbom", Value, NO, "SBOM attestations are not made yet; --sbom=false is accepted"),
     flag("isolation", Value, &["", "default"], "it is for Windows containers; see --isolation-level"),
-    flag("squash", Switch, &["false"], "layers are not merged; use a multi-stage build with COPY --from"),
+    flag("squash", Switch, &["false"], "use --plugin pre_publish:squash, which merges the layers above the base image"),
     flag("cgroup-parent", Value, &[""], "steps get their own control group; see --memory and --cpus"),
     flag("security-opt", Value, &[], "steps run with Ovenbird's own seccomp filter and capabilities; see --allow security.insecure"),
     flag("print", Value, &["build", ""], "only building is possible"),

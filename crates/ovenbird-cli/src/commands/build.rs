@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 use std::path::Path;
 
 use ovenbird::project::Runner;
+use ovenbird::report::Record;
 use ovenbird::request::OutputKind;
 use ovenbird::{BuildRequest, Error, Kind};
 
@@ -27,7 +28,17 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, g
     place.tell(&job);
     let result = place.driver.run(request, &job);
     progress.finish();
-    let report = unless_cancelled(result, &job)?;
+    let report = match result {
+        Ok(report) => report,
+        Err(error) => {
+            // How it went is worth as much as the image.
+            if let Some(path) = &args.metadata_file {
+                let record = error.record.as_deref().cloned().unwrap_or_else(|| Record::of_error(&error));
+                write(path, &super::json(&record.metadata())?)?;
+            }
+            return unless_cancelled(Err(error), &job);
+        }
+    };
     if let Some(path) = &args.iidfile {
         write(path, &report.image_id().to_string())?;
     }

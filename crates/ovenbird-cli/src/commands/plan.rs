@@ -1,6 +1,7 @@
 //! `ovenbird plan`.
 
 use clap::Args;
+use ovenbird::workflow::Bench;
 use ovenbird::{BuildRequest, Error, LocalDriver};
 
 use super::why;
@@ -23,8 +24,9 @@ pub(crate) struct PlanArgs {
 pub(crate) fn run(args: &PlanArgs, request: &BuildRequest, session: &Session) -> Result<(), Error> {
     let builder = session.sandboxed()?;
     let (progress, job) = session.start(true, false);
-    let driver =
-        LocalDriver::new(builder, session.sources(), std::io::stdin()).with_names(session.settings.tags.clone(), session.environment.now());
+    let driver = LocalDriver::new(builder, session.sources(), std::io::stdin())
+        .with_names(session.settings.tags.clone(), session.environment.now())
+        .with_plugins(Bench::new(&session.settings, &session.environment));
     let traces = driver.plan(&session.settings.with_full_names(request.clone()), &job);
     progress.finish();
     let traces = super::unless_cancelled(traces, &job)?;

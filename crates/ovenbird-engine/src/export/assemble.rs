@@ -102,7 +102,7 @@ pub fn index(session: &Session, images: &[Assembled]) -> Result<Descriptor, Buil
     descriptor(session, media_type, digest)
 }
 
-fn rfc3339(seconds: i64) -> String {
+pub(super) fn rfc3339(seconds: i64) -> String {
     Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH).to_string()
 }
 

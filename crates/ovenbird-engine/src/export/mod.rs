@@ -4,3 +4,4 @@ pub mod assemble;
 pub mod cache;
 pub mod leak;
 pub mod output;
+pub mod squash;

@@ -15,8 +15,8 @@ use super::file::transfer::Meta;
 use super::file::{Dest, FileError, Trail};
 use crate::snapshot::Snapshot;
 use crate::snapshot::folder::Folder;
-use crate::snapshot::tree::{Choice, Entry, Kind, Location, Tree, Visit, WalkError, resolve, walk, walk_with};
-use crate::snapshot::view::View;
+use crate::snapshot::tree::{Choice, Entry, Kind, Location, Tree, Visit, WalkError, open_dir_at, resolve, walk, walk_with};
+use crate::snapshot::view::{View, is_opaque};
 
 /// Copies the whole root file system into the existing empty folder `dest`. Everything in it may be modified afterwards.
 pub fn materialize(snapshot: &Snapshot, dest: &Path, ownership: Ownership) -> Result<(), FileError> {
@@ -199,6 +199,53 @@ pub fn diff(before: &Index, dir: &Path, out: &Path, owners: Owners) -> Result<Ow
     }
     for path in gone {
         dest.put_whiteout(path)?;
+    }
+    dest.finish()
+}
+
+/// Merges the layers of a snapshot above its `below` lowest ones into one diff folder, `out`. Returns the owners that the disk does not hold.
+pub fn squash(snapshot: &Snapshot, below: usize, out: &Path, ownership: Ownership) -> Result<Owners, FileError> {
+    let (lower, upper) = snapshot.layers.split_at(below.min(snapshot.layers.len()));
+    let (all, base) = (View::new(snapshot), View::new(&Snapshot { layers: lower.to_vec() }));
+    // What the layers have, and where they hide what is below.
+    let (mut touched, mut hiding) = (BTreeSet::new(), BTreeSet::new());
+    for layer in upper {
+        let raw = plain(&layer.dir);
+        for visit in walk(&raw, Path::new("")) {
+            let visit = visit.map_err(FileError::io("read", "the layers"))?;
+            let hides = match visit.entry.kind {
+                Kind::Char(0, 0) => true,
+                Kind::Dir => match raw.locate(&visit.path).map_err(FileError::io("read", &visit.path))? {
+                    Some(at) => open_dir_at(&at.dir, &at.name)
+                        .map_or(Ok(false), |dir| is_opaque(&dir))
+                        .map_err(FileError::io("read", &visit.path))?,
+                    None => false,
+                },
+                _ => false,
+            };
+            if hides {
+                hiding.insert(visit.path.clone());
+            }
+            touched.insert(visit.path);
+        }
+    }
+    let mut dest = Dest::new(&Snapshot::default(), out, ownership)?;
+    let choose = |path: &Path, _: &Entry| if path.as_os_str().is_empty() || touched.contains(path) { Choice::Take } else { Choice::Skip };
+    write_visits(&mut dest, &all, walk_with(&all, Path::new(""), Box::new(choose)))?;
+    for path in &touched {
+        let Some(old) = base.entry(path).map_err(FileError::io("read", path))? else { continue };
+        // Below what hides, everything is hidden.
+        let hidden = path.ancestors().skip(1).any(|above| !above.as_os_str().is_empty() && hiding.contains(above));
+        match all.entry(path).map_err(FileError::io("read", path))? {
+            Some(new) if new.is_dir() && (hiding.contains(path) || !old.is_dir()) => dest.mark_opaque(path)?,
+            None if !hidden => {
+                let parent = path.parent().unwrap_or(Path::new(""));
+                if all.entry(parent).map_err(FileError::io("read", parent))?.is_some_and(|parent| parent.is_dir()) {
+                    dest.put_whiteout(path)?;
+                }
+            }
+            _ => {}
+        }
     }
     dest.finish()
 }

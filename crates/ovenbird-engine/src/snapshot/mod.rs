@@ -5,6 +5,7 @@
 mod catalog;
 pub mod content_hash;
 pub mod folder;
+pub mod overlaid;
 pub mod stat_cache;
 pub mod tree;
 pub mod view;

@@ -251,6 +251,11 @@ impl RegistryError {
         }
     }
 
+    /// Is there no such repository or image?
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+
     /// Whether this machine's settings, credentials or state folder are to blame, and not the registry.
     pub fn is_configuration(&self) -> bool {
         match self {

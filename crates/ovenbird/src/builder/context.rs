@@ -9,8 +9,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use ovenbird_engine::input::LocalContext;
-use ovenbird_engine::snapshot::folder::Folder;
-use ovenbird_engine::snapshot::tree::{self, Kind, Tree as _, Visit};
+use ovenbird_engine::snapshot::tree::{self, Kind, Tree, Visit};
 use ovenbird_oci::Digest;
 use ovenbird_oci::layer::tar::{self, Header, encode, padding};
 
@@ -68,7 +67,7 @@ fn holds(context: &LocalContext, path: &Path, text: &[u8]) -> bool {
     if path.to_str().is_none_or(|path| context.ignore.is_ignored(path)) {
         return false;
     }
-    let folder = Folder::new(&context.dir, context.ignore.clone());
+    let folder = context.tree();
     let Ok(Some(entry)) = folder.entry(path) else { return false };
     if entry.kind != Kind::File || entry.size != text.len() as u64 {
         return false;
@@ -86,18 +85,18 @@ pub(super) fn write(source: &SourceTree, place: &Place, buildkit: bool, out: &mu
     let mut tar = Tar { out, header: vec![], links: HashMap::new() };
     let mut ignore_file = None;
     if let Some(context) = source.contexts.get("context") {
-        let folder = Folder::new(&context.dir, context.ignore.clone());
-        for visit in tree::walk(&folder, Path::new("")) {
+        let folder = &*context.tree();
+        for visit in tree::walk(folder, Path::new("")) {
             let visit = visit.map_err(|error| named(&error.path, error.source))?;
             // A folder that is left out but for something in it: Docker's client sends it to BuildKit only.
             if visit.partial && !buildkit {
                 continue;
             }
             if matches!(place, Place::Beside(_)) && visit.path == Path::new(IGNORE_FILE) && visit.entry.kind == Kind::File {
-                ignore_file = Some(read(&folder, &visit).map_err(|source| named(&visit.path, source))?);
+                ignore_file = Some(read(folder, &visit).map_err(|source| named(&visit.path, source))?);
                 continue;
             }
-            tar.entry(&folder, &visit).map_err(|source| named(&visit.path, source))?;
+            tar.entry(folder, &visit).map_err(|source| named(&visit.path, source))?;
         }
     }
     if let Place::Beside(name) = place {
@@ -113,7 +112,7 @@ pub(super) fn write(source: &SourceTree, place: &Place, buildkit: bool, out: &mu
     tar.out.write_all(&[0; 2 * tar::BLOCK])
 }
 
-fn read(folder: &Folder, visit: &Visit) -> io::Result<Vec<u8>> {
+fn read(folder: &dyn Tree, visit: &Visit) -> io::Result<Vec<u8>> {
     let place = folder.locate(&visit.path)?.ok_or(io::ErrorKind::NotFound)?;
     let mut text = vec![];
     place.open()?.take(visit.entry.size).read_to_end(&mut text)?;
@@ -149,7 +148,7 @@ impl Tar<'_> {
         self.out.write_all(&[0; tar::BLOCK][..padding(bytes.len() as u64)])
     }
 
-    fn entry(&mut self, folder: &Folder, visit: &Visit) -> io::Result<()> {
+    fn entry(&mut self, folder: &dyn Tree, visit: &Visit) -> io::Result<()> {
         let (path, entry) = (&visit.path, &visit.entry);
         if path.as_os_str().is_empty() {
             return Ok(());

@@ -31,6 +31,7 @@ use crate::naming::Version;
 use crate::request::{BuildRequest, CacheDest, CacheFrom, Network, OutputKind, Source};
 use crate::settings::Settings;
 use crate::source::SourceTree;
+use crate::workflow::{Base, Described, Workshop};
 
 /// The API of Docker 23, the first whose BuildKit takes limits of steps and a time.
 const DOCKER_23: (u32, u32) = (1, 42);
@@ -260,7 +261,40 @@ impl DockerEngineBuilder {
             source_date_epoch: None,
             exportable: Exportable::default(),
             breaks: Breaks::default(),
+            bases: vec![],
         })
+    }
+
+    /// The base images of a Dockerfile that the engine has.
+    fn known_bases(&self, dockerfile: &Dockerfile, request: &BuildRequest) -> Vec<Base> {
+        let names = bases(dockerfile, request);
+        let last = names.last().cloned();
+        let described = names.into_iter().filter_map(|reference| {
+            let said = self.docker.inspect_image(&reference.familiar()).ok()?;
+            let id: Digest = said["Id"].as_str()?.parse().ok()?;
+            let text = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
+            let variant = Some(text("Variant")).filter(|variant| !variant.is_empty());
+            let platform = Platform { os: text("Os"), architecture: text("Architecture"), variant, os_version: None };
+            let size = said["Size"].as_u64().unwrap_or(0);
+            let pushed = said["RepoDigests"][0].as_str().and_then(|name| name.rsplit_once('@')?.1.parse().ok());
+            let config = json!({
+                "created": said["Created"], "author": said["Author"], "architecture": said["Architecture"], "os": said["Os"],
+                "config": said["Config"], "rootfs": { "type": "layers", "diff_ids": said["RootFS"]["Layers"] },
+            });
+            Some(Base {
+                is_final: last.as_ref() == Some(&reference),
+                image: Described {
+                    platform,
+                    manifest: Descriptor::new(media::OCI_MANIFEST, pushed.unwrap_or(id), 0),
+                    document: Value::Null,
+                    config,
+                    id: id.to_string(),
+                    size,
+                },
+                reference: pushed.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest)),
+            })
+        });
+        described.collect()
     }
 
     /// Layers of our images in the form that we give a layer, by diff id: a base image is packed once.
@@ -294,7 +328,7 @@ impl Builder for DockerEngineBuilder {
         let built = self.docker.build(&call, &job.cancel, &*job.sink, |out| context::write(source, &place, technique.buildkit, out));
         let built = built.map_err(|failure| told(failure, source))?;
         let image = self.take(&built.id, request, job)?;
-        Ok(Image { ran: built.ran, cached: built.cached, ..image })
+        Ok(Image { ran: built.ran, cached: built.cached, bases: self.known_bases(&parsed, request), ..image })
     }
 
     fn name(&self, image: &Image, names: &[Reference]) -> Result<(), Error> {
@@ -317,6 +351,28 @@ impl Builder for DockerEngineBuilder {
     fn export_caches(&self, _: &Image, _: &SourceTree, _: &BuildRequest, _: &[Reference], _: &Job) -> Result<(), Error> {
         // The only cache that is not refused is the one in the image.
         Ok(())
+    }
+}
+
+impl Workshop for DockerEngineBuilder {
+    fn describe(&self, image: &Image) -> Result<Vec<Described>, Error> {
+        self.images.describe(image)
+    }
+
+    fn bases(&self, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Vec<Base>, Error> {
+        self.images.bases(source, request, job)
+    }
+
+    fn as_base(&self, image: &Image) -> Result<String, Error> {
+        self.id_of(image).ok_or_else(|| Error::refused("a command in this image", "the Docker Engine does not have it in this form"))
+    }
+
+    fn squash(&self, image: &Image, whole: bool, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Image, Error> {
+        self.images.squash(image, whole, source, request, job)
+    }
+
+    fn forget(&self, names: &[Reference]) -> Result<(), Error> {
+        self.images.forget(names)
     }
 }
 

@@ -210,6 +210,7 @@ impl Builder for EngineBuilder {
             source_date_epoch: input.source_date_epoch,
             exportable: output.exportable,
             breaks: output.breaks,
+            bases: super::workshop::bases(output.bases),
         })
     }
 
@@ -332,8 +333,11 @@ pub(super) fn agreed<T: PartialEq + Copy>(outputs: &[Output], field: &str, get: 
     Ok(first)
 }
 
-/// Where layers may go before the image is done: the first repository that it is pushed to.
+/// Where layers may go before the image is done: the first repository that it is pushed to. Nowhere when a plugin may say no.
 fn head_start(request: &BuildRequest) -> Result<Option<Reference>, Error> {
+    if !request.workflow.pre_publish.is_empty() {
+        return Ok(None);
+    }
     let pushed = request.outputs.iter().find(|output| output.kind == OutputKind::Registry);
     Ok(pushed.map(|output| request.references(Some(output))).transpose()?.and_then(|names| names.into_iter().next()))
 }

@@ -46,6 +46,7 @@ impl EngineBuilder {
             source_date_epoch: None,
             exportable: Exportable::default(),
             breaks: Breaks::default(),
+            bases: vec![],
         })
     }
 }

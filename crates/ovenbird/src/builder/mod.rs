@@ -5,6 +5,7 @@ mod docker_engine;
 mod engine;
 mod kind;
 mod library;
+mod workshop;
 
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ pub(crate) use library::VERSION_LABEL;
 use crate::error::Error;
 use crate::request::{BuildRequest, OutputKind};
 use crate::source::SourceTree;
+use crate::workflow::Base;
 
 /// What runs beside a build: where its events go and what stops it.
 #[derive(Clone)]
@@ -57,6 +59,8 @@ pub struct Image {
     pub exportable: Exportable,
     /// Transfers that broke and went on.
     pub breaks: Breaks,
+    /// What it was made from.
+    pub bases: Vec<Base>,
 }
 
 /// Turns a source into an image and takes the image to where it was asked for.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Context, IMAGE, Image, Project};
 use crate::error::{Error, Kind};
 use crate::request::tag::Template;
-use crate::request::{ContextSource, Source};
+use crate::request::{ContextSource, Source, Workflow};
 
 /// Name of the file.
 pub const NAME: &str = "ovenbird.toml";
@@ -43,7 +43,7 @@ struct Entry {
     contexts: BTreeMap<String, String>,
     depends_on: Option<Vec<String>>,
     files: Option<Vec<String>>,
-    plugins: Option<toml::Value>,
+    plugins: Workflow,
 }
 
 impl Entry {
@@ -66,7 +66,11 @@ impl Entry {
             contexts: join(self.contexts, &defaults.contexts),
             depends_on: self.depends_on,
             files: self.files.or_else(|| defaults.files.clone()),
-            plugins: self.plugins.or_else(|| defaults.plugins.clone()),
+            plugins: {
+                let mut all = defaults.plugins.clone();
+                all.extend(self.plugins);
+                all
+            },
         }
     }
 }
@@ -107,7 +111,7 @@ fn parse(folder: &Path, text: &str) -> Result<Project, Error> {
             return Err(wrong(format!("{name:?} is no name of an image"))
                 .hint("names have small letters, digits, dots, dashes and underscores, and begin with a letter or digit"));
         }
-        let image = image(&name, entry.over(&file.defaults))?;
+        let image = image(folder, &name, entry.over(&file.defaults))?;
         images.insert(name, image);
     }
     let project = Project { folder: folder.to_owned(), images };
@@ -136,15 +140,12 @@ fn circles(project: &Project) -> Result<(), Error> {
     Err(Error::new(Kind::Configuration, format!("images need each other: {}", left.into_iter().collect::<Vec<_>>().join(", "))))
 }
 
-fn image(name: &str, entry: Entry) -> Result<Image, Error> {
+fn image(folder: &Path, name: &str, mut entry: Entry) -> Result<Image, Error> {
     let wrong = |what: &str, why: String| Error::new(Kind::Configuration, format!("{what} of image {name}: {why}"));
     match entry.path.as_deref().map(str::parse::<Source>) {
         Some(Err(error)) => return Err(wrong("path", error.to_string())),
         Some(Ok(Source::Stdin)) => return Err(wrong("path", "standard input is no part of a project".into())),
         _ => {}
-    }
-    if entry.plugins.is_some() {
-        return Err(wrong("plugins", "they are not read here yet".into()).hint("give them on the command line"));
     }
     for tag in &entry.tags.iter().flatten().collect::<Vec<_>>() {
         Template::parse(tag).map_err(|error| wrong("tags", error.to_string()))?;
@@ -162,6 +163,8 @@ fn image(name: &str, entry: Entry) -> Result<Image, Error> {
         };
         contexts.insert(context, value);
     }
+    // Programs are seen from the file.
+    entry.plugins.rebase(folder);
     Ok(Image {
         path: entry.path,
         file: entry.file,
@@ -173,6 +176,7 @@ fn image(name: &str, entry: Entry) -> Result<Image, Error> {
         platforms: platforms.map_err(|error: ovenbird_oci::platform::ParsePlatformError| wrong("platforms", error.to_string()))?,
         contexts,
         depends_on: entry.depends_on.unwrap_or_default(),
+        workflow: entry.plugins,
         files: entry.files.map(|patterns| Patterns::new(&patterns)).transpose().map_err(|error| wrong("files", error.to_string()))?,
     })
 }

@@ -17,7 +17,7 @@ pub use file::{NAME, VERSION};
 pub use run::{Built, Runner};
 
 use crate::error::{Error, Kind};
-use crate::request::{BuildRequest, ContextSource, DockerfileFrom, OutputKind, Source};
+use crate::request::{BuildRequest, ContextSource, DockerfileFrom, OutputKind, Source, Workflow};
 
 /// What stands before the name of another image in `contexts`.
 const IMAGE: &str = "image:";
@@ -46,6 +46,7 @@ struct Image {
     contexts: BTreeMap<String, Context>,
     depends_on: Vec<String>,
     files: Option<Patterns>,
+    workflow: Workflow,
 }
 
 /// One more context of an image.
@@ -237,6 +238,9 @@ impl Project {
                     refused.push(format!("context {context} of {name}"));
                 }
             }
+            if !image.workflow.is_empty() {
+                refused.push(format!("plugins of {name}"));
+            }
             if pushes && let Some(tag) = image.tags.iter().find(|tag| has_registry(tag)) {
                 refused.push(format!("where {name} is pushed to ({tag})"));
             }
@@ -295,6 +299,9 @@ impl Project {
         if base.platforms.is_empty() {
             request.platforms.clone_from(&image.platforms);
         }
+        // Those of the file first, as a workflow file is before the flags.
+        request.workflow = image.workflow.clone();
+        request.workflow.extend(base.workflow.clone());
         if base.names.is_empty() {
             request.names.clone_from(&image.tags);
         }
@@ -368,6 +375,7 @@ mod tests {
     }
 
     const THREE: &str = "[defaults]\nlabels = { team = 'x', who = 'all' }\nplatforms = ['linux/amd64']\n\
+        plugins = { exit = [{ name = 'n', file = 'notify' }] }\n\
         [image.base]\npath = 'base'\n\
         [image.api]\npath = 'services/api'\nfile = 'docker/api.Dockerfile'\ntags = ['example.com/api:1']\ncontexts = { base = 'image:base', lib = 'lib' }\n\
         labels = { who = 'api' }\n\
@@ -419,6 +427,7 @@ mod tests {
         assert_eq!(request.labels, BTreeMap::from([("team".into(), "typed".into()), ("who".into(), "api".into())]));
         assert_eq!(request.platforms.len(), 1);
         assert_eq!(request.names, ["example.com/api:1"]);
+        assert_eq!(request.workflow.exit[0].file, Some(dir.path().join("notify")));
         assert_eq!(request.contexts["base"], ContextSource::Image(format!("docker-image://r.io:5000/base@{digest}")));
         let request = project.request("api", &base, &|_| Some((None, digest))).unwrap();
         assert_eq!(request.contexts["base"], ContextSource::Image(format!("docker-image://localhost/ovenbird/base@{digest}")));
@@ -440,7 +449,7 @@ mod tests {
             ("[image.a]\npath = '-'\n", "path of image a"),
             ("[image.a]\ncontexts = { context = 'x' }\n", "context context of image a"),
             ("[image.a]\ntags = ['x:{what}']\n", "tags of image a"),
-            ("[image.a]\nplugins = {}\n", "plugins of image a"),
+            ("[image.a]\nplugins = { pre_bild = [] }\n", "unknown field `pre_bild`"),
             ("[image.a]\nfiles = ['[']\n", "files of image a"),
             ("[defaults]\ndepends_on = ['a']\n[image.a]\n", "depends_on in [defaults]"),
         ] {
@@ -452,14 +461,15 @@ mod tests {
     #[test]
     fn what_needs_trust() {
         for (text, pushes, expect) in [
-            (THREE, false, ""),
-            (THREE, true, "where api is pushed to (example.com/api:1)"),
+            ("[image.a]\ntags = ['example.com/a:1']\n", false, ""),
+            ("[image.a]\ntags = ['example.com/a:1']\n", true, "where a is pushed to (example.com/a:1)"),
             ("[image.a]\ntags = ['team/a']\n", true, ""),
             ("[image.a]\npath = '../x'\n", false, "path of a (../x)"),
             ("[image.a]\npath = '/etc'\n", false, "path of a (/etc)"),
             ("[image.a]\npath = 'link'\n", false, "path of a (link)"),
             ("[image.a]\npath = 'https://me:pw@h/x.git'\n", false, "path of a (https://***@h/x.git)"),
             ("[image.a]\nfile = 'a/../../D'\n", false, "file of a"),
+            ("[image.a]\nplugins = { exit = [{ name = 'x', file = 'p' }] }\n", false, "plugins of a"),
             ("[image.a]\ncontexts = { x = '/' }\n", false, "context x of a"),
             ("[image.a]\ncontexts = { x = 'oci-layout:///x' }\n", false, "context x of a"),
             ("[image.a]\ncontexts = { x = 'docker-image://debian' }\n", false, ""),

@@ -3,12 +3,14 @@
 //! It must not know how it is carried out. Names of environment variables and files stand for secrets; their bytes are read by
 //! the builder when a step needs them.
 
+pub mod build_json;
 pub mod cache;
 pub mod limit;
 pub mod output;
 pub mod remote;
 pub mod secret;
 pub mod tag;
+pub mod workflow;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,6 +25,7 @@ pub use limit::{ByteSize, Limits, Ulimit};
 pub use output::{Dest, Output, OutputKind};
 pub use remote::RemoteUrl;
 pub use secret::{SecretOrigin, SecretSpec, SshSpec};
+pub use workflow::{Phase, Workflow};
 
 use crate::error::{Error, Kind};
 
@@ -289,6 +292,12 @@ pub struct BuildRequest {
     /// Steps at once; 0: one a processor.
     #[serde(default)]
     pub parallel: usize,
+    /// Classes of tags, and tags of names without one, beside those of the settings.
+    #[serde(default)]
+    pub tags: tag::TagPolicy,
+    /// `--plugin` and `--workflow`.
+    #[serde(default)]
+    pub workflow: Workflow,
 }
 
 impl BuildRequest {
@@ -324,6 +333,8 @@ impl BuildRequest {
             limits: Limits::default(),
             reproducible: false,
             parallel: 0,
+            tags: tag::TagPolicy::default(),
+            workflow: Workflow::default(),
         }
     }
 

@@ -60,6 +60,19 @@ impl FromStr for SecretSpec {
     }
 }
 
+impl SecretSpec {
+    /// Is it a pipe, which can be read once only?
+    pub(crate) fn is_pipe(&self) -> bool {
+        use std::os::unix::fs::FileTypeExt as _;
+        let path = match &self.origin {
+            SecretOrigin::File(path) => path.clone(),
+            SecretOrigin::ById => PathBuf::from(&self.id),
+            SecretOrigin::Env(_) => return false,
+        };
+        path.metadata().is_ok_and(|meta| meta.file_type().is_fifo())
+    }
+}
+
 /// `--ssh default|ID[=SOCKET]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SshSpec {

@@ -39,6 +39,8 @@ pub(super) struct FileSettings {
     pub(super) auth_files: Option<Vec<PathBuf>>,
     /// Folders whose `.ovenbird.toml` may say everything.
     pub(super) trusted_projects: Option<Vec<PathBuf>>,
+    /// Folders with programs `ovenbird-plugin-NAME`.
+    pub(super) plugin_folders: Option<Vec<PathBuf>>,
     /// Tags of every build.
     pub(super) tags: Option<TagPolicy>,
     #[serde(default)]
@@ -71,6 +73,7 @@ impl FileSettings {
         over(&mut self.registry_path, other.registry_path);
         over(&mut self.auth_files, other.auth_files);
         over(&mut self.trusted_projects, other.trusted_projects);
+        over(&mut self.plugin_folders, other.plugin_folders);
         over(&mut self.tags, other.tags);
         for (name, registry) in other.registry {
             self.registry.entry(registry_name(&name)).or_default().merge(registry);
@@ -80,7 +83,7 @@ impl FileSettings {
     /// Paths in a file are seen from the folder of the file.
     fn rebase(&mut self, dir: &Path) {
         self.registry.values_mut().for_each(|registry| registry.rebase(dir));
-        let lists = [&mut self.auth_files, &mut self.trusted_projects].into_iter().flatten().flatten();
+        let lists = [&mut self.auth_files, &mut self.trusted_projects, &mut self.plugin_folders].into_iter().flatten().flatten();
         for path in self.root.iter_mut().chain(lists) {
             *path = dir.join(&*path);
         }

@@ -127,6 +127,8 @@ pub struct Settings {
     pub registry_path: Option<String>,
     /// Which Docker Engine is meant.
     pub docker: DockerSettings,
+    /// Folders with programs `ovenbird-plugin-NAME`, looked through before `PATH`.
+    pub plugin_folders: Vec<PathBuf>,
     /// Where short-lived files go.
     pub temp: PathBuf,
     /// Files that were read, weakest first.
@@ -242,6 +244,9 @@ impl Settings {
             default_registry,
             registry_path: merged.registry_path.map(|path| path.trim_matches('/').to_owned()).filter(|path| !path.is_empty()),
             docker: credentials::docker(environment),
+            plugin_folders: merged
+                .plugin_folders
+                .unwrap_or_else(|| environment.config_home().map(|dir| dir.join("ovenbird/plugins")).into_iter().collect()),
             temp: environment.get("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| PathBuf::from("/tmp"), PathBuf::from),
             files,
             trusted_projects: merged.trusted_projects.unwrap_or_default(),

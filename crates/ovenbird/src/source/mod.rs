@@ -73,6 +73,35 @@ impl SourceTree {
     }
 }
 
+impl SourceTree {
+    /// A Dockerfile of our own over a folder.
+    pub(crate) fn inline(dockerfile: String, name: &str, context: LocalContext) -> Self {
+        let contexts = [("context".to_owned(), context)].into();
+        Self {
+            dockerfile,
+            dockerfile_name: name.to_owned(),
+            contexts,
+            origin: None,
+            revision: None,
+            times: BTreeMap::new(),
+            _unpacked: vec![],
+        }
+    }
+
+    /// The same files with another Dockerfile; must not outlive this one.
+    pub(crate) fn with_dockerfile(&self, text: &str) -> Self {
+        Self {
+            dockerfile: text.to_owned(),
+            dockerfile_name: self.dockerfile_name.clone(),
+            contexts: self.contexts.clone(),
+            origin: self.origin.clone(),
+            revision: self.revision.clone(),
+            times: self.times.clone(),
+            _unpacked: vec![],
+        }
+    }
+}
+
 /// Why a source cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -233,6 +262,11 @@ impl Fetcher {
     /// One for this user.
     pub fn new(settings: &Settings, environment: &Environment) -> Self {
         Self { temp: settings.temp.clone(), environment: environment.clone(), settings: Some(settings.clone()) }
+    }
+
+    /// Where short-lived files go.
+    pub(crate) fn temp(&self) -> &Path {
+        &self.temp
     }
 
     /// Fetches what `request` names.

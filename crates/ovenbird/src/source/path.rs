@@ -100,7 +100,7 @@ pub(super) fn fetch(fetcher: &Fetcher, request: &BuildRequest, stdin: &mut dyn R
         Some(patterns) => patterns,
         None => ignore_file(&root, Path::new(".dockerignore"))?.unwrap_or_default(),
     };
-    contexts.insert("context".to_owned(), LocalContext { dir: root.dir().to_owned(), ignore });
+    contexts.insert("context".to_owned(), LocalContext::new(root.dir(), ignore));
     let mut kept = vec![];
     for (name, context) in &request.contexts {
         let of_this = |error: Error| error.while_doing(format!("build context {name:?}"));
@@ -114,7 +114,7 @@ pub(super) fn fetch(fetcher: &Fetcher, request: &BuildRequest, stdin: &mut dyn R
             ContextSource::Image(_) | ContextSource::Target(_) => continue,
         };
         let ignore = ignore_file(&root, Path::new(".dockerignore"))?.unwrap_or_default();
-        contexts.insert(name.clone(), LocalContext { dir: root.dir().to_owned(), ignore });
+        contexts.insert(name.clone(), LocalContext::new(root.dir(), ignore));
         kept.push(root);
     }
     kept.push(root);

@@ -24,7 +24,7 @@ use crate::naming::Version;
 use crate::request::{BuildRequest, RemoteUrl, SecretSpec};
 
 /// The commit that a context is of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Revision {
     /// The repository, without credentials.
     pub url: String,

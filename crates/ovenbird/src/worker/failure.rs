@@ -117,7 +117,7 @@ impl Failure {
                 Shown::Instruction { line, dockerfile } => Detail::Instruction { line, dockerfile: text(dockerfile) },
             })
         });
-        Error { kind: self.kind, message: self.message, causes: self.causes, hints: self.hints, detail }
+        Error { kind: self.kind, message: self.message, causes: self.causes, hints: self.hints, detail, record: None }
     }
 }
 

@@ -27,7 +27,7 @@ use ovenbird_oci::registry::RegistryOptions;
 use ovenbird_sandbox::Level;
 use rustix::fs::MemfdFlags;
 
-use crate::builder::{Builder, BuilderKind, DockerEngineBuilder, EngineBuilder, Job, Library};
+use crate::builder::{BuilderKind, DockerEngineBuilder, EngineBuilder, Job};
 use crate::docker_engine::DockerEngine;
 use crate::driver::{Driver as _, Given, LocalDriver};
 use crate::error::{Error, Kind};
@@ -36,6 +36,7 @@ use crate::report::BuildReport;
 use crate::request::{BuildRequest, ContextSource, DockerfileFrom, SecretOrigin, Source};
 use crate::settings::{Environment, Settings};
 use crate::source::SourceTree;
+use crate::workflow::Workshop;
 use failure::Failure;
 use outputs::Outputs;
 use question::{Questions, refused};
@@ -178,7 +179,7 @@ fn receive<R: Read>(from: &mut Receiver<R>, temp: &Path) -> Result<Received, Err
             Error::new(Kind::Driver, format!("the build context {name:?} did not arrive at the worker")).because(error.of_archive())
         })?;
         bulk.finish().map_err(broken)?;
-        contexts.insert(name, LocalContext { dir, ignore });
+        contexts.insert(name, LocalContext::new(dir, ignore));
     }
     let tree = SourceTree::given(dockerfile, order.dockerfile_name.clone(), contexts, aside);
     Ok(Received { order, tree })
@@ -264,7 +265,7 @@ fn build(place: Place, received: Received, to: &Arc<Sender>, questions: &Arc<Que
     outputs.finish(report, to)
 }
 
-fn run<B: Builder + Library>(
+fn run<B: Workshop>(
     builder: B,
     settings: &Settings,
     (policies, now, given): (TagPolicies, i64, Given),

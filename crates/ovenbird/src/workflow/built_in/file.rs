@@ -1,0 +1,304 @@
+//! Files: put into a build, hidden from it, taken out of its image.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use ovenbird_dockerfile::ignore::Patterns;
+use ovenbird_oci::Digest;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Size;
+use crate::error::{Error, Kind};
+use crate::request::BuildRequest;
+use crate::workflow::draft::Kept;
+use crate::workflow::inside::{read_entry, redacted};
+use crate::workflow::{Content, MAIN, Plugin, Scene, text, veto};
+
+/// Largest file that is read into memory.
+const MOST_BYTES: u64 = 64 << 20;
+/// Context of the files that steps see while they run.
+const INJECTED: &str = "ovenbird-inject";
+/// Context of what is copied into the image beside the user's files.
+const BUILD_INFO: &str = "ovenbird-build-info";
+
+/// Hides files of the build context from the build, with the patterns of a .dockerignore. The folder itself is not touched.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HideFiles {
+    /// Patterns.
+    patterns: Vec<String>,
+}
+
+impl Plugin for HideFiles {
+    fn check(&self, _: &BuildRequest) -> Result<(), String> {
+        Patterns::new(&self.patterns).map(drop).map_err(|e| e.to_string())
+    }
+
+    fn run(&self, scene: &mut Scene) -> Result<Value, Error> {
+        self.patterns.iter().try_for_each(|pattern| scene.draft.hide(pattern))?;
+        Ok(json!(self.patterns))
+    }
+}
+
+/// Copies the Dockerfile that is built into the image.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AddDockerfile {
+    /// Folder in the image.
+    #[serde(default = "build_info")]
+    dest: String,
+    /// Name of the file there.
+    #[serde(default = "dockerfile")]
+    name: String,
+}
+
+fn build_info() -> String {
+    "/root/buildinfo".into()
+}
+
+fn dockerfile() -> String {
+    "Dockerfile".into()
+}
+
+impl Plugin for AddDockerfile {
+    fn check(&self, _: &BuildRequest) -> Result<(), String> {
+        let plain =
+            |text: &str| !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control() || "\"'$\\[]`<".contains(c));
+        if !self.dest.starts_with('/') || !plain(&self.dest) {
+            return Err(format!("dest is {:?}, expected an absolute path without blanks", self.dest));
+        }
+        if !plain(&self.name) || self.name.contains('/') {
+            Err(format!("name is {:?}, expected the name of a file", self.name))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn run(&self, scene: &mut Scene) -> Result<Value, Error> {
+        let (dest, name) = (self.dest.trim_end_matches('/'), &self.name);
+        let original = scene.draft.dockerfile.clone();
+        scene.draft.add(BUILD_INFO, name, Content::Bytes(original.clone().into_bytes()), 0o644)?;
+        let line = format!("COPY --from={BUILD_INFO} {name} {dest}/{name}");
+        let target = scene.draft.request.target.clone();
+        scene.draft.dockerfile = text::at_end(&original, target.as_deref(), &line).map_err(veto)?;
+        Ok(json!(format!("{dest}/{name}")))
+    }
+}
+
+/// A file that steps see.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Injected {
+    /// Absolute path at which steps see it.
+    target: String,
+    /// Its content.
+    #[serde(default)]
+    text: Option<String>,
+    /// A file of this machine with its content.
+    #[serde(default)]
+    source: Option<PathBuf>,
+}
+
+/// Lets RUN steps see files, such as a repository list or a certificate authority, that are not in the image: they are mounted while a step
+/// runs. Their content is part of the cache key.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct InjectFiles {
+    /// The files.
+    files: Vec<Injected>,
+}
+
+impl Plugin for InjectFiles {
+    fn check(&self, _: &BuildRequest) -> Result<(), String> {
+        for file in &self.files {
+            let target = &file.target;
+            let plain = !target.contains(|c: char| c.is_whitespace() || c.is_control() || ",\"'$\\".contains(c));
+            if !target.starts_with('/') || target.ends_with('/') || !plain {
+                return Err(format!("the target {target:?} is not an absolute path of a file, without blanks, commas and quotes"));
+            }
+            if file.text.is_some() == file.source.is_some() {
+                return Err(format!("{target} needs text or source, one of them"));
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&self, scene: &mut Scene) -> Result<Value, Error> {
+        let mut flags = vec![];
+        for (number, file) in self.files.iter().enumerate() {
+            let bytes = match (&file.text, &file.source) {
+                (Some(text), _) => text.clone().into_bytes(),
+                (None, Some(path)) => read_file(&scene.bench.environment.absolute(path))?,
+                (None, None) => vec![],
+            };
+            scene.draft.add(INJECTED, &number.to_string(), Content::Bytes(bytes), 0o644)?;
+            flags.push(format!("--mount=type=bind,from={INJECTED},source={number},target={}", file.target));
+        }
+        if !flags.is_empty() {
+            scene.draft.dockerfile = text::on_each_run(&scene.draft.dockerfile, &flags.join(" "));
+        }
+        Ok(json!(self.files.iter().map(|file| &file.target).collect::<Vec<_>>()))
+    }
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
+    let failed = |error: std::io::Error| Error::from_chain(Kind::Veto, &error).while_doing(format!("cannot read {}", path.display()));
+    let mut file = std::fs::File::open(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(veto(format!("{} is no regular file", path.display())));
+    }
+    read_entry(&mut file, MOST_BYTES).map_err(failed)
+}
+
+/// A file to download.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Artifact {
+    /// Where it is: http or https.
+    url: String,
+    /// SHA-256 of its content, in hexadecimal digits.
+    sha256: String,
+    /// Its path in the build context.
+    path: String,
+    /// Its mode.
+    #[serde(default = "plain_mode")]
+    mode: u32,
+}
+
+fn plain_mode() -> u32 {
+    0o644
+}
+
+/// Downloads files into the build context, with their checksums. The user's folder is not touched.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FetchArtifacts {
+    /// The files.
+    files: Vec<Artifact>,
+    /// Hosts that may be asked; without it: all.
+    #[serde(default)]
+    allowed_hosts: Vec<String>,
+    /// Largest file.
+    #[serde(default = "most")]
+    max: Size,
+}
+
+fn most() -> Size {
+    Size(1 << 30)
+}
+
+impl FetchArtifacts {
+    fn host(url: &str) -> Option<&str> {
+        let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"))?;
+        let authority = rest.split(['/', '?', '#']).next()?;
+        Some(authority.rsplit_once('@').map_or(authority, |(_, host)| host))
+    }
+}
+
+impl Plugin for FetchArtifacts {
+    fn check(&self, _: &BuildRequest) -> Result<(), String> {
+        for file in &self.files {
+            let shown = redacted(&file.url);
+            let Some(host) = Self::host(&file.url) else { return Err(format!("{shown} is no http or https address")) };
+            let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(name, _)| name);
+            if !self.allowed_hosts.is_empty() && !self.allowed_hosts.iter().any(|allowed| allowed == host || allowed == name) {
+                return Err(format!("{shown}: the host is not one of {}", self.allowed_hosts.join(", ")));
+            }
+            format!("sha256:{}", file.sha256).parse::<Digest>().map_err(|e| format!("sha256 of {shown}: {e}"))?;
+        }
+        Ok(())
+    }
+
+    fn run(&self, scene: &mut Scene) -> Result<Value, Error> {
+        let folder = Arc::new(scene.folder()?);
+        let mut fetched = vec![];
+        for (number, file) in self.files.iter().enumerate() {
+            let shown = redacted(&file.url);
+            scene.say(format!("downloading {shown}"));
+            let path = folder.path().join(number.to_string());
+            let digest = scene.download(&file.url, &path, self.max.0)?;
+            if digest.hex() != file.sha256.to_ascii_lowercase() {
+                return Err(veto(format!("{shown} has the SHA-256 {}, expected {}", digest.hex(), file.sha256)));
+            }
+            scene.draft.add(MAIN, &file.path, Content::File(Kept::new(path, folder.clone())), file.mode)?;
+            fetched.push(json!({ "url": shown, "path": file.path, "sha256": file.sha256 }));
+        }
+        Ok(Value::Array(fetched))
+    }
+}
+
+/// Writes files of the image into a folder of this machine.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExportFiles {
+    /// Patterns of paths in the image, as in a .dockerignore: `/etc/os-release`, `usr/share/doc/**`.
+    paths: Vec<String>,
+    /// The folder; with several platforms, each gets one in it. Made if it is not there.
+    dest: PathBuf,
+    /// Fail when nothing matches.
+    #[serde(default = "yes")]
+    some: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Plugin for ExportFiles {
+    fn check(&self, _: &BuildRequest) -> Result<(), String> {
+        Patterns::new(&self.paths).map(drop).map_err(|e| e.to_string())
+    }
+
+    fn run(&self, scene: &mut Scene) -> Result<Value, Error> {
+        let patterns = Patterns::new(&self.paths).map_err(|e| Error::from_chain(Kind::Usage, &e))?;
+        let image = scene.image()?.clone();
+        let dest = scene.bench.environment.absolute(&self.dest);
+        let mut written: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (platform, _, _) in &image.platforms {
+            let Some(one) = Scene::of_platform(&image, platform) else { continue };
+            let dest = if image.platforms.len() > 1 { dest.join(platform.to_string().replace('/', "_")) } else { dest.clone() };
+            let names = written.entry(platform.to_string()).or_default();
+            scene.files(&one, &mut |path, entry| {
+                let wanted = path.to_str().is_some_and(|path| patterns.is_ignored(path));
+                if !wanted || !entry.header().entry_type().is_file() {
+                    return Ok(());
+                }
+                let to = beneath(&dest, path)?;
+                let mode = entry.header().mode()? & 0o777;
+                // Not through what stands there: it could be a link of somebody else.
+                let _ = std::fs::remove_file(&to);
+                let mut file = std::fs::File::create_new(&to)?;
+                std::io::copy(entry, &mut file)?;
+                file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+                names.push(path.display().to_string());
+                Ok(())
+            })?;
+        }
+        if self.some && written.values().all(Vec::is_empty) {
+            return Err(veto(format!("the image has no files {}", self.paths.join(", "))));
+        }
+        Ok(json!(written))
+    }
+}
+
+/// A path in a folder, with the folders on the way to it, none of which is a link.
+fn beneath(dest: &Path, path: &Path) -> std::io::Result<PathBuf> {
+    std::fs::create_dir_all(dest)?;
+    let mut at = dest.to_owned();
+    let names: Vec<_> = path.components().filter(|c| matches!(c, Component::Normal(_))).collect();
+    for (number, name) in names.iter().enumerate() {
+        at.push(name);
+        if number + 1 < names.len() {
+            match std::fs::symlink_metadata(&at) {
+                Ok(meta) if meta.is_dir() => {}
+                Ok(_) => return Err(std::io::Error::other(format!("{} is in the way: it is no folder", at.display()))),
+                Err(_) => std::fs::create_dir(&at)?,
+            }
+        }
+    }
+    Ok(at)
+}
