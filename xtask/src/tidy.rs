@@ -39,8 +39,10 @@ const PLACES: &[(&[&str], &[&str], &str)] = &[
     ),
     (
         &["env::var", "env::vars", "env::home_dir", "env::temp_dir", "SystemTime::now", "Timestamp::now", "Zoned::now"],
-        // An image that is not reproducible says when it was made; the cache, when a step ran; a token, when it ends.
+        // An image that is not reproducible says when it was made; the cache, when a step ran; a token, when it ends. A build script is told
+        // everything in variables.
         &[
+            "crates/ovenbird-cli/build.rs",
             "crates/ovenbird/src/settings",
             "crates/ovenbird-oci/src/keychain/",
             "crates/ovenbird-engine/src/export/assemble.rs",

@@ -210,6 +210,14 @@ fn pushed_together() -> Result<()> {
     command.args(["--root", "state", "pull"]).arg(format!("{}/team/api:1", registry.address()));
     let (code, log) = finish(&mut command, None, LIMIT)?;
     assert_eq!(code, Some(0), "{log}");
+    // Plugins: not from strangers.
+    room.write("tell", "#!/bin/sh\ncat >/dev/null\necho told > $(dirname $0)/told\necho '{}'\n");
+    room.write("ovenbird.toml", "[image.web]\nfile = \"docker/web.Dockerfile\"\nargs = { WHO = \"web\" }\nplugins = { exit = [{ name = \"tell\", file = \"tell\", on_failure = \"warn\" }] }\n");
+    output(Command::new("chmod").arg("755").arg(room.repository().join("tell")))?;
+    assert!(room.told(&["build"], 3)?.contains("plugins of web") && !room.repository().join("told").exists());
+    // Trusted, it is started and asked; this one does not know the protocol.
+    let told = room.told(&["--settings", "../settings.toml", "build"], 2)?;
+    assert!(room.repository().join("told").exists() && told.contains("the plugin tell cannot be used"), "{told}");
     // What leads out of the folder.
     room.write("ovenbird.toml", "[image.a]\npath = \"..\"\n");
     assert!(room.told(&["build"], 3)?.contains("path of a (..)"));

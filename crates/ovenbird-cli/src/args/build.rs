@@ -284,7 +284,11 @@ impl BuildArgs {
             }
         };
         let Some((project, mut asked)) = found else {
-            return if self.changed.is_empty() { Ok(None) } else { Err(missing("--changed")) };
+            return match (self.images.is_empty(), self.changed.is_empty()) {
+                (true, true) => Ok(None),
+                (_, false) => Err(missing("--changed")),
+                (false, _) => Err(missing("--image")),
+            };
         };
         project.order(asked.iter().map(String::as_str))?;
         if !self.changed.is_empty() {

@@ -115,7 +115,7 @@ mod tests {
     fn configuration() {
         let run = |config: &str| {
             let text = "FROM a\n# check=skip=C\nRUN x\n";
-            let mut checks = Checks::new(text, config).map_err(|e| e.code.to_owned())?;
+            let mut checks = Checks::new(text, config).map_err(|e| e.code.into_owned())?;
             let span = Span { start: 22, end: 27 };
             for code in ["A", "B", "B", "C"] {
                 checks.warn(code, span, code.to_lowercase(), None);

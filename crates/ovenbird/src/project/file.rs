@@ -43,7 +43,7 @@ struct Entry {
     contexts: BTreeMap<String, String>,
     depends_on: Option<Vec<String>>,
     files: Option<Vec<String>>,
-    plugins: Option<Workflow>,
+    plugins: Workflow,
 }
 
 impl Entry {
@@ -66,7 +66,11 @@ impl Entry {
             contexts: join(self.contexts, &defaults.contexts),
             depends_on: self.depends_on,
             files: self.files.or_else(|| defaults.files.clone()),
-            plugins: self.plugins.or_else(|| defaults.plugins.clone()),
+            plugins: {
+                let mut all = defaults.plugins.clone();
+                all.extend(self.plugins);
+                all
+            },
         }
     }
 }
@@ -107,7 +111,7 @@ fn parse(folder: &Path, text: &str) -> Result<Project, Error> {
             return Err(wrong(format!("{name:?} is no name of an image"))
                 .hint("names have small letters, digits, dots, dashes and underscores, and begin with a letter or digit"));
         }
-        let image = image(&name, entry.over(&file.defaults))?;
+        let image = image(folder, &name, entry.over(&file.defaults))?;
         images.insert(name, image);
     }
     let project = Project { folder: folder.to_owned(), images };
@@ -136,7 +140,7 @@ fn circles(project: &Project) -> Result<(), Error> {
     Err(Error::new(Kind::Configuration, format!("images need each other: {}", left.into_iter().collect::<Vec<_>>().join(", "))))
 }
 
-fn image(name: &str, entry: Entry) -> Result<Image, Error> {
+fn image(folder: &Path, name: &str, mut entry: Entry) -> Result<Image, Error> {
     let wrong = |what: &str, why: String| Error::new(Kind::Configuration, format!("{what} of image {name}: {why}"));
     match entry.path.as_deref().map(str::parse::<Source>) {
         Some(Err(error)) => return Err(wrong("path", error.to_string())),
@@ -159,6 +163,8 @@ fn image(name: &str, entry: Entry) -> Result<Image, Error> {
         };
         contexts.insert(context, value);
     }
+    // Programs are seen from the file.
+    entry.plugins.rebase(folder);
     Ok(Image {
         path: entry.path,
         file: entry.file,
@@ -170,7 +176,7 @@ fn image(name: &str, entry: Entry) -> Result<Image, Error> {
         platforms: platforms.map_err(|error: ovenbird_oci::platform::ParsePlatformError| wrong("platforms", error.to_string()))?,
         contexts,
         depends_on: entry.depends_on.unwrap_or_default(),
-        plugins: entry.plugins.unwrap_or_default(),
+        workflow: entry.plugins,
         files: entry.files.map(|patterns| Patterns::new(&patterns)).transpose().map_err(|error| wrong("files", error.to_string()))?,
     })
 }

@@ -46,7 +46,7 @@ struct Image {
     contexts: BTreeMap<String, Context>,
     depends_on: Vec<String>,
     files: Option<Patterns>,
-    plugins: Workflow,
+    workflow: Workflow,
 }
 
 /// One more context of an image.
@@ -238,7 +238,7 @@ impl Project {
                     refused.push(format!("context {context} of {name}"));
                 }
             }
-            refused.extend(crate::workflow::reaching_out(&image.plugins).map(|plugin| format!("plugin {plugin} of {name}")));
+            refused.extend(crate::workflow::reaching_out(&image.workflow).map(|plugin| format!("plugin {plugin} of {name}")));
             if pushes && let Some(tag) = image.tags.iter().find(|tag| has_registry(tag)) {
                 refused.push(format!("where {name} is pushed to ({tag})"));
             }
@@ -294,14 +294,12 @@ impl Project {
         request.build_args = over(image.args.clone(), &base.build_args);
         request.labels = over(image.labels.clone(), &base.labels);
         request.annotations = over(image.annotations.clone(), &base.annotations);
-        // Those of the project first; their programs are seen from its folder.
-        let mut plugins = image.plugins.clone();
-        plugins.rebase(&self.folder);
-        plugins.extend(base.workflow.clone());
-        request.workflow = plugins;
         if base.platforms.is_empty() {
             request.platforms.clone_from(&image.platforms);
         }
+        // Those of the file first, as a workflow file is before the flags.
+        request.workflow = image.workflow.clone();
+        request.workflow.extend(base.workflow.clone());
         if base.names.is_empty() {
             request.names.clone_from(&image.tags);
         }
@@ -375,6 +373,7 @@ mod tests {
     }
 
     const THREE: &str = "[defaults]\nlabels = { team = 'x', who = 'all' }\nplatforms = ['linux/amd64']\n\
+        plugins = { exit = [{ name = 'n', file = 'notify' }] }\n\
         [image.base]\npath = 'base'\n\
         [image.api]\npath = 'services/api'\nfile = 'docker/api.Dockerfile'\ntags = ['example.com/api:1']\ncontexts = { base = 'image:base', lib = 'lib' }\n\
         labels = { who = 'api' }\n\
@@ -426,6 +425,7 @@ mod tests {
         assert_eq!(request.labels, BTreeMap::from([("team".into(), "typed".into()), ("who".into(), "api".into())]));
         assert_eq!(request.platforms.len(), 1);
         assert_eq!(request.names, ["example.com/api:1"]);
+        assert_eq!(request.workflow.exit[0].file, Some(dir.path().join("notify")));
         assert_eq!(request.contexts["base"], ContextSource::Image(format!("docker-image://r.io:5000/base@{digest}")));
         let request = project.request("api", &base, &|_| Some((None, digest))).unwrap();
         assert_eq!(request.contexts["base"], ContextSource::Image(format!("docker-image://localhost/ovenbird/base@{digest}")));
@@ -459,8 +459,8 @@ mod tests {
     #[test]
     fn what_needs_trust() {
         for (text, pushes, expect) in [
-            (THREE, false, ""),
-            (THREE, true, "where api is pushed to (example.com/api:1)"),
+            ("[image.a]\ntags = ['example.com/a:1']\n", false, ""),
+            ("[image.a]\ntags = ['example.com/a:1']\n", true, "where a is pushed to (example.com/a:1)"),
             ("[image.a]\ntags = ['team/a']\n", true, ""),
             ("[image.a]\npath = '../x'\n", false, "path of a (../x)"),
             ("[image.a]\npath = '/etc'\n", false, "path of a (/etc)"),

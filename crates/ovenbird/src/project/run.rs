@@ -164,6 +164,7 @@ impl Runner<'_> {
                 contexts: blank.contexts,
                 outputs: blank.outputs,
                 cache_to: blank.cache_to,
+                workflow: blank.workflow,
                 ..base
             };
         }
