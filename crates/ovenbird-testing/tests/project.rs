@@ -214,7 +214,7 @@ fn pushed_together() -> Result<()> {
     room.write("tell", "#!/bin/sh\ncat >/dev/null\necho told > $(dirname $0)/told\necho '{}'\n");
     room.write("ovenbird.toml", "[image.web]\nfile = \"docker/web.Dockerfile\"\nargs = { WHO = \"web\" }\nplugins = { exit = [{ name = \"tell\", file = \"tell\", on_failure = \"warn\" }] }\n");
     output(Command::new("chmod").arg("755").arg(room.repository().join("tell")))?;
-    assert!(room.told(&["build"], 3)?.contains("plugins of web") && !room.repository().join("told").exists());
+    assert!(room.told(&["build"], 3)?.contains("plugin exit:tell of web") && !room.repository().join("told").exists());
     // Trusted, it is started and asked; this one does not know the protocol.
     let told = room.told(&["--settings", "../settings.toml", "build"], 2)?;
     assert!(room.repository().join("told").exists() && told.contains("the plugin tell cannot be used"), "{told}");

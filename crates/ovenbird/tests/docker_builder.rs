@@ -307,6 +307,8 @@ fn every_field_is_honoured_or_refused() {
         ),
         ("reproducible", "true", "--reproducible"),
         ("parallel", "2", "--parallel"),
+        ("tags", "", ""),
+        ("workflow", "", ""),
     ];
     let fields: Vec<&String> = base_json.as_object().unwrap().keys().collect();
     for field in &fields {
