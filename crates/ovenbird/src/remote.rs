@@ -129,6 +129,7 @@ impl<L: Launcher> Driver for RemoteDriver<L> {
     fn run(&self, request: &BuildRequest, job: &Job) -> Result<BuildReport, Error> {
         let mut naming = Naming::new(request, &self.settings.tags)?;
         check(&naming.probe(request)?.request)?;
+        refuse_plugins(request, &self.launcher.place())?;
         if !self.launcher.has_our_files() {
             refuse(request, &self.launcher.place())?;
         }
@@ -151,14 +152,18 @@ impl<L: Launcher> Driver for RemoteDriver<L> {
     }
 }
 
-/// What cannot be had from a worker, by name.
-fn refuse(request: &BuildRequest, place: &str) -> Result<(), Error> {
+fn refuse_plugins(request: &BuildRequest, place: &str) -> Result<(), Error> {
     if !request.workflow.is_empty() {
         return Err(Error::refused(
             "a plugin with a build in a worker",
             format!("plugins, their programs and their secrets are here, and the build would be {place}; build here (--on here)"),
         ));
     }
+    Ok(())
+}
+
+/// What cannot be had from a worker that does not see this machine's files, by name.
+fn refuse(request: &BuildRequest, place: &str) -> Result<(), Error> {
     let no = |option: &str, hint: &str| Err(Error::refused(option, format!("the build runs {place}")).hint(hint));
     if !request.ssh.is_empty() {
         return no("--ssh", "build with --on here");

@@ -28,7 +28,7 @@ pub const VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PlatformReport {
     /// Which.
-    #[schemars(with = "String")]
+    #[schemars(with = "std::collections::BTreeMap<String, String>")]
     pub platform: Platform,
     /// Its manifest.
     #[schemars(with = "String")]

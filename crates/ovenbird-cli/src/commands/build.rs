@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 use std::path::Path;
 
-use ovenbird::project::Runner;
+use ovenbird::project::{Registries, Runner};
 use ovenbird::report::Record;
 use ovenbird::request::OutputKind;
 use ovenbird::{BuildRequest, Error, Kind};
@@ -53,7 +53,8 @@ pub(crate) fn run_project(args: &BuildArgs, images: &ProjectBuild, session: &Ses
     let settings = &session.settings;
     let ProjectBuild { project, asked, request } = images;
     let pushes = request.outputs.iter().any(|output| output.kind == OutputKind::Registry);
-    project.check_trust(&settings.trusted_projects, pushes && request.names.is_empty())?;
+    let registries = if settings.default_registry.is_some() { Registries::OfTheUser } else { Registries::DockerHub };
+    project.check_trust(&settings.trusted_projects, (pushes && request.names.is_empty()).then_some(registries))?;
     if asked.is_empty() {
         crate::note("no image of ovenbird.toml depends on what changed: nothing is built");
         return Ok(());

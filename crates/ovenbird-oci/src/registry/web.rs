@@ -10,11 +10,18 @@ const MOST_REDIRECTS: usize = 10;
 
 /// A client that follows redirects (never from HTTPS to HTTP), with the system's certificate authorities.
 pub fn client() -> Result<reqwest::Client, RegistryError> {
+    client_for(|_| true)
+}
+
+/// The same, which follows no redirect to a host that is not allowed.
+pub fn client_for(allowed: impl Fn(&reqwest::Url) -> bool + Send + Sync + 'static) -> Result<reqwest::Client, RegistryError> {
     let settings = |reason: String| RegistryError::Settings { registry: "downloads".into(), path: "(TLS)".into(), reason };
-    let policy = reqwest::redirect::Policy::custom(|attempt| {
+    let policy = reqwest::redirect::Policy::custom(move |attempt| {
         let downgraded = attempt.previous().last().is_some_and(|from| from.scheme() == "https") && attempt.url().scheme() != "https";
         if downgraded {
             attempt.error("the server redirects from https to http")
+        } else if !allowed(attempt.url()) {
+            attempt.error("the server redirects to a host that is not allowed")
         } else if attempt.previous().len() > MOST_REDIRECTS {
             attempt.error("too many redirects")
         } else {

@@ -114,6 +114,7 @@ impl From<DockerEngineError> for Error {
             DockerEngineError::Configuration { .. } => Kind::Configuration,
             DockerEngineError::Body { .. } => Kind::Source,
             DockerEngineError::Cancelled { .. } => Kind::Cancelled,
+            DockerEngineError::Refused { call, message, .. } if call == "build" => kind_of_build(message),
             _ => Kind::Driver,
         };
         let told = Self::from_chain(kind, &error);
@@ -126,6 +127,43 @@ impl From<DockerEngineError> for Error {
             }
             _ => told,
         }
+    }
+}
+
+/// Whose fault a build is that the engine ended before a step failed. It says so in words only.
+fn kind_of_build(message: &str) -> Kind {
+    const DOCKERFILE: [&str; 14] = [
+        "parse error",
+        "unknown instruction",
+        "failed to reach build target",
+        "target stage",
+        "requires at least",
+        "requires exactly",
+        "must have",
+        "unknown flag",
+        "invalid from flag",
+        "base name",
+        "unable to find user",
+        "no matching entries in passwd",
+        "invalid mount type",
+        "file with no instructions",
+    ];
+    const REGISTRY: [&str; 7] = [
+        "pull access denied",
+        "manifest unknown",
+        "manifest for ",
+        "no such host",
+        "connection refused",
+        "not found: manifest",
+        "unauthorized",
+    ];
+    let message = message.to_ascii_lowercase();
+    if DOCKERFILE.iter().any(|words| message.contains(words)) {
+        Kind::Dockerfile
+    } else if REGISTRY.iter().any(|words| message.contains(words)) {
+        Kind::Registry
+    } else {
+        Kind::Driver
     }
 }
 
@@ -365,5 +403,25 @@ struct Body(mpsc::Receiver<io::Result<Bytes>>);
 impl Body {
     fn into_stream(self) -> impl stream::Stream<Item = io::Result<Bytes>> + Send + 'static {
         stream::unfold(self.0, async |mut receiver| receiver.recv().await.map(|piece| (piece, receiver)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_fault_a_build_is() {
+        for (message, expect) in [
+            ("dockerfile parse error line 1: unknown instruction: FROMM", Kind::Dockerfile),
+            ("failed to reach build target none in Dockerfile", Kind::Dockerfile),
+            ("unable to find user nope: no matching entries in passwd file", Kind::Dockerfile),
+            ("pull access denied for nope, repository does not exist or may require 'docker login'", Kind::Registry),
+            ("Get \"https://nosuch.invalid/v2/\": dial tcp: lookup nosuch.invalid: no such host", Kind::Registry),
+            ("no space left on device", Kind::Driver),
+        ] {
+            let error = DockerEngineError::Refused { call: "build".into(), status: 200, message: message.into() };
+            assert_eq!(Error::from(error).kind, expect, "{message}");
+        }
     }
 }

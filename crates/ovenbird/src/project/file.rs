@@ -120,6 +120,10 @@ fn parse(folder: &Path, text: &str) -> Result<Project, Error> {
             return Err(wrong(format!("image {name} needs {missing}, which is no image of the project")));
         }
     }
+    let tags = || project.images.iter().flat_map(|(name, image)| image.tags.iter().map(move |tag| (tag, name)));
+    if let Some(((tag, one), (_, two))) = tags().find_map(|one| Some((one, tags().find(|two| two.0 == one.0 && two.1 != one.1)?))) {
+        return Err(wrong(format!("images {one} and {two} have the same tag {tag:?}: the last that is built would have it")));
+    }
     circles(&project)?;
     Ok(project)
 }

@@ -32,6 +32,18 @@ pub struct Project {
     images: BTreeMap<String, Image>,
 }
 
+/// What a context is without.
+const IGNORE: &str = ".dockerignore";
+
+/// Where names without a registry lead when they are pushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registries {
+    /// To the registry that the user's settings name.
+    OfTheUser,
+    /// To Docker Hub: whoever writes a name says where it goes.
+    DockerHub,
+}
+
 /// One image.
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Image {
@@ -207,7 +219,7 @@ impl Project {
     }
 
     /// Refuses, by name, what only a project that the user trusts may say. `pushes`: the images go to the registries of their names.
-    pub fn check_trust(&self, trusted: &[PathBuf], pushes: bool) -> Result<(), Error> {
+    pub fn check_trust(&self, trusted: &[PathBuf], pushes: Option<Registries>) -> Result<(), Error> {
         let real = |dir: &Path| std::fs::canonicalize(dir).ok();
         let folder = real(&self.folder).unwrap_or_else(|| self.folder.clone());
         if trusted.iter().filter_map(|dir| real(dir)).any(|dir| folder.starts_with(dir)) {
@@ -221,17 +233,20 @@ impl Project {
                 lexical && real(&self.folder.join(path)).is_none_or(|path| path.starts_with(&folder))
             };
             match image.source() {
-                Source::Path(path) if inside(&path) => {}
+                Source::Path(path) if inside(&path) => {
+                    if image.file.as_deref().is_some_and(|file| !inside(file)) {
+                        refused.push(format!("file of {name}"));
+                    } else if let Some(link) = read_by_itself(&path, image.file.as_deref()).find(|file| !inside(file)) {
+                        refused.push(format!("{} of {name}, a link", link.display()));
+                    }
+                }
                 source => refused.push(format!("path of {name} ({})", shown(&source))),
-            }
-            if image.file.as_deref().is_some_and(|file| matches!(image.source(), Source::Path(_)) && !inside(file)) {
-                refused.push(format!("file of {name}"));
             }
             for (context, value) in &image.contexts {
                 let harmless = match value {
                     Context::Image(_) | Context::Other(ContextSource::Target(_)) => true,
                     Context::Other(ContextSource::Image(image)) => image.starts_with("docker-image://"),
-                    Context::Other(ContextSource::Path(path)) => inside(path),
+                    Context::Other(ContextSource::Path(path)) => inside(path) && inside(&path.join(IGNORE)),
                     Context::Other(ContextSource::Remote(_)) => false,
                 };
                 if !harmless {
@@ -239,7 +254,8 @@ impl Project {
                 }
             }
             refused.extend(crate::workflow::reaching_out(&image.workflow).map(|plugin| format!("plugin {plugin} of {name}")));
-            if pushes && let Some(tag) = image.tags.iter().find(|tag| has_registry(tag)) {
+            let leads = |tag: &&String| pushes == Some(Registries::OfTheUser) && has_registry(tag) || pushes == Some(Registries::DockerHub);
+            if let Some(tag) = image.tags.iter().find(leads) {
                 refused.push(format!("where {name} is pushed to ({tag})"));
             }
         }
@@ -337,6 +353,17 @@ fn shown(source: &Source) -> String {
         Source::Stdin => "-".into(),
         Source::Remote(url) => url.to_string(),
     }
+}
+
+/// Files that a build reads without being told their names.
+fn read_by_itself(context: &Path, file: Option<&Path>) -> impl Iterator<Item = PathBuf> + use<> {
+    let dockerfiles = match file {
+        Some(file) => vec![file.to_owned()],
+        None => ["Dockerfile", "dockerfile"].map(|name| context.join(name)).to_vec(),
+    };
+    let beside = |file: &PathBuf| PathBuf::from(format!("{}{IGNORE}", file.display()));
+    let beside: Vec<PathBuf> = dockerfiles.iter().map(beside).collect();
+    dockerfiles.into_iter().chain(beside).chain([context.join(IGNORE)])
 }
 
 /// Does a name begin with a registry?
@@ -459,23 +486,28 @@ mod tests {
     #[test]
     fn what_needs_trust() {
         for (text, pushes, expect) in [
-            ("[image.a]\ntags = ['example.com/a:1']\n", false, ""),
-            ("[image.a]\ntags = ['example.com/a:1']\n", true, "where a is pushed to (example.com/a:1)"),
-            ("[image.a]\ntags = ['team/a']\n", true, ""),
-            ("[image.a]\npath = '../x'\n", false, "path of a (../x)"),
-            ("[image.a]\npath = '/etc'\n", false, "path of a (/etc)"),
-            ("[image.a]\npath = 'link'\n", false, "path of a (link)"),
-            ("[image.a]\npath = 'https://me:pw@h/x.git'\n", false, "path of a (https://***@h/x.git)"),
-            ("[image.a]\nfile = 'a/../../D'\n", false, "file of a"),
-            ("[image.a]\n[[image.a.plugins.pre_build]]\nname = 'labels'\n", false, ""),
-            ("[image.a]\n[[image.a.plugins.exit]]\nname = 'notify'\n", false, "plugin exit:notify of a"),
-            ("[image.a]\n[[image.a.plugins.pre_build]]\nname = 'labels'\nfile = 'x'\n", false, "plugin pre_build:labels of a"),
-            ("[image.a]\ncontexts = { x = '/' }\n", false, "context x of a"),
-            ("[image.a]\ncontexts = { x = 'oci-layout:///x' }\n", false, "context x of a"),
-            ("[image.a]\ncontexts = { x = 'docker-image://debian' }\n", false, ""),
+            ("[image.a]\ntags = ['example.com/a:1']\n", None, ""),
+            ("[image.a]\ntags = ['example.com/a:1']\n", Some(Registries::OfTheUser), "where a is pushed to (example.com/a:1)"),
+            ("[image.a]\ntags = ['team/a']\n", Some(Registries::OfTheUser), ""),
+            ("[image.a]\npath = '../x'\n", None, "path of a (../x)"),
+            ("[image.a]\npath = '/etc'\n", None, "path of a (/etc)"),
+            ("[image.a]\npath = 'link'\n", None, "path of a (link)"),
+            ("[image.a]\npath = 'https://me:pw@h/x.git'\n", None, "path of a (https://***@h/x.git)"),
+            ("[image.a]\nfile = 'a/../../D'\n", None, "file of a"),
+            ("[image.a]\n[[image.a.plugins.pre_build]]\nname = 'labels'\n", None, ""),
+            ("[image.a]\n[[image.a.plugins.exit]]\nname = 'notify'\n", None, "plugin exit:notify of a"),
+            ("[image.a]\n[[image.a.plugins.pre_build]]\nname = 'labels'\nfile = 'x'\n", None, "plugin pre_build:labels of a"),
+            ("[image.a]\ncontexts = { x = '/' }\n", None, "context x of a"),
+            ("[image.a]\ncontexts = { x = 'oci-layout:///x' }\n", None, "context x of a"),
+            ("[image.a]\ncontexts = { x = 'docker-image://debian' }\n", None, ""),
+            ("[image.a]\npath = 'sub'\n", None, "sub/Dockerfile of a, a link"),
+            ("[image.a]\ntags = ['somebody/x:1']\n", Some(Registries::OfTheUser), ""),
+            ("[image.a]\ntags = ['somebody/x:1']\n", Some(Registries::DockerHub), "where a is pushed to (somebody/x:1)"),
         ] {
             let (dir, project) = project(text).unwrap();
             std::os::unix::fs::symlink("/etc", dir.path().join("link")).unwrap();
+            std::fs::create_dir(dir.path().join("sub")).unwrap();
+            std::os::unix::fs::symlink("/etc/passwd", dir.path().join("sub/Dockerfile")).unwrap();
             let told = project.check_trust(&[], pushes).map_or_else(|error| error.message, |()| String::new());
             assert!(told.ends_with(expect) && told.is_empty() == expect.is_empty(), "{text}: {told}");
             assert!(project.check_trust(&[dir.path().to_owned()], pushes).is_ok());

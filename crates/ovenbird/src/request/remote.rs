@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// What an address of a context begins with.
 const BEGINNINGS: [&str; 8] = ["http://", "https://", "git://", "ssh://", "file://", "github.com/", "oci://", "oci-layout://"];
 
+/// What the query of a repository's address may say. All other values are shown as `***`.
+const KEYS: [&str; 8] = ["ref", "tag", "branch", "commit", "checksum", "subdir", "submodules", "keep-git-dir"];
+
 /// The address of a git repository, of a file on a web server, or of an artifact (`oci://NAME`, `oci-layout://PATH`), as it was typed. It may have
 /// a password in it, so it prints without.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +44,38 @@ impl RemoteUrl {
     }
 }
 
+/// An address without what may be a password in it, whether it can be read as one or not: who typed it wrong typed it all the same.
+pub(crate) fn masked(text: &str) -> String {
+    let url = RemoteUrl(text.to_owned());
+    let (found, address) = url.split_credentials();
+    let (scheme, rest) = address.split_once("://").unwrap_or(("", &address));
+    let slashes = if scheme.is_empty() { "" } else { "://" };
+    let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
+    // A password with a `/`, `#` or `?` in it ends the host too early; that of an unknown scheme is not looked for above.
+    let first = place.find(['/', '#']).unwrap_or(place.len());
+    let odd = |at: usize| place[..at].contains(':') && !matches!(scheme, "ssh" | "oci-layout" | "file" | "");
+    let plain_scp = scheme.is_empty() && is_scp(place);
+    let mut shown = match place.rfind('@') {
+        Some(at) if found.is_none() && !plain_scp && (odd(first.min(at)) || scheme.is_empty() && place[..at].contains(':')) => {
+            format!("{scheme}{slashes}***{}", &place[at..])
+        }
+        _ if found.is_some() => format!("{scheme}://***@{place}"),
+        _ => format!("{scheme}{slashes}{place}"),
+    };
+    if let Some(query) = query {
+        if query.contains('@') && place[..first].rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_err()) && found.is_none() {
+            return format!("{scheme}{slashes}***");
+        }
+        let known = |part: &str| part.split_once('=').is_none_or(|(key, _)| KEYS.contains(&key));
+        let parts: Vec<String> = query
+            .split('&')
+            .map(|part| if known(part) { part.to_owned() } else { format!("{}=***", part.split('=').next().unwrap_or_default()) })
+            .collect();
+        shown = format!("{shown}?{}", parts.join("&"));
+    }
+    shown
+}
+
 /// `git@host:path`, with any user.
 fn is_scp(text: &str) -> bool {
     let Some((user, rest)) = text.split_once('@') else { return false };
@@ -51,13 +86,7 @@ fn is_scp(text: &str) -> bool {
 
 impl fmt::Display for RemoteUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.split_credentials() {
-            (None, address) => f.write_str(&address),
-            (Some(_), address) => {
-                let (scheme, rest) = address.split_once("://").unwrap_or_default();
-                write!(f, "{scheme}://***@{rest}")
-            }
-        }
+        f.write_str(&masked(&self.0))
     }
 }
 
@@ -91,8 +120,20 @@ mod tests {
             ("oci://r.io/a@sha256:12", Some("oci://r.io/a@sha256:12")),
             ("oci-layout://a@sha256:12", Some("oci-layout://a@sha256:12")),
             ("github.com/a/b", Some("github.com/a/b")),
+            ("https://me:TOK/x@h/ok.tar", Some("https://***@h/ok.tar")),
+            ("https://me:a#TOK@h/x.git", Some("https://***@h/x.git")),
+            ("https://me:a?TOK@h/x.git", Some("https://***")),
+            ("oci://me:TOK@h:1/x/y:1", Some("oci://***@h:1/x/y:1")),
+            ("https://h/x.tar?X-Amz-Signature=TOK&ref=a", Some("https://h/x.tar?X-Amz-Signature=***&ref=a")),
+            ("github.com/o/r?token=TOK", Some("github.com/o/r?token=***")),
         ] {
             assert_eq!(RemoteUrl::parse(text).map(|url| url.to_string()).as_deref(), expect, "{text}");
+        }
+        for text in ["ftp://me:TOK@h/x.tar", "git+https://me:TOK@h/x", "me:TOK@github.com/o/r.git", "docker-image://me:TOK@h/x"] {
+            assert!(!masked(text).contains("TOK"), "{}", masked(text));
+        }
+        for text in ["dir/a@b", "../x:y", "C:/x", "a@b:c"] {
+            assert_eq!(masked(text), text);
         }
         assert!(!format!("{:?}", RemoteUrl::parse("https://me:pw@h/").unwrap()).contains("pw"));
     }

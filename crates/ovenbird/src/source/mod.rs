@@ -21,6 +21,7 @@ use ovenbird_oci::beside;
 use crate::builder::Job;
 use crate::error::{Error, Kind};
 use crate::request::BuildRequest;
+use crate::request::remote::masked;
 use crate::settings::{Environment, Settings};
 
 pub use remote::Revision;
@@ -106,7 +107,7 @@ impl SourceTree {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// No such folder.
-    #[error("the {what} {} does not exist", path.display())]
+    #[error("the {what} {} does not exist", masked(&path.to_string_lossy()))]
     Missing {
         /// `build context`…
         what: String,

@@ -21,7 +21,7 @@ use super::{Fetcher, SourceError, artifact};
 use crate::builder::Job;
 use crate::error::{Error, Kind};
 use crate::naming::Version;
-use crate::request::{BuildRequest, RemoteUrl, SecretSpec};
+use crate::request::{BuildRequest, RemoteUrl, SecretOrigin, SecretSpec};
 
 /// The commit that a context is of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -135,7 +135,16 @@ impl Place<'_> {
             submodules: git.submodules.unwrap_or(true),
         };
         let agent = crate::builder::agents(&self.request.ssh, &self.fetcher.environment)?.remove("default");
-        let variables = self.fetcher.environment.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        // What holds a secret of the build is for its steps.
+        let secret = |name: &str| {
+            self.request.secrets.iter().any(|spec| match &spec.origin {
+                SecretOrigin::Env(variable) => variable == name,
+                SecretOrigin::ById => spec.id == name,
+                SecretOrigin::File(_) => false,
+            })
+        };
+        let variables = self.fetcher.environment.iter().filter(|(name, _)| !secret(name));
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let authorization = credentials.map(|(user, password)| basic(&user, &password));
         let access = Access { authorization, agent, user: Some(variables) }.with_secrets(&op.url, self.secrets(&["GIT_AUTH_"])?);
         let say = |text: &str| {

@@ -146,11 +146,17 @@ impl Scene<'_> {
     }
 
     /// Downloads a file of at most `most` bytes into `to`; gives its digest.
-    pub(crate) fn download(&self, url: &str, to: &Path, most: u64) -> Result<Digest, Error> {
+    pub(crate) fn download(
+        &self,
+        url: &str,
+        to: &Path,
+        most: u64,
+        allowed: impl Fn(&reqwest::Url) -> bool + Send + Sync + 'static,
+    ) -> Result<Digest, Error> {
         let shown = redacted(url);
         let failed = |why: String| veto(format!("cannot download {shown}: {why}"));
         self.wait(async {
-            let mut response = web::client()?.get(url).send().await.map_err(|e| failed(plain(e)))?;
+            let mut response = web::client_for(allowed)?.get(url).send().await.map_err(|e| failed(plain(e)))?;
             if !response.status().is_success() {
                 return Err(failed(format!("the server answers {}", response.status())));
             }

@@ -199,13 +199,20 @@ impl FetchArtifacts {
     }
 }
 
+/// Is a host, with its port or without, one of these? All are when there are none.
+fn is_allowed(hosts: &[String], name: &str, port: Option<u16>) -> bool {
+    let with_port = port.map(|port| format!("{name}:{port}"));
+    hosts.is_empty() || hosts.iter().any(|host| host == name || Some(host) == with_port.as_ref())
+}
+
 impl Plugin for FetchArtifacts {
     fn check(&self, _: &BuildRequest) -> Result<(), String> {
         for file in &self.files {
             let shown = redacted(&file.url);
             let Some(host) = Self::host(&file.url) else { return Err(format!("{shown} is no http or https address")) };
-            let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(name, _)| name);
-            if !self.allowed_hosts.is_empty() && !self.allowed_hosts.iter().any(|allowed| allowed == host || allowed == name) {
+            let (name, port) =
+                host.rsplit_once(':').and_then(|(name, port)| Some((name, Some(port.parse().ok()?)))).unwrap_or((host, None));
+            if !is_allowed(&self.allowed_hosts, name, port) {
                 return Err(format!("{shown}: the host is not one of {}", self.allowed_hosts.join(", ")));
             }
             format!("sha256:{}", file.sha256).parse::<Digest>().map_err(|e| format!("sha256 of {shown}: {e}"))?;
@@ -220,7 +227,9 @@ impl Plugin for FetchArtifacts {
             let shown = redacted(&file.url);
             scene.say(format!("downloading {shown}"));
             let path = folder.path().join(number.to_string());
-            let digest = scene.download(&file.url, &path, self.max.0)?;
+            let hosts = self.allowed_hosts.clone();
+            let allowed = move |url: &reqwest::Url| is_allowed(&hosts, url.host_str().unwrap_or_default(), url.port_or_known_default());
+            let digest = scene.download(&file.url, &path, self.max.0, allowed)?;
             if digest.hex() != file.sha256.to_ascii_lowercase() {
                 return Err(veto(format!("{shown} has the SHA-256 {}, expected {}", digest.hex(), file.sha256)));
             }
