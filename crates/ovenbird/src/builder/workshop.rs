@@ -1,7 +1,7 @@
 //! Our engine as a [`Workshop`]: what plugins ask beside building.
 
 use ovenbird_engine::input::BaseImage;
-use ovenbird_oci::Reference;
+use ovenbird_oci::{Descriptor, ImageConfig, Manifest, Platform, Reference};
 use serde_json::Value;
 
 use super::{EngineBuilder, Image, Job, told};
@@ -16,31 +16,28 @@ fn value(document: &impl serde::Serialize) -> Value {
 
 pub(super) fn bases(found: Vec<BaseImage>) -> Vec<Base> {
     let described = found.into_iter().map(|base| Base {
+        image: described(base.platform, base.manifest, &base.document, &base.config),
         reference: base.reference,
         is_final: base.is_final,
-        image: Described {
-            platform: base.platform,
-            id: base.document.config.digest.to_string(),
-            size: base.document.layers.iter().map(|layer| layer.size).sum(),
-            document: value(&base.document),
-            config: value(&base.config),
-            manifest: base.manifest,
-        },
     });
     described.collect()
+}
+
+fn described(platform: Platform, manifest: Descriptor, document: &Manifest, config: &ImageConfig) -> Described {
+    Described {
+        platform,
+        id: document.config.digest.to_string(),
+        size: document.layers.iter().map(|layer| layer.size).sum(),
+        document: value(document),
+        config: value(config),
+        manifest,
+    }
 }
 
 impl Workshop for EngineBuilder {
     fn describe(&self, image: &Image) -> Result<Vec<Described>, Error> {
         let members = self.engine().members(&image.target).map_err(|e| told(e, None))?;
-        let described = members.into_iter().map(|member| Described {
-            platform: member.platform,
-            id: member.document.config.digest.to_string(),
-            size: member.document.layers.iter().map(|layer| layer.size).sum(),
-            document: value(&member.document),
-            config: value(&member.config),
-            manifest: member.manifest,
-        });
+        let described = members.into_iter().map(|one| described(one.platform, one.manifest, &one.document, &one.config));
         Ok(described.collect())
     }
 
