@@ -281,8 +281,7 @@ fn what_a_report_says_of_an_engine() {
     let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = server.local_addr().unwrap();
     std::thread::spawn(move || {
-        for stream in server.incoming().flatten() {
-            let mut stream = stream;
+        for mut stream in server.incoming().flatten() {
             let _ = std::io::Read::read(&mut stream, &mut [0; 4096]);
             let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx");
         }

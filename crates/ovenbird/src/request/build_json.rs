@@ -82,10 +82,12 @@ fn check_keys(value: &Value) -> Result<(), Error> {
         let Some((key, _)) = unknown else { return Ok(()) };
         let key = if place.is_empty() { key.clone() } else { format!("{place}.{key}") };
         let error = wrong(format!("the key {key:?} of the build.json is not supported"));
-        Err(match SOURCE_KEYS.contains(&key.as_str()) {
-            true => error.hint(format!("it belongs into source: {{\"source\": {{\"{key}\": …}}}}")),
-            false => error.hint(format!("known are {}", known.join(", "))),
-        })
+        let hint = if SOURCE_KEYS.contains(&key.as_str()) {
+            format!("it belongs into source: {{\"source\": {{\"{key}\": …}}}}")
+        } else {
+            format!("known are {}", known.join(", "))
+        };
+        Err(error.hint(hint))
     };
     check("", value, &KEYS)?;
     check("source", &value["source"], &SOURCE_KEYS)?;

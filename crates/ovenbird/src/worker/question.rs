@@ -484,6 +484,7 @@ mod tests {
             (write(exit, file("/etc/passwd", None)), "! no argument of the plugin names it"),
             (write(exit, file("stored/x", None)), "! no argument of the plugin names it"),
             (write(exit, file("../linux_amd64-stored", None)), "! no argument of the plugin names it"),
+            (write(exit, file("stored", Some("x"))), "! the plugin does not write such a file"),
             (write(exit, file("evil-stored", None)), "! no argument of the plugin names it"),
             (write(At { phase: Phase::PreBuild, place: 0 }, file("stored", None)), "! the plugin writes no file"),
             (write(At { phase: Phase::Exit, place: 7 }, file("stored", None)), "! the request has no such plugin"),

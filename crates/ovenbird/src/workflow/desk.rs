@@ -20,6 +20,8 @@ use crate::request::{BuildRequest, Phase};
 use crate::settings::Environment;
 use crate::source::SourceTree;
 
+/// The plugin whose `dest` is a folder.
+const EXPORT: &str = "export-files";
 /// Largest file that is read.
 const MOST_READ: u64 = 64 << 20;
 
@@ -162,13 +164,15 @@ pub(crate) struct Own<'a> {
 }
 
 impl Own<'_> {
-    fn args(&self, plugin: At) -> Result<&Map<String, Value>, String> {
-        self.flow.prepared(plugin).map(|prepared| &prepared.args).ok_or_else(|| "the request has no such plugin".to_owned())
+    /// The name of a plugin that came along, and its arguments. The user's programs reach files by themselves.
+    fn built_in(&self, plugin: At) -> Result<(&str, &Map<String, Value>), String> {
+        let (prepared, entry) = self.flow.prepared(plugin).zip(self.flow.entry(plugin)).ok_or("the request has no such plugin")?;
+        if prepared.program.is_none() { Ok((&entry.name, &prepared.args)) } else { Err("the plugin runs here".into()) }
     }
 
     /// A file that `inject-files` names.
     pub(crate) fn read(&self, plugin: At, path: &Path) -> Result<Vec<u8>, String> {
-        let files = self.args(plugin)?.get("files").and_then(Value::as_array).into_iter().flatten();
+        let files = self.built_in(plugin)?.1.get("files").and_then(Value::as_array).into_iter().flatten();
         let mut sources = files.filter_map(|file| file.get("source")?.as_str());
         if !sources.any(|source| Path::new(source) == path) {
             return Err("no argument of the plugin names it".into());
@@ -178,7 +182,11 @@ impl Own<'_> {
 
     /// A piece of a file that an argument `dest` names.
     pub(crate) fn write(&self, plugin: At, target: &Target, piece: &[u8], more: bool) -> Result<(), String> {
-        let dest = self.args(plugin)?.get("dest").and_then(Value::as_str).map(Path::new).ok_or("the plugin writes no file")?;
+        let (name, args) = self.built_in(plugin)?;
+        let dest = args.get("dest").and_then(Value::as_str).map(Path::new).ok_or("the plugin writes no file")?;
+        if target.inside.is_some() != (name == EXPORT) {
+            return Err("the plugin does not write such a file".into());
+        }
         // `linux_amd64-NAME` beside it, where there are several platforms.
         let beside = || {
             let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
