@@ -98,6 +98,11 @@ pub enum Event {
         /// Line in the Dockerfile.
         line: Option<u32>,
     },
+    /// The build, or a step of it, runs in a container of an engine.
+    Container {
+        /// Its id, or the first digits.
+        id: String,
+    },
     /// Transfers broke and went on; sent once after the work, and only when any did.
     Breaks(Breaks),
     /// A phase outside the plan (`exporting`, `pushing localhost:5000/a:1`).
