@@ -157,6 +157,9 @@ impl Tracer {
     /// The caller does it, with the machine's path.
     fn natively(&mut self, thread: i32, dir: c_int, at: u64, follow: bool, argument: usize) -> Answered {
         let found = self.find_at(thread, dir, at, follow)?;
+        if is_open(&found, 0o700) {
+            return Ok(Verdict::Kernel);
+        }
         Ok(Instead::path(argument, found.host).then(After::Nothing))
     }
 
@@ -202,6 +205,9 @@ impl Tracer {
         } else if new && missing() {
             After::Made(found.host.clone(), self.maker(thread, &found.host)?)
         } else {
+            if is_open(&found, 0o600) {
+                return Ok(Verdict::Kernel);
+            }
             After::Nothing
         };
         Ok(Instead::path(argument, found.host).then(after))
@@ -345,6 +351,9 @@ impl Tracer {
     fn rename(&mut self, thread: i32, dirs: [c_int; 2], at: [u64; 2], flags: u32) -> Answered {
         let from = movable(self.find_at(thread, dirs[0], at[0], false)?)?;
         let to = movable(self.find_at(thread, dirs[1], at[1], false)?)?;
+        if from.part != to.part {
+            return Err(libc::EXDEV);
+        }
         let (from_path, to_path) = (c_path(&from.host)?, c_path(&to.host)?);
         self.paths.forget(from.guest.as_deref());
         self.paths.forget(to.guest.as_deref());
@@ -359,6 +368,10 @@ impl Tracer {
         let follow = flags & libc::AT_SYMLINK_FOLLOW != 0;
         let from = self.target(thread, dirs[0], at[0], follow, flags & EMPTY != 0)?;
         let to = writable(self.find_at(thread, dirs[1], at[1], false)?)?;
+        // Not from one mount into another, least of all a secret into the layer.
+        if from.guest.is_some() && from.part != to.part {
+            return Err(libc::EXDEV);
+        }
         let (from_path, to_path) = (c_path(&from.host)?, c_path(&to.host)?);
         // A descriptor's link in /proc stands for the file itself.
         let flags = if follow || flags & EMPTY != 0 { libc::AT_SYMLINK_FOLLOW } else { 0 };
@@ -502,6 +515,11 @@ fn remove_capability(path: &CString) {
     let name = c"user.ovenbird.capability";
     // SAFETY: valid C strings. Nearly always there is none.
     unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) };
+}
+
+/// The kernel may be left alone with it: it finds the same file, which gives its owner what root has.
+fn is_open(found: &Found, wanted: u32) -> bool {
+    found.native && look(&found.host, false, libc::STATX_MODE).is_ok_and(|looked| u32::from(looked.stx_mode) & wanted == wanted)
 }
 
 fn writable(found: Found) -> Result<Found, c_int> {

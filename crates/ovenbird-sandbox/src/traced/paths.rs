@@ -70,6 +70,10 @@ pub(super) struct Found {
     pub(super) read_only: bool,
     /// It is what a mount has put there.
     pub(super) mounted: bool,
+    /// Which part of the step's tree it is in.
+    pub(super) part: usize,
+    /// The kernel itself finds it by the same (relative) path.
+    pub(super) native: bool,
 }
 
 /// Where a path without links is.
@@ -184,7 +188,9 @@ impl Paths {
     pub(super) fn of_descriptor(&self, caller: Caller<'_>, descriptor: c_int) -> Result<Found, c_int> {
         let walk = self.begin(caller, descriptor)?;
         // Never by its path: the file may have another one by now, or none.
-        Ok(Found { host: link_of(caller.thread, descriptor), guest: (!walk.opaque).then_some(walk.guest), read_only: false, mounted: false })
+        let read_only = !walk.opaque && self.mounts[walk.mount].read_only;
+        let host = link_of(caller.thread, descriptor);
+        Ok(Found { host, guest: (!walk.opaque).then_some(walk.guest), read_only, mounted: false, part: walk.mount, native: false })
     }
 
     fn begin(&self, caller: Caller<'_>, dir: c_int) -> Result<Walk, c_int> {
@@ -246,6 +252,7 @@ impl Paths {
     fn walk(&mut self, caller: Caller<'_>, mut walk: Walk, path: &[u8], follow: bool) -> Result<Found, c_int> {
         let mut pending = path.to_vec();
         let (mut at, mut links, mut mounted, mut folder) = (0, 0, false, false);
+        let mut native = path[0] != b'/' && !walk.opaque;
         loop {
             while pending.get(at) == Some(&b'/') {
                 at += 1;
@@ -260,6 +267,7 @@ impl Paths {
             mounted = false;
             if name == b"." || name == b".." {
                 if name == b".." {
+                    native = false;
                     self.leave(&mut walk, caller.root);
                 }
                 folder |= last;
@@ -271,7 +279,7 @@ impl Paths {
             }
             let target = match self.enter(&mut walk, name) {
                 Some(Known::Mount(_)) => {
-                    mounted = true;
+                    (mounted, native) = (true, false);
                     at = end;
                     continue;
                 }
@@ -304,13 +312,16 @@ impl Paths {
                             self.remember(&walk, Known::Link(target.clone()));
                             Some(target)
                         }
-                        Look::Moved => None,
+                        Look::Moved => {
+                            native = false;
+                            None
+                        }
                     }
                 }
             };
             at = end;
             let Some(target) = target else { continue };
-            links += 1;
+            (links, native) = (links + 1, false);
             if links > LINKS_MAX {
                 return Err(libc::ELOOP);
             }
@@ -335,7 +346,7 @@ impl Paths {
             walk.host.push(b'/');
         }
         let read_only = !walk.opaque && self.mounts[walk.mount].read_only;
-        Ok(Found { host: walk.host, guest: (!walk.opaque).then_some(walk.guest), read_only, mounted })
+        Ok(Found { host: walk.host, guest: (!walk.opaque).then_some(walk.guest), read_only, mounted, part: walk.mount, native })
     }
 
     /// Whether the last name of the walk is a link. In `/proc` it may lead somewhere at once.

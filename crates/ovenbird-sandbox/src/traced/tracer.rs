@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::mem;
 
-use libc::{c_int, c_long};
+use libc::c_int;
 
 use super::exec::Programs;
 use super::memory::Memory;
@@ -35,15 +35,12 @@ pub(super) struct Tracer {
     first: i32,
     /// User and group that own everything on the disk.
     pub(super) disk: (u32, u32),
-    stops: u64,
 }
 
 /// How the first process ended.
 pub(super) struct Ended {
     pub(super) status: c_int,
     pub(super) usage: libc::rusage,
-    /// How often a thread was stopped.
-    pub(super) stops: u64,
 }
 
 impl Tracer {
@@ -61,7 +58,6 @@ impl Tracer {
             early: HashSet::new(),
             first,
             disk,
-            stops: 0,
         }
     }
 
@@ -69,7 +65,6 @@ impl Tracer {
     pub(super) fn follow(&mut self) -> io::Result<Ended> {
         let mut ended = None;
         while let Some((thread, event)) = ptrace::next() {
-            self.stops += 1;
             if let Event::Gone { status, usage } = event {
                 self.gone(thread);
                 if thread == self.first {
@@ -88,7 +83,7 @@ impl Tracer {
             let _ = self.stopped(thread, &event);
         }
         let (status, usage) = ended.ok_or_else(|| io::Error::other("the step's first process was lost"))?;
-        Ok(Ended { status, usage, stops: self.stops })
+        Ok(Ended { status, usage })
     }
 
     fn stopped(&mut self, thread: i32, event: &Event) -> io::Result<()> {
@@ -116,6 +111,10 @@ impl Tracer {
 
     fn gone(&mut self, thread: i32) {
         self.early.remove(&thread);
+        // Perhaps it died between making somebody and saying so.
+        for early in mem::take(&mut self.early) {
+            self.adopt(early);
+        }
         if let Some(task) = self.tasks.remove(&thread) {
             if let (Some(process), Some(inside)) = (self.processes.get(&task.process), &task.inside) {
                 process.free(inside.slot);
@@ -124,6 +123,21 @@ impl Tracer {
                 self.processes.remove(&thread);
             }
         }
+    }
+
+    /// Lets a new thread go whose maker has not said anything (yet).
+    fn adopt(&mut self, thread: i32) {
+        let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<i32>().ok());
+        let process = field("Tgid:").unwrap_or(thread);
+        let parent = field("PPid:").filter(|parent| self.processes.contains_key(parent)).unwrap_or(self.first);
+        if let (None, Some(parent)) = (self.processes.get(&process), self.processes.get(&parent)) {
+            // Whether they share memory is not known: then they share its slots.
+            let child = parent.child(process, true);
+            self.processes.insert(process, child);
+        }
+        self.tasks.entry(thread).or_insert(Task { process, inside: None });
+        let _ = ptrace::go_on(thread, 0);
     }
 
     fn end_all(&self) {
@@ -143,9 +157,9 @@ impl Tracer {
             && let Some(maker) = self.processes.get(&maker)
         {
             let child = maker.child(new, vfork || flags & libc::CLONE_VM != 0);
-            self.processes.insert(new, child);
+            self.processes.entry(new).or_insert(child);
         }
-        self.tasks.insert(new, Task { process, inside: None });
+        self.tasks.entry(new).or_insert(Task { process, inside: None });
         if self.early.remove(&new) {
             let _ = ptrace::go_on(new, 0);
         }
