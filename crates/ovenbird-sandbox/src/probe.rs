@@ -168,8 +168,7 @@ struct Tried {
     overlay: bool,
 }
 
-const STAGES: [Stage; 7] =
-    [Stage::Enter, Stage::Namespaces, Stage::Mount, Stage::Listener, Stage::Chroot, Stage::Ptrace, Stage::Filter];
+const STAGES: [Stage; 7] = [Stage::Enter, Stage::Namespaces, Stage::Mount, Stage::Listener, Stage::Chroot, Stage::Ptrace, Stage::Filter];
 
 fn in_child(level: Level, state: &Path) -> io::Result<Tried> {
     let (read, write) = syscall::pipe()?;

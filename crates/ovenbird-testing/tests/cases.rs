@@ -12,8 +12,9 @@ use ovenbird_testing::{repository, runner};
 fn main() {
     let arguments = Arguments::from_args();
     let level = match std::env::var("OVENBIRD_TESTS_LEVEL") {
-        Ok(word) => Level::parse(&word)
-            .unwrap_or_else(|| panic!("OVENBIRD_TESTS_LEVEL={word} is none of root, rootless, single-id, traced, worker, docker, docker-builder")),
+        Ok(word) => Level::parse(&word).unwrap_or_else(|| {
+            panic!("OVENBIRD_TESTS_LEVEL={word} is none of root, rootless, single-id, traced, worker, docker, docker-builder")
+        }),
         Err(_) => Level::default(),
     };
     let cases = case::read_all(&repository().join("tests/cases")).unwrap_or_else(|error| panic!("{error}"));

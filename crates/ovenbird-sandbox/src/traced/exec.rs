@@ -138,7 +138,10 @@ impl Tracer {
             let (file, looked) = self.open_program(thread, &found)?;
             match self.kind(&file)? {
                 Kind::Script(interpreter, argument) => {
-                    arguments.splice(0..usize::from(!arguments.is_empty()), [Some(interpreter.clone()), argument, Some(script)].into_iter().flatten());
+                    arguments.splice(
+                        0..usize::from(!arguments.is_empty()),
+                        [Some(interpreter.clone()), argument, Some(script)].into_iter().flatten(),
+                    );
                     found = self.find(thread, libc::AT_FDCWD, &interpreter, true)?;
                     script = interpreter;
                 }
@@ -333,7 +336,9 @@ mod tests {
         ];
         for (line, want) in rows {
             let got = script(line).map(|kind| match kind {
-                Kind::Script(name, argument) => (String::from_utf8(name).unwrap(), argument.map(|argument| String::from_utf8(argument).unwrap())),
+                Kind::Script(name, argument) => {
+                    (String::from_utf8(name).unwrap(), argument.map(|argument| String::from_utf8(argument).unwrap()))
+                }
                 _ => panic!("no script"),
             });
             assert_eq!(got, want.map(|(name, argument)| (name.to_owned(), argument.map(str::to_owned))), "{line:?}");

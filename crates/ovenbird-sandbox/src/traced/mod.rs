@@ -273,4 +273,3 @@ fn table(root: &Path, root_fd: std::os::fd::BorrowedFd<'_>, mut recorded: Owners
     }
     owners::table(root_fd, root, &recorded, (0, 0))
 }
-

@@ -110,7 +110,8 @@ impl Paths {
             return None;
         }
         // The last one of the longest; one that another mount hides is not in the table any more.
-        let visible = |index: usize| index == 0 || matches!(self.known.get(&self.mounts[index].guest), Some(Known::Mount(at)) if *at == index);
+        let visible =
+            |index: usize| index == 0 || matches!(self.known.get(&self.mounts[index].guest), Some(Known::Mount(at)) if *at == index);
         let best = (0..self.mounts.len()).filter(|index| is_below(host, &self.mounts[*index].host) && visible(*index));
         let mount = &self.mounts[best.max_by_key(|index| self.mounts[*index].host.len())?];
         let mut guest = mount.guest.clone();

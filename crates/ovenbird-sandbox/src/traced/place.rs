@@ -185,7 +185,11 @@ impl<'a> Placed<'a> {
             return Err(mounts::onto_root());
         }
         let is_folder = fs::metadata(OsStr::from_bytes(&self.paths.place(&guest).host))?.is_dir();
-        if is_folder == folder { Ok(guest) } else { Err(io::Error::from_raw_os_error(if is_folder { libc::EISDIR } else { libc::ENOTDIR })) }
+        if is_folder == folder {
+            Ok(guest)
+        } else {
+            Err(io::Error::from_raw_os_error(if is_folder { libc::EISDIR } else { libc::ENOTDIR }))
+        }
     }
 
     /// The path without links; what is missing of it is made, and goes again when it is a mount point.

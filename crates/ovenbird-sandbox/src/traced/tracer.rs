@@ -358,4 +358,3 @@ fn kill(thread: i32) {
     // SAFETY: no pointers. The whole process of the thread dies.
     unsafe { libc::kill(thread, libc::SIGKILL) };
 }
-

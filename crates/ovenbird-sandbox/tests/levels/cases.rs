@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use ovenbird_sandbox::{Level, Limits, Mount, MountSource, Network, Outcome, SandboxError, Step, StepUser, Stream};
 
-use crate::programs;
 use crate::fixture::{Place, in_place, install, listing, open_files};
+use crate::programs;
 
 const ALL: &[Level] = &Level::ALL;
 const NAMESPACES: &[Level] = &[Level::Root, Level::Rootless, Level::SingleId];
@@ -146,12 +146,7 @@ fn own() -> Vec<Case> {
             set_up: nothing,
             check: |ran| {
                 ran.says("");
-                assert_eq!(
-                    listing(&ran.changes()).len(),
-                    if in_place(ran.level) { ran.before.len() } else { 1 },
-                    "{:?}",
-                    ran.changed()
-                );
+                assert_eq!(listing(&ran.changes()).len(), if in_place(ran.level) { ran.before.len() } else { 1 }, "{:?}", ran.changed());
                 if in_place(ran.level) {
                     assert_eq!(listing(&ran.changes()), ran.before);
                 }
@@ -896,6 +891,9 @@ fn own() -> Vec<Case> {
             set_up: |place, step| {
                 install(Path::new("/proc/self/exe"), &place.path("lower/inside"), place);
                 step.env.push(format!("{}={}", crate::CASE, crate::calls::NAME).into());
+                if matches!(step.root, ovenbird_sandbox::Root::Overlay { .. }) {
+                    step.env.push(format!("{}=1", crate::calls::KERNEL).into());
+                }
             },
             check: |ran| ran.says(""),
         },

@@ -38,12 +38,7 @@ pub(crate) fn command(level: Level) -> Result<Command, String> {
     };
     ensure(user, level == Level::Rootless)?;
     let mut command = Command::new("setpriv");
-    command.args([
-        format!("--reuid={}", user.1),
-        format!("--regid={NOGROUP}"),
-        "--clear-groups".to_owned(),
-        "--inh-caps=-all".to_owned(),
-    ]);
+    command.args([format!("--reuid={}", user.1), format!("--regid={NOGROUP}"), "--clear-groups".to_owned(), "--inh-caps=-all".to_owned()]);
     if level == Level::Traced {
         command.args(["--no-new-privs", "--bounding-set=-all"]);
     }

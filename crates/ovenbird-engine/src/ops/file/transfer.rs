@@ -213,7 +213,9 @@ impl Sink {
                 rustix::fs::chmodat(dir, name, mode, AtFlags::empty()).map_err(FileError::io("set the mode of", path))?;
             }
             Err(Errno::PERM) => {
-                create(dir, name, 0o600).map_err(FileError::io("make", path))?;
+                // Whoever asks a step for the bits is told those of the file.
+                let file = create(dir, name, 0o600).map_err(FileError::io("make", path))?;
+                rustix::fs::fchmod(&file, mode).map_err(FileError::io("set the mode of", path))?;
                 let node = Some((kind.as_raw_mode() | meta.mode, major, minor));
                 self.record(path, Owner { uid: meta.uid, gid: meta.gid, node });
             }
