@@ -25,7 +25,7 @@ pub enum LogStream {
 pub enum Event {
     /// The sandbox level, in one line.
     Isolation {
-        /// `root`, `rootless`, `single-id`, `chroot`, `none`.
+        /// `root`, `rootless`, `single-id`, `chroot`, `traced`, `none`.
         level: String,
         /// Why not a better one.
         detail: String,

@@ -490,7 +490,7 @@ fn files(from: io::PipeReader, dir: &Path) -> Result<Option<String>, Error> {
         arrived.map_err(|error| Error::new(Kind::Driver, "the files of the image did not arrive").because(error.of_archive()))?;
     let mut devices = vec![];
     for (path, owner) in &owners {
-        if owner.node.is_some() {
+        if owner.device().is_some() {
             std::fs::remove_file(aside.path().join(path)).map_err(|error| cannot_write(&error))?;
             devices.push(path);
         }

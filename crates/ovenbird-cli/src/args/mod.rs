@@ -46,7 +46,7 @@ pub(crate) struct Global {
     /// One more settings file (TOML), stronger than those of the machine and the user [env: OVENBIRD_SETTINGS]
     #[arg(long, global = true, value_name = "FILE")]
     settings: Option<PathBuf>,
-    /// Use this isolation level or fail: root, rootless, single-id, chroot. Without it, the best one that `ovenbird doctor` finds
+    /// Use this isolation level or fail: root, rootless, single-id, chroot, traced. Without it, the best one that `ovenbird doctor` finds
     #[arg(long, global = true, value_name = "LEVEL", value_parser = parse_level)]
     isolation_level: Option<Level>,
     /// How progress is shown on standard error: auto, plain, tty, rawjson (one event a line) or quiet [env: OVENBIRD_PROGRESS]
