@@ -33,7 +33,7 @@ impl Tracer {
                 let groups = credentials.groups.clone();
                 let room = args[0] as c_int;
                 if room != 0 {
-                    if usize::try_from(room).map_or(true, |room| room < groups.len()) {
+                    if usize::try_from(room).unwrap_or(0) < groups.len() {
                         return Err(libc::EINVAL);
                     }
                     process.memory()?.write_ids(args[1], &groups)?;

@@ -168,11 +168,7 @@ impl Tracer {
 
     fn entry(&mut self, thread: i32) -> io::Result<()> {
         let mut registers = Registers::of(thread)?;
-        let verdict = match self.tasks.contains_key(&thread) {
-            true => self.call(thread, &registers),
-            false => Err(libc::ENOSYS),
-        };
-        let verdict = match verdict {
+        let verdict = match self.call(thread, &registers) {
             Ok(Verdict::Instead(instead)) => self.instead(thread, &mut registers, instead),
             other => other,
         };
@@ -348,9 +344,7 @@ impl Tracer {
 
     /// Whatever the step left, by the end of everything.
     pub(super) fn into_owners(self) -> Owners {
-        let Tracer { owners, programs, addresses, .. } = self;
-        mem::drop((programs, addresses));
-        owners
+        self.owners
     }
 }
 

@@ -1,12 +1,15 @@
-//! Cases about paths, programs, signals and modes, whose results must not tell that there are no namespaces.
+//! Cases about paths, programs, signals and modes, whose results must not tell that there are no namespaces; and some more.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use ovenbird_sandbox::Level;
 
 use crate::cases::{Case, nothing};
 
+const ALL: &[Level] = &Level::ALL;
+const CHROOT: &[Level] = &[Level::Chroot];
 const TRACED: &[Level] = &[Level::Traced];
 /// There is something in `/proc`.
 const PROC: &[Level] = &[Level::Root, Level::Rootless, Level::SingleId, Level::Traced];
@@ -101,6 +104,48 @@ pub(crate) fn cases() -> Vec<Case> {
             check: |ran| {
                 // A shell goes on with it as a script.
                 assert!(ran.out != "0\n" && ran.err.contains("32-bit program"), "{}{}", ran.out, ran.err);
+            },
+        },
+        Case {
+            name: "etc_removed_and_replaced",
+            levels: CHROOT,
+            script: "rm -r /etc && ln -s /tmp /etc && mkdir /tmp",
+            set_up: |place, _| {
+                fs::create_dir_all(place.path("lower/etc")).unwrap();
+                fs::write(place.path("lower/etc/hosts"), "of the image").unwrap();
+            },
+            check: |ran| {
+                ran.says("");
+                assert_eq!(fs::read_link(ran.changes().join("etc")).unwrap(), Path::new("/tmp"));
+                assert!(fs::read_dir(ran.changes().join("tmp")).unwrap().next().is_none());
+            },
+        },
+        Case {
+            name: "usage_is_counted",
+            levels: ALL,
+            script: "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done",
+            set_up: nothing,
+            check: |ran| {
+                ran.says("");
+                assert!(
+                    ran.outcome().cpu_micros > 1000 && ran.outcome().peak_memory.is_some_and(|bytes| bytes > 100_000),
+                    "{:?}",
+                    ran.result
+                );
+            },
+        },
+        Case {
+            name: "resolv_conf_replaced_by_the_step",
+            levels: CHROOT,
+            script: "ln -sf /run/nothing /etc/resolv.conf; rm /etc/hosts && mkdir -p /etc/hosts/d; echo $?",
+            set_up: |place, _| {
+                fs::create_dir_all(place.path("lower/etc")).unwrap();
+                fs::write(place.path("lower/etc/resolv.conf"), "of the image").unwrap();
+            },
+            check: |ran| {
+                ran.says("0\n");
+                assert_eq!(fs::read_to_string(ran.changes().join("etc/resolv.conf")).unwrap(), "of the image");
+                assert!(!ran.changes().join("etc/hosts").exists());
             },
         },
     ]
