@@ -424,13 +424,7 @@ impl Paths {
         let mut walk = Walk { guest: guest.to_vec(), host: found.host.clone(), mount: 0, opaque: false };
         let moved = self.of_process(caller, &mut walk, false)?;
         let inside = if moved && !walk.opaque { Some(walk.guest) } else { self.guest_of(&host) };
-        Ok(inside.map_or(host, |inside| self.seen(caller, inside)))
-    }
-
-    /// A path as the caller sees it, which may have a root of its own.
-    pub(super) fn seen(&self, caller: Caller<'_>, guest: Vec<u8>) -> Vec<u8> {
-        let inner = if is_below(&guest, caller.root) { guest[caller.root.len()..].to_vec() } else { guest };
-        if inner.is_empty() { b"/".to_vec() } else { inner }
+        Ok(inside.map_or(host, |inside| seen(caller, inside)))
     }
 }
 
@@ -440,6 +434,12 @@ enum Look {
     Link(Vec<u8>),
     /// The walk is somewhere else now.
     Moved,
+}
+
+/// A path as the caller sees it, which may have a root of its own.
+pub(super) fn seen(caller: Caller<'_>, guest: Vec<u8>) -> Vec<u8> {
+    let inner = if is_below(&guest, caller.root) { guest[caller.root.len()..].to_vec() } else { guest };
+    if inner.is_empty() { b"/".to_vec() } else { inner }
 }
 
 /// Is a path a folder or below it?

@@ -35,6 +35,8 @@ pub(super) struct Tracer {
     first: i32,
     /// User and group that own everything on the disk.
     pub(super) disk: (u32, u32),
+    /// What the step is to take for the machine's name.
+    pub(super) host_name: Vec<u8>,
 }
 
 /// How the first process ended.
@@ -58,6 +60,7 @@ impl Tracer {
             early: HashSet::new(),
             first,
             disk,
+            host_name: Vec::new(),
         }
     }
 
