@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -83,7 +84,10 @@ struct Stamp {
     mode: u32,
     owner: (u32, u32),
     mtime: (i64, u32),
+    /// Not of folders: what is placed in them for a step and taken out again changes it.
     ctime: (i64, u32),
+    /// Digest of a folder's attributes.
+    attributes: u64,
 }
 
 /// State of a plain folder at one moment.
@@ -101,7 +105,15 @@ impl Index {
         let mut entries = BTreeMap::new();
         for visit in walk(&tree, Path::new("")) {
             let visit = visit.map_err(FileError::io("read", dir))?;
-            entries.insert(visit.path, stamp(&visit.entry));
+            let mut stamp = stamp(&visit.entry);
+            if visit.entry.is_dir() {
+                let location = tree.locate(&visit.path).map_err(FileError::io("read", &visit.path))?;
+                let xattrs = location.map_or(Ok(Vec::new()), |location| location.xattrs());
+                let mut hasher = DefaultHasher::new();
+                xattrs.map_err(FileError::io("read the attributes of", &visit.path))?.hash(&mut hasher);
+                (stamp.ctime, stamp.attributes) = ((0, 0), hasher.finish());
+            }
+            entries.insert(visit.path, stamp);
         }
         Ok(Self { entries, owners: Owners::new() })
     }
@@ -127,6 +139,7 @@ fn stamp(entry: &Entry) -> Stamp {
         owner: (entry.uid, entry.gid),
         mtime: entry.mtime,
         ctime: entry.ctime,
+        attributes: 0,
     }
 }
 
