@@ -2,6 +2,8 @@
 //!
 //! The source is fetched here and sent as the ignore files leave it; outputs come back. Images that are kept stay where the worker is.
 
+mod errand;
+
 use std::io::{self, Read, Write as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -130,6 +132,9 @@ impl<L: Launcher> Driver for RemoteDriver<L> {
         let mut naming = Naming::new(request, &self.settings.tags)?;
         check(&naming.probe(request)?.request)?;
         refuse_plugins(request, &self.launcher.place())?;
+        if let Some(how) = self.launcher.by_reference() {
+            return self.run_errand(request, naming, &how, job);
+        }
         if !self.launcher.has_our_files() {
             refuse(request, &self.launcher.place())?;
         }
