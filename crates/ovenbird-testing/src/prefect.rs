@@ -98,8 +98,19 @@ fn command(python: &Path, dir: &Path, home: &str) -> Command {
     command
 }
 
-/// One exchange; HTTP/1.0, so that the answer ends with the connection.
+/// Asks again while the database is busy.
 fn ask(port: u16, auth: &str, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+    for _ in 0..20 {
+        match exchange(port, auth, method, path, body) {
+            Err(Error::Malformed { reason, .. }) if reason.contains(" 503 ") => std::thread::sleep(Duration::from_millis(300)),
+            done => return done,
+        }
+    }
+    exchange(port, auth, method, path, body)
+}
+
+/// One exchange; HTTP/1.0, so that the answer ends with the connection.
+fn exchange(port: u16, auth: &str, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
     let malformed = |reason: String| Error::Malformed { place: format!("Prefect's {path}"), reason };
     let body = body.map(Value::to_string).unwrap_or_default();
     let request = format!(

@@ -248,14 +248,8 @@ impl Follower {
             wanted["work_queue_name"] = queue.as_str().into();
         }
         let path = format!("deployments/{}/create_flow_run", self.deployment);
-        let mut made = self.api.post(&path, &wanted);
-        for _ in 0..3 {
-            // The key makes one run of all attempts.
-            if made.as_ref().is_err_and(ApiError::is_transient) && !self.stop.load(Ordering::SeqCst) {
-                std::thread::sleep(POLL);
-                made = self.api.post(&path, &wanted);
-            }
-        }
+        // The key makes one run of all attempts.
+        let made = self.api.post(&path, &wanted);
         let made = made.map_err(|error| Error::from(error).while_doing("cannot start the flow run"))?;
         let run = Run { id: text(&made, "id").to_owned(), name: shown(text(&made, "name").as_bytes(), 80) };
         let page = self.api.address().strip_suffix("/api").map(|server| format!(": {server}/runs/flow-run/{}", run.id)).unwrap_or_default();

@@ -123,6 +123,8 @@ pub struct PrefectLauncher {
 struct Pool {
     name: String,
     kind: String,
+    /// Its template starts containers with every right.
+    privileged: bool,
 }
 
 impl PrefectLauncher {
@@ -155,8 +157,12 @@ impl PrefectLauncher {
                 _ => return Err(self.no_pool(api, None)),
             },
         };
-        let pool = Pool { name: text(&found, "name").to_owned(), kind: text(&found, "type").to_owned() };
         let template = &found["base_job_template"];
+        let pool = Pool {
+            name: text(&found, "name").to_owned(),
+            kind: text(&found, "type").to_owned(),
+            privileged: template.to_string().contains("\"privileged\":true"),
+        };
         if self.server.image.is_some() && template["variables"]["properties"].get("image").is_none() {
             let reason = format!("the work pool {} starts no containers (its type is {})", pool.name, pool.kind);
             return Err(Error::refused("an image for --on prefect", reason));
@@ -231,6 +237,10 @@ impl Launcher for PrefectLauncher {
     fn launch(&self, _spec: &WorkerSpec, job: &Job) -> Result<Pipe, Error> {
         let api = Api::new(&self.server)?;
         let pool = self.pool(&api)?;
+        if pool.privileged {
+            let message = format!("the work pool {} starts privileged containers, which builds do not need", pool.name);
+            warn(&*job.sink, message);
+        }
         let deployment = self.deployment(&api, &pool)?;
         let mut job_variables = json!({});
         if let Some(image) = &self.server.image {

@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt as _;
 use http::StatusCode;
-use http::header::{AUTHORIZATION, HeaderValue};
+use http::header::{AUTHORIZATION, CONNECTION, HeaderValue};
 use ovenbird_oci::registry::web;
 use reqwest::{Method, Url};
 use serde_json::Value;
@@ -23,6 +23,10 @@ const MAX_ANSWER: usize = 64 << 20;
 /// Most of an error's text that is shown.
 const MAX_SHOWN: usize = 400;
 
+/// How often something is asked, and the first pause between; each is twice the one before.
+const ATTEMPTS: usize = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
 /// How long one exchange may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -36,6 +40,8 @@ pub(super) enum ApiError {
         address: String,
         /// Why.
         reason: String,
+        /// There was somebody.
+        connected: bool,
     },
     /// 401 or 403.
     #[error("the Prefect server at {address} refuses {who} ({status})")]
@@ -86,6 +92,11 @@ pub(super) enum ApiError {
 }
 
 impl ApiError {
+    /// Is nobody there?
+    fn is_absence(&self) -> bool {
+        matches!(self, Self::Unreachable { connected: false, .. })
+    }
+
     /// Can the same be asked again with another outcome?
     pub(super) fn is_transient(&self) -> bool {
         match self {
@@ -159,9 +170,27 @@ impl Api {
         self.call(Method::POST, path, Some(body))
     }
 
+    /// Asks until there is an answer that would not be another one the next time. Everything that is asked of the server can be asked twice: what
+    /// is made is made under a name or a key.
     fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ApiError> {
+        let mut pause = FIRST_PAUSE;
+        for _ in 1..ATTEMPTS {
+            match self.attempt(&method, path, body) {
+                // Its database is busy, or a connection broke; a server that is not there is known at once.
+                Err(error) if error.is_transient() && !error.is_absence() => {}
+                done => return done,
+            }
+            std::thread::sleep(pause);
+            pause *= 2;
+        }
+        self.attempt(&method, path, body)
+    }
+
+    fn attempt(&self, method: &Method, path: &str, body: Option<&Value>) -> Result<Value, ApiError> {
         let url = self.base.join(path).map_err(|error| ApiError::Own { address: self.address.clone(), reason: format!("{path}: {error}") })?;
-        let mut request = self.client.request(method, url).timeout(LIMIT);
+        let mut request = self.client.request(method.clone(), url).timeout(LIMIT);
+        // Between two questions nobody looks after a connection that the server may close.
+        request = request.header(CONNECTION, HeaderValue::from_static("close"));
         if let Some(value) = &self.authorization {
             request = request.header(AUTHORIZATION, value.clone());
         }
@@ -178,7 +207,7 @@ impl Api {
                     reason = cause.to_string();
                     next = cause.source();
                 }
-                ApiError::Unreachable { address: self.address.clone(), reason: self.strike(&reason) }
+                ApiError::Unreachable { address: self.address.clone(), reason: self.strike(&reason), connected: !error.is_connect() }
             };
             let response = request.send().await.map_err(unreachable)?;
             let status = response.status();
