@@ -31,8 +31,8 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
-#: Version of the protocol of workers.
-PROTOCOL = 1
+#: Version of the records for the caller. That of the protocol of workers is the worker's and its caller's business.
+RECORDS = 1
 #: Level of the records for the caller: below DEBUG.
 LEVEL = 5
 #: What such a record begins with.
@@ -96,7 +96,7 @@ class Wire:
                 record = {
                     "name": MARK,
                     "level": LEVEL,
-                    "message": f"{MARK} {PROTOCOL} {number} {packed}",
+                    "message": f"{MARK} {RECORDS} {number} {packed}",
                     "timestamp": datetime.now(timezone.utc).isoformat(),
                     "flow_run_id": self._run,
                 }
@@ -326,8 +326,6 @@ def build(
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     try:
-        worker.say({"type": "hello", "protocol": PROTOCOL, "version": "ovenbird_flow 0.1.0", "capabilities": []})
-        worker.say({"type": "errand", "request": request, "caller": caller})
         for line in worker.lines():
             message = json.loads(line)
             kind = message.get("type")
@@ -335,7 +333,10 @@ def build(
                 _answer(worker, message)
                 continue
             wire.write(line)
-            if kind == "event":
+            if kind == "hello":
+                worker.say({"type": "hello", "protocol": message["protocol"], "version": "ovenbird_flow", "capabilities": []})
+                worker.say({"type": "errand", "request": request, "caller": caller})
+            elif kind == "event":
                 lines.show(message["event"])
             elif kind == "report":
                 report = message["report"]

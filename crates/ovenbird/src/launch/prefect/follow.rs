@@ -20,10 +20,13 @@ use super::server::{Api, ApiError, escaped, text};
 use super::{online, warn};
 use crate::error::{Error, Kind};
 use crate::worker::failure::Failure;
-use crate::worker::wire::{Errand, Hello, PROTOCOL, ToCaller, shown};
+use crate::worker::wire::{Errand, Hello, ToCaller, shown};
 
 /// What records of the worker's words begin with.
 const MARK: &str = "ovenbird-wire";
+
+/// Version of their form.
+const RECORDS: u32 = 1;
 
 /// Their level.
 const LEVEL: u32 = 5;
@@ -138,8 +141,8 @@ impl Words {
             return Ok(vec![]);
         }
         let version = part();
-        if version != PROTOCOL.to_string() {
-            return Err(format!("the flow speaks version {version:?} of the protocol of workers, and this program version {PROTOCOL}"));
+        if version != RECORDS.to_string() {
+            return Err(format!("the flow writes records of version {version:?}, and this program reads version {RECORDS}"));
         }
         let number: u64 = part().parse().map_err(|_| "a record has no number".to_owned())?;
         if number < self.next || self.early.contains_key(&number) {
@@ -489,7 +492,7 @@ mod tests {
         });
         packed.extend((!crc).to_le_bytes());
         packed.extend(u32::from(length).to_le_bytes());
-        format!("{MARK} {PROTOCOL} {number} {}", STANDARD.encode(packed))
+        format!("{MARK} {RECORDS} {number} {}", STANDARD.encode(packed))
     }
 
     fn hello() -> Vec<u8> {
@@ -522,12 +525,12 @@ mod tests {
         let mut words = Words::default();
         assert_eq!(words.take("something else").unwrap(), b"");
         for (record, expect) in [
-            (format!("{MARK} 9 0 AAAA"), "speaks version \"9\""),
-            (format!("{MARK} {PROTOCOL} x AAAA"), "no number"),
-            (format!("{MARK} {PROTOCOL} 0 ?"), "Invalid"),
-            (format!("{MARK} {PROTOCOL} 0"), "does not begin"),
+            (format!("{MARK} 9 0 AAAA"), "records of version \"9\""),
+            (format!("{MARK} {RECORDS} x AAAA"), "no number"),
+            (format!("{MARK} {RECORDS} 0 ?"), "Invalid"),
+            (format!("{MARK} {RECORDS} 0"), "does not begin"),
             (record(0, b"{\"type\":\"report\"}\n"), "does not begin with a hello"),
-            (record(0, b"{\"type\":\"hello\",\"protocol\":7,\"version\":\"9\",\"capabilities\":[]}\n"), "version 7"),
+            (record(0, b"{\"type\":\"hello\",\"protocol\":77,\"version\":\"9\",\"capabilities\":[]}\n"), "version 77"),
         ] {
             let got = Words::default().take(&record);
             assert!(got.as_ref().is_err_and(|error| error.contains(expect)) || got.as_ref().is_ok_and(Vec::is_empty), "{record}: {got:?}");
