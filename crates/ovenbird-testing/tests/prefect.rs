@@ -210,7 +210,10 @@ fn on_prefect() -> Result<()> {
             // Without the flow.
             let _worker = server.worker("bare", &[]).unwrap();
             let (code, log) = room.done("prefect,pool=bare", "sleeps", &[]);
-            assert!(code == Some(10) && log.contains("ovenbird_flow") && log.contains("hint: the worker has no ovenbird_flow"), "{code:?} {log}");
+            assert!(
+                code == Some(10) && log.contains("ovenbird_flow") && log.contains("hint: the worker has no ovenbird_flow"),
+                "{code:?} {log}"
+            );
         });
         let failing = scope.spawn(|| failures(&room, &server, on));
         for thread in [same, bare, failing] {
@@ -276,8 +279,18 @@ fn without_a_worker(room: &Room, server: &Prefect) {
 fn the_same_image(room: &Room, server: &Prefect, registry: &Registry, on: &str) {
     let name = format!("{}/made/app:1", registry.address());
     let metadata = room.path("metadata.json");
-    let arguments =
-        ["--reproducible", "--secret", "id=token", "--push", "-t", &name, "--metadata-file", metadata.to_str().unwrap(), "--label", "a=b c"];
+    let arguments = [
+        "--reproducible",
+        "--secret",
+        "id=token",
+        "--push",
+        "-t",
+        &name,
+        "--metadata-file",
+        metadata.to_str().unwrap(),
+        "--label",
+        "a=b c",
+    ];
     let mut here = room.build("here", "ctx", &arguments);
     here.env("token", SECRET);
     let (code, log) = finish(&mut here, None, LIMIT).unwrap();
@@ -297,7 +310,10 @@ fn the_same_image(room: &Room, server: &Prefect, registry: &Registry, on: &str) 
         assert_eq!(run["state_type"], "COMPLETED");
         // The parameters are those of the request.
         let parameters = &run["parameters"];
-        assert_eq!((&parameters["labels"]["a"], &parameters["names"][0], &parameters["reproducible"]), (&json!("b c"), &json!(name), &json!(true)));
+        assert_eq!(
+            (&parameters["labels"]["a"], &parameters["names"][0], &parameters["reproducible"]),
+            (&json!("b c"), &json!(name), &json!(true))
+        );
         assert!(parameters["source"]["remote"].as_str().unwrap().starts_with(&format!("oci://{}/sources@sha256:", registry.address())));
         let kept = kept(server, &run);
         for hidden in [SECRET, AUTH] {
@@ -357,7 +373,10 @@ fn ends(room: &Room, server: &Prefect, on: &str) {
     server.call("POST", &format!("flow_runs/{}/set_state", run["id"].as_str().unwrap()), Some(&state_of_run)).unwrap();
     wait_until("the end of the step", Duration::from_secs(10), || processes("sleep 86396").is_empty());
     let (code, log) = stopped.end();
-    assert!(code.is_some_and(|code| code == 130 || code == 10) && log.contains("is being cancelled at the Prefect server"), "{code:?} {log}");
+    assert!(
+        code.is_some_and(|code| code == 130 || code == 10) && log.contains("is being cancelled at the Prefect server"),
+        "{code:?} {log}"
+    );
 
     crashed.until("begun");
     let run = flow_run(server, run_of(&crashed.said()));

@@ -182,7 +182,8 @@ pub fn choose(on: &On, builder: BuilderKind, probe: &Probe) -> Result<Chosen, Er
                     reason.extend(["; ", why]);
                 }
                 for place in &probe.elsewhere {
-                    let how = if place.contains("Prefect") { " could build: --on prefect" } else { " is not a place for builds in this version" };
+                    let how =
+                        if place.contains("Prefect") { " could build: --on prefect" } else { " is not a place for builds in this version" };
                     reason.extend(["; ", place, how]);
                 }
                 chosen(On::Here, Engine, reason)

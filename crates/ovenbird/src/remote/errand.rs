@@ -21,7 +21,13 @@ use crate::worker::{errand, without_places};
 
 impl<L: Launcher> RemoteDriver<L> {
     /// A build whose source goes by reference.
-    pub(super) fn run_errand(&self, request: &BuildRequest, mut naming: Naming, how: &ByReference, job: &Job) -> Result<BuildReport, Error> {
+    pub(super) fn run_errand(
+        &self,
+        request: &BuildRequest,
+        mut naming: Naming,
+        how: &ByReference,
+        job: &Job,
+    ) -> Result<BuildReport, Error> {
         errand::refuse(request, &self.launcher.place())?;
         // Where there is no place nothing is sent.
         let pipe = self.launcher.launch(&self.spec, job)?;

@@ -23,8 +23,8 @@ use ovenbird_oci::registry::{ClientOptions, RegistryOptions};
 use ovenbird_sandbox::Level;
 
 pub use environment::Environment;
-pub use prefect::PrefectSettings;
 use file::{FileSettings, read};
+pub use prefect::PrefectSettings;
 pub use registry::RegistryOption;
 
 use crate::builder::BuilderKind;

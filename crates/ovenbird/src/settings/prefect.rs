@@ -9,8 +9,8 @@ use ovenbird_oci::keychain::Secret;
 use ovenbird_oci::regular_file::{self, Links};
 use serde::Deserialize;
 
-use super::{Environment, Settings};
 use super::file::over;
+use super::{Environment, Settings};
 use crate::error::{Error, Kind};
 use crate::launch::prefect::{Authority, PrefectPlace, PrefectServer};
 
@@ -91,7 +91,9 @@ impl PrefectSettings {
             match (variable, file) {
                 (Some(variable), _) => match environment.get(variable).filter(|value| !value.is_empty()) {
                     Some(value) => Ok(Some(Secret::new(value.to_owned()))),
-                    None => Err(Error::new(Kind::Configuration, format!("the variable {variable} of the setting prefect.{key}_env is not set"))),
+                    None => {
+                        Err(Error::new(Kind::Configuration, format!("the variable {variable} of the setting prefect.{key}_env is not set")))
+                    }
                 },
                 (None, Some(file)) => {
                     let text = regular_file::read_to_string(file, MAX, Links::Follow).map_err(|error| {
@@ -213,20 +215,40 @@ mod tests {
             ("", &[("PREFECT_HOME", home.as_str())], "prefect", "https://cloud.test/api key:pk - - -"),
             ("", &[("PREFECT_HOME", home.as_str()), ("PREFECT_PROFILE", "other")], "prefect", "http://other.test/api - - - -"),
             ("", &[("PREFECT_API_URL", "http://env.test/api")], "prefect", "http://env.test/api - - - -"),
-            ("", &[("PREFECT_API_URL", "http://env.test/api"), ("PREFECT_API_AUTH_STRING", "u:p")], "prefect,pool=x", "http://env.test/api basic:u:p x - -"),
+            (
+                "",
+                &[("PREFECT_API_URL", "http://env.test/api"), ("PREFECT_API_AUTH_STRING", "u:p")],
+                "prefect,pool=x",
+                "http://env.test/api basic:u:p x - -",
+            ),
             (settings, &[], "prefect", "http://file.test/api key:fk a - r.test/s"),
             (settings, &[], "prefect,pool=z,queue=y", "http://file.test/api key:fk z y r.test/s"),
             // The key of the file is for the address of the file.
             (settings, &[("PREFECT_API_URL", "http://env.test/api")], "prefect", "http://env.test/api - b q r.test/s"),
-            (settings, &[("PREFECT_API_URL", "http://env.test/api"), ("PREFECT_API_KEY", "ek")], "prefect", "http://env.test/api key:ek b q r.test/s"),
+            (
+                settings,
+                &[("PREFECT_API_URL", "http://env.test/api"), ("PREFECT_API_KEY", "ek")],
+                "prefect",
+                "http://env.test/api key:ek b q r.test/s",
+            ),
             (
                 settings,
                 &[("PREFECT_API_URL", "http://env.test/api"), ("PREFECT_API_KEY", "ek")],
                 "prefect,address=http://new.test/api",
                 "http://new.test/api - a - r.test/s",
             ),
-            ("[prefect]\naddress='http://file.test/api'\napi_key_env='NONE'", &[], "prefect", "! the variable NONE of the setting prefect.api_key_env is not set"),
-            ("", &[("PREFECT_API_URL", "http://u:pw@h/api")], "prefect", "! \"***@h/api\" is not the address of a Prefect server: a password"),
+            (
+                "[prefect]\naddress='http://file.test/api'\napi_key_env='NONE'",
+                &[],
+                "prefect",
+                "! the variable NONE of the setting prefect.api_key_env is not set",
+            ),
+            (
+                "",
+                &[("PREFECT_API_URL", "http://u:pw@h/api")],
+                "prefect",
+                "! \"***@h/api\" is not the address of a Prefect server: a password",
+            ),
             ("", &[("PREFECT_API_URL", "ftp://h/api")], "prefect", "! \"ftp://h/api\" is not the address"),
             ("[prefect]\naddress='x'", &[], "prefect", "! the setting prefect cannot be used: \"x\" is not the address"),
             ("[prefect]\nkey='x'", &[], "prefect", "unknown field `key`"),

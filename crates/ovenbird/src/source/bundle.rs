@@ -110,7 +110,8 @@ pub(crate) fn push(fetcher: &Fetcher, tree: &SourceTree, repository: &Reference,
         })
     };
     let client = Client::new(settings.client_options());
-    let message = format!("sending the source to {}/{} ({} in {} pieces)", to.registry(), to.repository(), size(bytes), manifest.layers.len());
+    let message =
+        format!("sending the source to {}/{} ({} in {} pieces)", to.registry(), to.repository(), size(bytes), manifest.layers.len());
     job.sink.emit(Event::Message { text: message });
     fetcher
         .until_cancelled(job, async { Ok(client.push(&store, &target, &to, &BTreeMap::new(), &progress).await?) })
@@ -163,8 +164,8 @@ fn pack(dir: &Path, ignore: &Patterns, store: &Store, job: &Job) -> Result<Vec<D
 /// Unpacks a source below `into`. Its blobs are in the store.
 pub(super) fn unpack(manifest: &Manifest, store: &Store, into: &Path, url: &RemoteUrl) -> Result<Bundle, Error> {
     let wrong = |reason: String| Error::from(SourceError::Remote { url: url.to_string(), reason });
-    let config: Config =
-        serde_json::from_slice(&store.read(&manifest.config.digest)?).map_err(|error| wrong(format!("its config cannot be read: {error}")))?;
+    let config: Config = serde_json::from_slice(&store.read(&manifest.config.digest)?)
+        .map_err(|error| wrong(format!("its config cannot be read: {error}")))?;
     if config.version != VERSION {
         return Err(wrong(format!("it is a source of version {}, and this program reads version {VERSION}", config.version))
             .hint("install the same version of ovenbird at both ends"));
@@ -303,7 +304,8 @@ mod tests {
     #[test]
     fn what_is_unpacked_is_what_was_packed() {
         let dir = tempfile::tempdir().unwrap();
-        let (from, job) = (dir.path().join("from"), Job { sink: Arc::new(ovenbird_engine::event::Silent), cancel: ovenbird_engine::Cancel::default() });
+        let (from, job) =
+            (dir.path().join("from"), Job { sink: Arc::new(ovenbird_engine::event::Silent), cancel: ovenbird_engine::Cancel::default() });
         std::fs::create_dir_all(from.join("deep/empty")).unwrap();
         std::fs::write(from.join("big"), noise(6 << 20)).unwrap();
         std::fs::write(from.join("ignored"), "x").unwrap();
@@ -331,8 +333,14 @@ mod tests {
         for (number, (config, expect)) in [
             (Config { version: 2, dockerfile: dockerfile(), contexts: vec![context(layers.len())] }, "a source of version 2"),
             (Config { version: VERSION, dockerfile: dockerfile(), contexts: vec![context(1)] }, "do not belong together"),
-            (Config { version: VERSION, dockerfile: dockerfile(), contexts: vec![context(usize::MAX), context(2)] }, "do not belong together"),
-            (Config { version: VERSION, dockerfile: dockerfile(), contexts: vec![context(1), context(layers.len() - 1)] }, "cannot be unpacked"),
+            (
+                Config { version: VERSION, dockerfile: dockerfile(), contexts: vec![context(usize::MAX), context(2)] },
+                "do not belong together",
+            ),
+            (
+                Config { version: VERSION, dockerfile: dockerfile(), contexts: vec![context(1), context(layers.len() - 1)] },
+                "cannot be unpacked",
+            ),
         ]
         .into_iter()
         .enumerate()

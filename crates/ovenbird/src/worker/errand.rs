@@ -17,9 +17,7 @@ use crate::driver::{Given, check};
 use crate::error::{Error, Kind};
 use crate::naming::Naming;
 use crate::report::BuildReport;
-use crate::request::{
-    BuildRequest, CacheDest, CacheFrom, ContextSource, DockerfileFrom, OutputKind, RemoteUrl, SecretOrigin, Source,
-};
+use crate::request::{BuildRequest, CacheDest, CacheFrom, ContextSource, DockerfileFrom, OutputKind, RemoteUrl, SecretOrigin, Source};
 use crate::source::Fetcher;
 
 /// Does this address lead to a server, and has nothing in it that is a secret?
@@ -50,10 +48,7 @@ pub(crate) fn refuse(request: &BuildRequest, place: &str) -> Result<(), Error> {
     }
     for (name, context) in &request.contexts {
         if matches!(context, ContextSource::Image(image) if image.starts_with("oci-layout://")) {
-            return no(
-                format!("--build-context {name}=oci-layout://"),
-                "push the image to a registry and use docker-image://".into(),
-            );
+            return no(format!("--build-context {name}=oci-layout://"), "push the image to a registry and use docker-image://".into());
         }
     }
     for secret in &request.secrets {
@@ -83,7 +78,9 @@ pub(crate) fn refuse(request: &BuildRequest, place: &str) -> Result<(), Error> {
 
 /// Refuses sources that are on the worker's machine.
 fn refuse_places(request: &BuildRequest) -> Result<(), Error> {
-    let no = |what: String| Err(Error::refused(&what, "the worker has no files of the caller; give an address of git, of a web server or oci://NAME"));
+    let no = |what: String| {
+        Err(Error::refused(&what, "the worker has no files of the caller; give an address of git, of a web server or oci://NAME"))
+    };
     match &request.source {
         Source::Remote(url) if is_public(url) => {}
         Source::Remote(url) => return no(format!("the source {url}")),
@@ -154,7 +151,10 @@ mod tests {
         let told = |change: &dyn Fn(&mut BuildRequest)| {
             let mut request = BuildRequest::new(Source::Remote(RemoteUrl::parse("https://git.test/a.git").unwrap()));
             change(&mut request);
-            refuse(&request, "there").and_then(|()| refuse_places(&request)).err().map_or_else(|| "good".to_owned(), |error| error.to_string())
+            refuse(&request, "there")
+                .and_then(|()| refuse_places(&request))
+                .err()
+                .map_or_else(|| "good".to_owned(), |error| error.to_string())
         };
         let remote = |text: &str| RemoteUrl::parse(text).unwrap();
         assert_eq!(told(&|_| {}), "good");

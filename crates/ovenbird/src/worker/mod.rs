@@ -270,14 +270,7 @@ fn build(
 }
 
 /// Builds with what this place builds with.
-fn run(
-    place: &Place,
-    policies: TagPolicies,
-    now: i64,
-    given: Given,
-    request: &BuildRequest,
-    job: &Job,
-) -> Result<BuildReport, Error> {
+fn run(place: &Place, policies: TagPolicies, now: i64, given: Given, request: &BuildRequest, job: &Job) -> Result<BuildReport, Error> {
     let Place { settings, environment, level, overlay, builder, .. } = place;
     let engine = EngineBuilder::open(settings, environment, *level, *overlay)?;
     let given = (policies, now, given);

@@ -295,9 +295,14 @@ impl Follower {
             let state = match looked {
                 Ok(state) => state,
                 Err(Trouble::Gone) => return Ended::Told,
-                Err(Trouble::Wrong(reason)) => return Ended::Failed(self.failed(run, "says something that is not the protocol of workers", &reason)),
+                Err(Trouble::Wrong(reason)) => {
+                    return Ended::Failed(self.failed(run, "says something that is not the protocol of workers", &reason));
+                }
                 Err(Trouble::Api(ApiError::Missing { .. })) => {
-                    return Ended::Failed(Error::new(Kind::Driver, format!("the flow run {} is no longer there: somebody deleted it", run.name)));
+                    return Ended::Failed(Error::new(
+                        Kind::Driver,
+                        format!("the flow run {} is no longer there: somebody deleted it", run.name),
+                    ));
                 }
                 Err(Trouble::Api(error)) if error.is_transient() && answered.elapsed() < LOST => continue,
                 Err(Trouble::Api(error)) => {
@@ -363,8 +368,13 @@ impl Follower {
         let done = self.api.post(&format!("flow_runs/{}/set_state", run.id), &state);
         // It is said with a success that it was refused.
         match done {
-            Ok(answer) if matches!(text(&answer, "status"), "ACCEPT" | "REJECT") => self.tell(format!("cancelling the flow run {}", run.name)),
-            Ok(answer) => warn(&*self.sink, format!("the flow run {} cannot be cancelled: {}", run.name, shown(answer["details"].to_string().as_bytes(), WIDTH))),
+            Ok(answer) if matches!(text(&answer, "status"), "ACCEPT" | "REJECT") => {
+                self.tell(format!("cancelling the flow run {}", run.name))
+            }
+            Ok(answer) => warn(
+                &*self.sink,
+                format!("the flow run {} cannot be cancelled: {}", run.name, shown(answer["details"].to_string().as_bytes(), WIDTH)),
+            ),
             Err(error) => warn(&*self.sink, format!("the flow run {} cannot be cancelled: {error}", run.name)),
         }
     }
@@ -404,8 +414,9 @@ impl Follower {
         });
         let page = self.api.post("logs/filter", &wanted).unwrap_or_default();
         let records = page.as_array().into_iter().flatten().rev();
-        let mut lines: Vec<String> =
-            records.flat_map(|record| text(record, "message").lines().map(|line| shown(line.as_bytes(), WIDTH)).collect::<Vec<_>>()).collect();
+        let mut lines: Vec<String> = records
+            .flat_map(|record| text(record, "message").lines().map(|line| shown(line.as_bytes(), WIDTH)).collect::<Vec<_>>())
+            .collect();
         lines.split_off(lines.len().saturating_sub(TAIL))
     }
 }

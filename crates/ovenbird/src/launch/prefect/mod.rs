@@ -183,8 +183,9 @@ impl PrefectLauncher {
         let names: Vec<&str> = pools.as_array().into_iter().flatten().map(|pool| text(pool, "name")).collect();
         let address = &self.server.address;
         match (wanted, names.is_empty()) {
-            (_, true) => Error::new(Kind::Driver, format!("the Prefect server at {address} has no work pool"))
-                .hint("`prefect work-pool create NAME --type process` makes one, `prefect worker start --pool NAME` starts a worker for it"),
+            (_, true) => Error::new(Kind::Driver, format!("the Prefect server at {address} has no work pool")).hint(
+                "`prefect work-pool create NAME --type process` makes one, `prefect worker start --pool NAME` starts a worker for it",
+            ),
             (Some(wanted), false) => Error::new(Kind::Driver, format!("the Prefect server at {address} has no work pool {wanted:?}"))
                 .hint(format!("it has {}", names.join(", "))),
             (None, false) => Error::new(Kind::Configuration, format!("the Prefect server at {address} has several work pools"))

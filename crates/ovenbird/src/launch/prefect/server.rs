@@ -116,7 +116,9 @@ impl From<ApiError> for Error {
             ApiError::Unauthorized { who: "a caller without a key", .. } => {
                 told.hint("set PREFECT_API_KEY (or PREFECT_API_AUTH_STRING), or api_key_file in [prefect] of the settings")
             }
-            ApiError::Unauthorized { .. } => told.hint("a key goes only to the address that it was given with; `prefect cloud login` makes a new one"),
+            ApiError::Unauthorized { .. } => {
+                told.hint("a key goes only to the address that it was given with; `prefect cloud login` makes a new one")
+            }
             ApiError::Foreign { .. } => told.hint("the address of the API ends with /api, as PREFECT_API_URL has it"),
             _ => told,
         }
@@ -153,7 +155,8 @@ impl Api {
             value.set_sensitive(true);
             Ok(value)
         });
-        let authorization = authorization.transpose().map_err(|_: http::header::InvalidHeaderValue| own(&format!("{who} cannot stand in a header")))?;
+        let authorization =
+            authorization.transpose().map_err(|_: http::header::InvalidHeaderValue| own(&format!("{who} cannot stand in a header")))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| own(&error))?;
         Ok(Self { address: server.address.clone(), base, client, authorization, who, secret, runtime })
     }
@@ -187,7 +190,8 @@ impl Api {
     }
 
     fn attempt(&self, method: &Method, path: &str, body: Option<&Value>) -> Result<Value, ApiError> {
-        let url = self.base.join(path).map_err(|error| ApiError::Own { address: self.address.clone(), reason: format!("{path}: {error}") })?;
+        let url =
+            self.base.join(path).map_err(|error| ApiError::Own { address: self.address.clone(), reason: format!("{path}: {error}") })?;
         let mut request = self.client.request(method.clone(), url).timeout(LIMIT);
         // Between two questions nobody looks after a connection that the server may close.
         request = request.header(CONNECTION, HeaderValue::from_static("close"));
@@ -299,7 +303,11 @@ mod tests {
             (404, "{\"detail\":\"Not Found\"}", "! there is no Prefect server at http://h.test/api: it knows no a/b"),
             (404, "{\"detail\":\"Work pool \\\"x\\\" not found.\"}", "! the Prefect server at http://h.test/api has no a/b"),
             (401, "{}", "! the Prefect server at http://h.test/api refuses the API key (401 Unauthorized)"),
-            (422, "{\"detail\":[{\"msg\":\"hunter2 \\u001b\"}]}", "! the Prefect server at http://h.test/api refuses a/b (422 Unprocessable Entity): [{\"msg\":\"*** "),
+            (
+                422,
+                "{\"detail\":[{\"msg\":\"hunter2 \\u001b\"}]}",
+                "! the Prefect server at http://h.test/api refuses a/b (422 Unprocessable Entity): [{\"msg\":\"*** ",
+            ),
         ] {
             let got = match api.read("a/b", StatusCode::from_u16(status).unwrap(), body.as_bytes()) {
                 Ok(value) => value.to_string(),
