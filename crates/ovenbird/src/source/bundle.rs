@@ -289,12 +289,12 @@ mod tests {
 
     #[test]
     fn a_change_moves_few_cuts() {
-        let bytes = noise(24 << 20);
+        let bytes = noise(10 << 20);
         let whole = pieces(&bytes);
         assert_eq!(whole.concat(), bytes);
-        assert!(whole.len() > 8 && whole.iter().rev().skip(1).all(|piece| (SIZES.0..=SIZES.1).contains(&piece.len())), "{}", whole.len());
+        assert!(whole.len() > 3 && whole.iter().rev().skip(1).all(|piece| (SIZES.0..=SIZES.1).contains(&piece.len())), "{}", whole.len());
         let mut changed = bytes.clone();
-        changed.splice(10 << 20..10 << 20, *b"one more line");
+        changed.splice(4 << 20..4 << 20, *b"one more line");
         let known: std::collections::BTreeSet<_> = whole.iter().collect();
         let new = pieces(&changed).iter().filter(|piece| !known.contains(piece)).count();
         assert!(new <= 2, "{new} of {} pieces are new", whole.len());
