@@ -4,6 +4,7 @@
 
 mod caller;
 pub mod container;
+pub mod leash;
 pub mod prefect;
 pub mod process;
 pub mod ssh;

@@ -19,6 +19,7 @@ use crate::naming::Naming;
 use crate::report::BuildReport;
 use crate::request::{BuildRequest, CacheDest, CacheFrom, ContextSource, DockerfileFrom, OutputKind, RemoteUrl, SecretOrigin, Source};
 use crate::source::Fetcher;
+use crate::workflow::Bench;
 
 /// Does this address lead to a server, and has nothing in it that is a secret?
 pub(crate) fn is_public(url: &RemoteUrl) -> bool {
@@ -139,7 +140,9 @@ pub(super) fn build(
         naming.look_around(&request, tree.revision.as_ref(), now);
         naming.values().clone()
     });
-    run(&place, policies, now, Given { tree, values }, &request, &job)
+    // Plugins are refused: nothing of it is ever asked.
+    let bench = Bench { policies, now, ..Bench::new(&place.settings, &place.environment) };
+    run(&place, bench, Given { tree, values }, &request, &job)
 }
 
 #[cfg(test)]

@@ -32,16 +32,15 @@ use crate::builder::{BuilderKind, DockerEngineBuilder, EngineBuilder, Job};
 use crate::docker_engine::DockerEngine;
 use crate::driver::{Driver as _, Given, LocalDriver};
 use crate::error::{Error, Kind};
-use crate::naming::TagPolicies;
 use crate::report::BuildReport;
 use crate::request::{BuildRequest, ContextSource, DockerfileFrom, SecretOrigin, Source};
 use crate::settings::{Environment, Settings};
 use crate::source::SourceTree;
-use crate::workflow::Workshop;
+use crate::workflow::{Bench, Desk, Workshop};
 use failure::Failure;
 use outputs::Outputs;
-use question::{Questions, refused};
-use wire::{Asked, Bulk, Errand, Hello, Order, Receiver, Registry, Sender, ToCaller, ToWorker, WireError};
+use question::{OfCaller, Questions, refused};
+use wire::{Answered, Asked, Bulk, Errand, Hello, Order, Receiver, Registry, Sender, ToCaller, ToWorker, WireError};
 
 /// Longest Dockerfile.
 const MAX_DOCKERFILE: u64 = 16 << 20;
@@ -228,12 +227,13 @@ fn in_memory(bytes: &[u8]) -> io::Result<(OwnedFd, PathBuf)> {
 fn build(
     mut place: Place,
     order: Order,
-    tree: SourceTree,
+    mut tree: SourceTree,
     to: &Arc<Sender>,
     questions: &Arc<Questions>,
     cancel: &Cancel,
 ) -> Result<BuildReport, Error> {
-    let Order { request, values, policies, now, registries, .. } = order;
+    let Order { request, values, policies, now, registries, logins, git, revision, absent, .. } = order;
+    (tree.git, tree.revision) = (git, revision);
     let settings = &mut place.settings;
     // Files in memory live as long as these.
     let mut held = vec![];
@@ -255,6 +255,14 @@ fn build(
         };
         settings.registries.insert(name, registry.with_files(ca, client_identity));
     }
+    for host in logins {
+        let asked = questions.ask(Asked::Login { host: host.clone() });
+        if let (Answered::Credential { credential, .. }, _) =
+            asked.map_err(|reason| refused(&format!("the password for {host}"), reason))?
+        {
+            tree.logins.insert(host, credential.into());
+        }
+    }
     settings.keychain = KeychainOptions { custodian: Some(questions.custodian()), ..KeychainOptions::default() };
     (settings.docker_config, settings.auth_file) = (None, None);
     let mut request: BuildRequest = request;
@@ -265,15 +273,17 @@ fn build(
     }
     let outputs = Outputs::prepare(&mut request, &settings.temp, to, place.builder == BuilderKind::Docker)?;
     let job = Job { sink: Arc::new(Wire(Arc::clone(to))), cancel: cancel.clone() };
-    let report = run(&place, policies, now, Given { tree, values }, &request, &job);
+    let caller = OfCaller::new(Arc::clone(questions), absent);
+    let bench = Bench { policies, now, desk: Desk::of(Arc::new(caller)), ..Bench::new(&place.settings, &place.environment) };
+    let report = run(&place, bench, Given { tree, values }, &request, &job);
     outputs.finish(report, to)
 }
 
 /// Builds with what this place builds with.
-fn run(place: &Place, policies: TagPolicies, now: i64, given: Given, request: &BuildRequest, job: &Job) -> Result<BuildReport, Error> {
+fn run(place: &Place, bench: Bench, given: Given, request: &BuildRequest, job: &Job) -> Result<BuildReport, Error> {
     let Place { settings, environment, level, overlay, builder, .. } = place;
     let engine = EngineBuilder::open(settings, environment, *level, *overlay)?;
-    let given = (policies, now, given);
+    let given = (bench, given);
     let docker = match builder {
         BuilderKind::Docker => Some(DockerEngine::new(&settings.docker)?),
         BuilderKind::Auto if !engine.runs_steps() => DockerEngine::new(&settings.docker).ok().filter(|docker| docker.reach().is_ok()),
@@ -288,11 +298,12 @@ fn run(place: &Place, policies: TagPolicies, now: i64, given: Given, request: &B
 fn run_with<B: Workshop>(
     builder: B,
     settings: &Settings,
-    (policies, now, given): (TagPolicies, i64, Given),
+    (bench, given): (Bench, Given),
     request: &BuildRequest,
     job: &Job,
 ) -> Result<BuildReport, Error> {
-    LocalDriver::new(builder, settings.temp.as_path(), io::empty()).with_names(policies, now).with_given(given).run(request, job)
+    let driver = LocalDriver::new(builder, settings.temp.as_path(), io::empty()).with_names(bench.policies.clone(), bench.now);
+    driver.with_plugins(bench).with_given(given).run(request, job)
 }
 
 /// Events as messages.
