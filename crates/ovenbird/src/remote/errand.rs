@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use ovenbird_engine::Event;
 use ovenbird_oci::{Digest, Reference};
 
-use super::{END, Ended, RemoteDriver, Watch};
+use super::{END, Ended, RemoteDriver, STOP, Watch};
 use crate::builder::Job;
 use crate::error::{Error, Kind};
 use crate::launch::{ByReference, Launcher, Pipe};
@@ -70,7 +70,7 @@ impl<L: Launcher> RemoteDriver<L> {
         let (to, mut from, life) = (Sender::new(to), Receiver::new(from), Mutex::new(life));
         let (begun, done) = (AtomicBool::new(false), AtomicBool::new(false));
         let heard = std::thread::scope(|scope| {
-            let watch = Watch { job, to: &to, life: &life, begun: &begun, done: &done };
+            let watch = Watch { job, to: &to, life: &life, begun: &begun, done: &done, stop: STOP };
             scope.spawn(move || watch.run());
             // Who is gone before it has heard everything is seen by who reads.
             let _ = to.send(&ToWorker::Hello(Hello::own())).and_then(|()| to.send(&ToWorker::Errand(order)));
