@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use crate::builder::BuilderKind;
 use crate::error::{Error, Kind};
-use crate::launch::{ContainerPlace, Host};
+use crate::launch::{ContainerPlace, Host, PrefectPlace};
 use crate::request::ParseValueError;
 use crate::settings::Environment;
 
@@ -28,6 +28,8 @@ pub enum On {
     Ssh(Vec<Host>),
     /// On one of the machines of the setting `[pool]`.
     Pool,
+    /// As a flow run of a Prefect server.
+    Prefect(PrefectPlace),
 }
 
 impl FromStr for On {
@@ -39,7 +41,9 @@ impl FromStr for On {
             "here" => Self::Here,
             "process" => Self::Process,
             "pool" => Self::Pool,
-            "kubernetes" | "prefect" => {
+            "prefect" => Self::Prefect(PrefectPlace::default()),
+            _ if text.starts_with("prefect,") => Self::Prefect(PrefectPlace::parse(&text["prefect,".len()..])?),
+            "kubernetes" => {
                 let reason = format!("--on {text} is not supported by this version: use here, process, container or ssh://HOST");
                 return Err(ParseValueError { reason });
             }
@@ -48,7 +52,7 @@ impl FromStr for On {
             _ if text.starts_with("ssh://") => Self::Ssh(text.split(',').map(str::parse).collect::<Result<_, _>>()?),
             _ => {
                 let reason = format!(
-                    "{text:?} is no place for a build: expected auto, here, process, container[,socket][,image=NAME], pool or ssh://HOST[,ssh://HOST]"
+                    "{text:?} is no place for a build: expected auto, here, process, container[,socket][,image=NAME], pool, prefect[,pool=NAME] or ssh://HOST[,ssh://HOST]"
                 );
                 return Err(ParseValueError { reason });
             }
@@ -95,6 +99,7 @@ impl fmt::Display for On {
             }
             Self::Ssh(hosts) => f.write_str(&hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
             Self::Pool => f.write_str("pool"),
+            Self::Prefect(place) => place.fmt(f),
         }
     }
 }
@@ -127,7 +132,7 @@ impl Probe {
     pub fn wants_docker(&self, on: &On, builder: BuilderKind) -> bool {
         match on {
             On::Auto | On::Here => builder != BuilderKind::Docker && self.level.is_none(),
-            On::Process | On::Container(_) | On::Ssh(_) | On::Pool => false,
+            On::Process | On::Container(_) | On::Ssh(_) | On::Pool | On::Prefect(_) => false,
         }
     }
 }
@@ -156,6 +161,9 @@ pub fn choose(on: &On, builder: BuilderKind, probe: &Probe) -> Result<Chosen, Er
             }
             chosen(on.clone(), own, "asked for".into())
         }
+        (On::Prefect(_), Docker) => Err(Error::new(Kind::Usage, format!("--builder {builder} does not go with --on {on}"))
+            .hint("a flow run builds with Ovenbird's own engine")),
+        (On::Prefect(_), Auto | Engine) => chosen(on.clone(), Engine, "asked for".into()),
         (On::Process | On::Ssh(_) | On::Pool, said) => chosen(on.clone(), said, "asked for".into()),
         (On::Auto | On::Here, Docker) => chosen(On::Here, Docker, "asked for".into()),
         (On::Auto | On::Here, Auto | Engine) => match (probe.level, &probe.docker) {
@@ -174,7 +182,9 @@ pub fn choose(on: &On, builder: BuilderKind, probe: &Probe) -> Result<Chosen, Er
                     reason.extend(["; ", why]);
                 }
                 for place in &probe.elsewhere {
-                    reason.extend(["; ", place, " is not a place for builds in this version"]);
+                    let how =
+                        if place.contains("Prefect") { " could build: --on prefect" } else { " is not a place for builds in this version" };
+                    reason.extend(["; ", place, how]);
                 }
                 chosen(On::Here, Engine, reason)
             }
@@ -204,7 +214,11 @@ mod tests {
             ("container,image=A", "! \"container,image=A\" is no place for a build: "),
             ("container,x", "! \"container,x\" is no place for a build: \"x\" is not known"),
             ("kubernetes", "! --on kubernetes is not supported by this version"),
-            ("prefect", "! --on prefect is not supported by this version"),
+            ("prefect", "prefect"),
+            ("prefect,queue=q,pool=a b", "prefect,pool=a b,queue=q"),
+            ("prefect,address=http://h/api,image=r.test/a:1", "prefect,address=http://h/api,image=r.test/a:1"),
+            ("prefect,pol=x", "! --on prefect has no \"pol\""),
+            ("prefect,pool=", "! --on prefect: pool has no value"),
             ("ssh://a,b", "! \"b\" is no host for builds"),
             ("moon", "! \"moon\" is no place for a build: expected auto"),
             ("", "! "),

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use clap::Args;
 use ovenbird::choice::Probe;
 use ovenbird::docker_engine::DockerEngine;
+use ovenbird::launch::{PrefectLauncher, PrefectPlace};
 use ovenbird::{Error, Kind};
 use ovenbird_sandbox::Level;
 use serde_json::{Value, json};
@@ -100,8 +101,18 @@ fn places(session: &Session, level: Option<Level>) -> Vec<Finding> {
         finding("container,socket", docker.is_ok(), in_container),
         finding("pool", !hosts.is_empty(), pool),
         finding("kubernetes", false, later("Kubernetes")),
-        finding("prefect", false, later("Prefect")),
+        prefect(session),
     ]
+}
+
+/// Whether a Prefect server would take builds.
+fn prefect(session: &Session) -> Finding {
+    let launcher = PrefectLauncher::new(&PrefectPlace::default(), &session.settings, &session.environment);
+    let (good, detail) = match launcher.and_then(|launcher| launcher.look()) {
+        Ok(found) => (true, found),
+        Err(error) => (false, error.to_string()),
+    };
+    Finding { what: "prefect", good, detail }
 }
 
 /// Makes the state directory and a file in it.

@@ -9,6 +9,7 @@
 mod credentials;
 mod environment;
 mod file;
+mod prefect;
 mod project;
 mod registry;
 
@@ -23,6 +24,7 @@ use ovenbird_sandbox::Level;
 
 pub use environment::Environment;
 use file::{FileSettings, read};
+pub use prefect::PrefectSettings;
 pub use registry::RegistryOption;
 
 use crate::builder::BuilderKind;
@@ -109,6 +111,8 @@ pub struct Settings {
     pub pool: Vec<Host>,
     /// What is not said of a machine for builds.
     pub host_defaults: HostDefaults,
+    /// Which Prefect server is meant, as far as the settings say.
+    pub prefect: PrefectSettings,
     /// What builds.
     pub builder: Option<BuilderKind>,
     /// Tags of names without one, and what kind of name a tag is.
@@ -194,6 +198,8 @@ impl Settings {
             return Err(parsed("pool.command", "expected a program".into()));
         }
         let host_defaults = HostDefaults { slots: pool.slots, command: pool.command, root: pool.root };
+        let prefect = merged.prefect.take().unwrap_or_default();
+        prefect.check().map_err(|e| parsed("prefect", e))?;
         let builder = merged.builder.as_deref().map(str::parse).transpose();
         let builder = builder.map_err(|e: crate::request::ParseValueError| parsed("builder", e.reason))?;
         let root = match flags.root.clone().or(merged.root) {
@@ -235,6 +241,7 @@ impl Settings {
             on,
             pool: hosts,
             host_defaults,
+            prefect,
             builder,
             tags,
             registries,
