@@ -75,14 +75,15 @@ pub struct LevelStatus {
 pub struct Probe {
     /// All levels.
     pub levels: Vec<LevelStatus>,
-    /// The best usable one; `None`: only builds without `RUN`.
+    /// The best usable one; `None`: only builds without `RUN`. [`Level::Traced`] only where something else confines this process: elsewhere
+    /// a step could reach all that the user can, which is to be asked for by name.
     pub chosen: Option<Level>,
 }
 
 impl Probe {
-    /// The best level that works here.
+    /// What is chosen where nothing is asked for.
     pub fn best(&self) -> Option<&LevelStatus> {
-        self.levels.iter().find(|status| status.usable)
+        self.levels.iter().find(|status| self.chosen == Some(status.level))
     }
 }
 
@@ -107,7 +108,7 @@ fn search(state: &Path, all: bool) -> Probe {
     let mut probe = Probe { levels: Vec::new(), chosen: None };
     for level in Level::ALL {
         let status = probe_level(level, state);
-        if status.usable && probe.chosen.is_none() {
+        if status.usable && probe.chosen.is_none() && (level != Level::Traced || is_confined()) {
             probe.chosen = Some(level);
         }
         probe.levels.push(status);
@@ -116,6 +117,12 @@ fn search(state: &Path, all: bool) -> Probe {
         }
     }
     probe
+}
+
+/// Does a runtime's seccomp filter hold this process already, as it does in a container? (`Seccomp: 2` in proc(5).)
+fn is_confined() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"))
 }
 
 /// (what is missing, whether overlay works).

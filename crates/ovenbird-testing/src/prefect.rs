@@ -156,8 +156,8 @@ pub fn flow() -> PathBuf {
 fn installed() -> Result<PathBuf> {
     let file = flow().join("requirements.txt");
     let wanted = fs::read_to_string(&file).at("cannot read", &file)?;
-    let digest: String = Sha256::digest(wanted.as_bytes()).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    cache::entry(&format!("prefect-{digest}"), |dir| {
+    let digest = Sha256::digest(wanted.as_bytes()).iter().take(6).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    cache::entry(&format!("prefect-{digest:012x}"), |dir| {
         process::output(Command::new("python3").args(["-m", "venv"]).arg(dir))?;
         // Its scripts have the path of the folder in them, which is renamed: the interpreter finds its way by itself.
         process::output(Command::new(dir.join("bin/python")).args(["-m", "pip", "install", "--quiet", "-r"]).arg(&file)).map(drop)

@@ -151,7 +151,7 @@ impl<L: Launcher> Driver for RemoteDriver<L> {
             Err(mut error) => {
                 let record = match error.record.take() {
                     Some(record) => *record,
-                    None => self.conclude(request, &mut flow, tree.as_ref(), &error, job),
+                    None => Self::conclude(request, &mut flow, tree.as_ref(), &error, job),
                 };
                 Err(Error { record: Some(Box::new(seen(record))), ..error })
             }
@@ -193,7 +193,7 @@ impl<L: Launcher> RemoteDriver<L> {
     }
 
     /// Runs the exit plugins of a build that no worker has run them for, and says how it went.
-    fn conclude(&self, request: &BuildRequest, flow: &mut Flow, tree: Option<&SourceTree>, error: &Error, job: &Job) -> Record {
+    fn conclude(request: &BuildRequest, flow: &mut Flow, tree: Option<&SourceTree>, error: &Error, job: &Job) -> Record {
         let cancelled = error.kind == Kind::Cancelled || job.cancel.is_cancelled();
         if flow.has(Phase::Exit) {
             flow.standing = if cancelled { Standing::Cancelled } else { Standing::Failed(flow.mask(error.to_string())) };

@@ -55,6 +55,12 @@ pub(crate) fn run(args: &DoctorArgs, session: &Session) -> Result<(), Error> {
             if status.usable && !status.overlay && !matches!(status.level, Level::Chroot | Level::Traced) {
                 let _ = writeln!(text, "    No overlay mounts below the state directory: each step copies its root, which is slower.");
             }
+            if status.level == Level::Traced && status.usable && probe.chosen.is_none() {
+                let _ = writeln!(
+                    text,
+                    "    Not used by itself outside a container: a step could reach all that you can. --isolation-level traced takes it."
+                );
+            }
             for missing in &status.missing {
                 let _ = writeln!(text, "    missing: {missing}");
             }

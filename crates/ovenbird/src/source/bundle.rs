@@ -91,7 +91,7 @@ pub(crate) fn push(fetcher: &Fetcher, tree: &SourceTree, repository: &Reference,
     let (mut contexts, mut layers) = (vec![], vec![]);
     for (name, context) in &tree.contexts {
         let pieces = pack(&context.dir, &context.ignore, &store, job)?;
-        contexts.push(Context { name: name.clone(), ignore: context.ignore.written().map(Into::into).collect(), pieces: pieces.len() });
+        contexts.push(Context { name: name.clone(), ignore: context.ignore.written().collect(), pieces: pieces.len() });
         layers.extend(pieces);
     }
     let dockerfile = Dockerfile { name: tree.dockerfile_name.clone(), text: tree.dockerfile.clone() };
@@ -298,7 +298,7 @@ mod tests {
         let known: std::collections::BTreeSet<_> = whole.iter().collect();
         let new = pieces(&changed).iter().filter(|piece| !known.contains(piece)).count();
         assert!(new <= 2, "{new} of {} pieces are new", whole.len());
-        assert!(pieces(b"").is_empty() && pieces(&[0; 10 << 20]).len() == 3);
+        assert!(pieces(b"").is_empty() && pieces(&vec![0; 10 << 20]).len() == 3);
     }
 
     #[test]

@@ -101,7 +101,7 @@ fn refuse_places(request: &BuildRequest) -> Result<(), Error> {
 }
 
 pub(super) fn build(
-    place: Place,
+    place: &Place,
     errand: Errand,
     to: &Arc<Sender>,
     questions: &Arc<Questions>,
@@ -142,7 +142,7 @@ pub(super) fn build(
     });
     // Plugins are refused: nothing of it is ever asked.
     let bench = Bench { policies, now, ..Bench::new(&place.settings, &place.environment) };
-    run(&place, bench, Given { tree, values }, &request, &job)
+    run(place, bench, Given { tree, values }, &request, &job)
 }
 
 #[cfg(test)]

@@ -103,9 +103,9 @@ pub fn serve(
         match received {
             Received::Build { order, tree } => {
                 dockerfile = (tree.dockerfile_name.clone(), tree.dockerfile.clone());
-                build(place, *order, tree, &to, &questions, cancel)
+                build(place, *order, *tree, &to, &questions, cancel)
             }
-            Received::Errand(errand) => errand::build(place, *errand, &to, &questions, cancel),
+            Received::Errand(errand) => errand::build(&place, *errand, &to, &questions, cancel),
         }
     });
     let outcome = match outcome {
@@ -128,7 +128,7 @@ pub fn serve(
 
 /// Everything that comes before the build.
 enum Received {
-    Build { order: Box<Order>, tree: SourceTree },
+    Build { order: Box<Order>, tree: Box<SourceTree> },
     Errand(Box<Errand>),
 }
 
@@ -189,7 +189,7 @@ fn receive<R: Read>(from: &mut Receiver<R>, temp: &Path) -> Result<Received, Err
     }
     let mut tree = SourceTree::given(dockerfile, order.dockerfile_name.clone(), contexts, aside);
     tree.origin.clone_from(&order.origin);
-    Ok(Received::Build { order, tree })
+    Ok(Received::Build { order, tree: Box::new(tree) })
 }
 
 /// Reads what comes while the build runs.

@@ -913,7 +913,7 @@ fn in_place_changes_become_a_diff() {
     fs::remove_dir_all(root.join("dir")).unwrap();
     fs::write(root.join("dir"), "now a file").unwrap();
     fs::write(root.join("e/g"), "g").unwrap();
-    let owners = merged::diff(&before, &root, &at("out"), Owners::new()).unwrap();
+    let owners = merged::diff(&before, &root, &at("out"), Owners::new(), Ownership::Real).unwrap();
     assert!(owners.is_empty());
     assert_eq!(show(&raw(at("out"))), "d/ d/y%0,0@0 dir=now a file e/@700#4:4 e/g=g edit=2 file/! file/new=n gone%0,0@0 mode=1@600");
     assert_eq!(show(&View::new(&snapshot([at("1"), at("out")]))), show(&raw(root)).replace("file/ ", "file/! "));

@@ -213,10 +213,7 @@ impl From<ApiError> for Ended {
 impl Follower {
     /// Waits for the errand, makes the run, and passes on what it says until its end.
     pub(super) fn run(self, words: &Receiver<Word>, mut out: io::PipeWriter) {
-        let errand = match words.recv() {
-            Ok(Word::Errand(errand)) => errand,
-            _ => return,
-        };
+        let Ok(Word::Errand(errand)) = words.recv() else { return };
         let Ended::Failed(error) = self.work(&errand, words, &mut out) else { return };
         let failed = ToCaller::Failed { failure: Box::new(Failure::of(error, ("", ""))) };
         // Who does not hear it has gone.
@@ -266,30 +263,28 @@ impl Follower {
 
     fn follow(&self, run: &Run, words: &Receiver<Word>, out: &mut io::PipeWriter) -> Ended {
         let mut said = Words::default();
-        let (mut asked, mut answered) = (Instant::now() - STATE, Instant::now());
+        let (mut asked, mut answered) = (None::<Instant>, Instant::now());
         let (mut begun, mut cancelled, mut noticed, mut over) = (false, false, false, None::<(State, Instant)>);
         let mut waits = Waits { since: Instant::now(), told: None };
         loop {
             match words.recv_timeout(POLL) {
-                Err(RecvTimeoutError::Timeout) => {}
-                Ok(Word::Errand(_)) => {}
                 // Also when the caller breaks off: nobody else knows of this run.
                 Ok(Word::Cancel | Word::End) | Err(RecvTimeoutError::Disconnected) if said.ended => return Ended::Told,
                 Ok(Word::Cancel | Word::End) if !cancelled => {
                     cancelled = true;
                     self.cancel(run);
                 }
-                Ok(Word::Cancel | Word::End) => {}
+                Ok(Word::Errand(_) | Word::Cancel | Word::End) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(POLL),
             }
             if self.stop.load(Ordering::SeqCst) {
                 return Ended::Told;
             }
             let looked = self.pass_on(run, &mut said, out).and_then(|()| {
-                if said.ended || over.is_some() || asked.elapsed() < STATE {
+                if said.ended || over.is_some() || asked.is_some_and(|asked| asked.elapsed() < STATE) {
                     return Ok(None);
                 }
-                asked = Instant::now();
+                asked = Some(Instant::now());
                 Ok(Some(State::of(&self.api.get(&format!("flow_runs/{}", run.id))?)))
             });
             let state = match looked {
@@ -369,7 +364,7 @@ impl Follower {
         // It is said with a success that it was refused.
         match done {
             Ok(answer) if matches!(text(&answer, "status"), "ACCEPT" | "REJECT") => {
-                self.tell(format!("cancelling the flow run {}", run.name))
+                self.tell(format!("cancelling the flow run {}", run.name));
             }
             Ok(answer) => warn(
                 &*self.sink,
@@ -483,7 +478,7 @@ fn say(out: &mut io::PipeWriter, message: &ToCaller) -> io::Result<()> {
 fn random() -> io::Result<String> {
     let mut bytes = [0u8; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
 #[cfg(test)]

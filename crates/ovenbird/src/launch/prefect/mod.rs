@@ -194,7 +194,7 @@ impl PrefectLauncher {
     }
 
     /// The deployment of the pool, made or brought up to date.
-    fn deployment(&self, api: &Api, pool: &Pool) -> Result<String, Error> {
+    fn deployment(api: &Api, pool: &Pool) -> Result<String, Error> {
         let parameters: serde_json::Map<String, Value> = parameters().into_iter().map(|name| (name, json!({}))).collect();
         let mut wanted = json!({
             "name": format!("ovenbird-{}", pool.name),
@@ -242,7 +242,7 @@ impl Launcher for PrefectLauncher {
             let message = format!("the work pool {} starts privileged containers, which builds do not need", pool.name);
             warn(&*job.sink, message);
         }
-        let deployment = self.deployment(&api, &pool)?;
+        let deployment = Self::deployment(&api, &pool)?;
         let mut job_variables = json!({});
         if let Some(image) = &self.server.image {
             job_variables["image"] = image.as_str().into();
@@ -338,7 +338,8 @@ mod tests {
         let mut taken: Vec<&str> = signature.lines().filter_map(|line| line.trim().split_once(':').map(|(name, _)| name)).collect();
         let wanted = parameters();
         let mut wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
-        (taken.sort_unstable(), wanted.sort_unstable());
+        taken.sort_unstable();
+        wanted.sort_unstable();
         assert_eq!(taken, wanted);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! What authorises is in a header that goes to the server's own origin and nowhere else, and never in a message.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -166,19 +167,19 @@ impl Api {
     }
 
     pub(super) fn get(&self, path: &str) -> Result<Value, ApiError> {
-        self.call(Method::GET, path, None)
+        self.call(&Method::GET, path, None)
     }
 
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value, ApiError> {
-        self.call(Method::POST, path, Some(body))
+        self.call(&Method::POST, path, Some(body))
     }
 
     /// Asks until there is an answer that would not be another one the next time. Everything that is asked of the server can be asked twice: what
     /// is made is made under a name or a key.
-    fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ApiError> {
+    fn call(&self, method: &Method, path: &str, body: Option<&Value>) -> Result<Value, ApiError> {
         let mut pause = FIRST_PAUSE;
         for _ in 1..ATTEMPTS {
-            match self.attempt(&method, path, body) {
+            match self.attempt(method, path, body) {
                 // Its database is busy, or a connection broke; a server that is not there is known at once.
                 Err(error) if error.is_transient() && !error.is_absence() => {}
                 done => return done,
@@ -186,7 +187,7 @@ impl Api {
             std::thread::sleep(pause);
             pause *= 2;
         }
-        self.attempt(&method, path, body)
+        self.attempt(method, path, body)
     }
 
     fn attempt(&self, method: &Method, path: &str, body: Option<&Value>) -> Result<Value, ApiError> {
@@ -271,7 +272,7 @@ pub(super) fn escaped(name: &str) -> String {
         if plain(byte) {
             out.push(char::from(byte));
         } else {
-            out.push_str(&format!("%{byte:02X}"));
+            let _ = write!(out, "%{byte:02X}");
         }
     }
     // A path of dots would be another one.
