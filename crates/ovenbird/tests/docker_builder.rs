@@ -320,7 +320,7 @@ fn every_flag_is_honoured_or_refused() {
     let ovenbird = |arguments: &[&str]| {
         let mut command = ovenbird_testing::command::ovenbird().unwrap();
         command.current_dir(dir.path()).env("DOCKER_HOST", dockerd.host()).env("HOME", dir.path());
-        ovenbird_testing::command::finish(command.args(["--root", "state"]).args(arguments), None, Duration::from_secs(60)).unwrap()
+        ovenbird_testing::command::finish(command.args(["--root", "state"]).args(arguments), None, Duration::from_mins(1)).unwrap()
     };
     // What each asks for; the words of the refusal, or a file that must be there, or what is said.
     let refused = |flag: &str| Err(format!("{flag} with --builder docker is not supported"));
@@ -635,7 +635,7 @@ fn tasker_and_utilities_of_dock() {
         tasker.inspect_image("cloned:1").unwrap()["Config"]["Labels"]["says"].as_str().unwrap().to_owned()
     };
     is.of("join-image-name", || {
-        assert_eq!(reference("registry.example.org/ns/img").with_tag("1").familiar(), "registry.example.org/ns/img:1")
+        assert_eq!(reference("registry.example.org/ns/img").with_tag("1").familiar(), "registry.example.org/ns/img:1");
     });
     is.of("split-image-name", || {
         let name = reference("ns/img:1");
@@ -657,7 +657,7 @@ fn tasker_and_utilities_of_dock() {
     });
     is.of("dockerfile-at-the-root", || assert_eq!((says(None, None), says(None, Some("Dockerfile"))), ("second".into(), "second".into())));
     is.of("dockerfile-in-a-folder", || {
-        assert_eq!((says(None, Some("sub")), says(None, Some("sub/Dockerfile"))), ("folder".into(), "folder".into()))
+        assert_eq!((says(None, Some("sub")), says(None, Some("sub/Dockerfile"))), ("folder".into(), "folder".into()));
     });
     is.of("dockerfile-by-its-path", || assert_eq!(says(None, Some("/sub/b.Dockerfile")), "path"));
     is.of("clone-at-a-commit", || {
