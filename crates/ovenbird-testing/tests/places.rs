@@ -650,7 +650,7 @@ fn a_worker_that_lies() -> Result<()> {
     let room = Room::new("")?;
     room.know(&[("one", &server)])?;
     write(&room.path("fails/Dockerfile"), "FROM scratch\nCOPY Dockerfile /\n");
-    let hello = r#"{"type":"hello","protocol":1,"version":"x","capabilities":[]}"#;
+    let hello = r#"{"type":"hello","protocol":2,"version":"x","capabilities":[]}"#;
     for (number, (lines, code, expect)) in [
         (
             vec![r#"{"type":"hello","protocol":7,"version":"9.9","capabilities":[]}"#],

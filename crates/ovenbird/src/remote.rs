@@ -109,20 +109,30 @@ impl<L: Launcher> RemoteDriver<L> {
             to.close();
             outcome
         });
+        let ended = self.ended(outcome, life, job);
+        if let Some(error) = unsent.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        let (report, mut life) = ended?;
+        outputs.all_whole()?;
+        life.keep(&report, job)?;
+        Ok(BuildReport { revision: tree.revision.clone(), ..report })
+    }
+
+    /// Waits for a worker that has nothing more to say, and tells what came of the build.
+    fn ended(
+        &self,
+        outcome: Result<BuildReport, Ended>,
+        life: Mutex<Box<dyn Life>>,
+        job: &Job,
+    ) -> Result<(BuildReport, Box<dyn Life>), Error> {
         let mut life = life.into_inner().unwrap_or_else(PoisonError::into_inner);
         let ended = life.wait(END);
         if ended.is_none() {
             life.kill();
         }
-        if let Some(error) = unsent.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(error);
-        }
         match outcome {
-            Ok(report) => {
-                outputs.all_whole()?;
-                life.keep(&report, job)?;
-                Ok(BuildReport { revision: tree.revision.clone(), ..report })
-            }
+            Ok(report) => Ok((report, life)),
             Err(Ended::Failed(error)) => Err(error),
             Err(Ended::Lost(_)) if job.cancel.is_cancelled() => Err(Error::new(Kind::Cancelled, "cancelled")),
             Err(Ended::Lost(error)) => {

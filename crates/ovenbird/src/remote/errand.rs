@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use ovenbird_engine::Event;
 use ovenbird_oci::{Digest, Reference};
 
-use super::{END, Ended, RemoteDriver, STOP, Watch};
+use super::{Ended, RemoteDriver, STOP, Watch};
 use crate::builder::Job;
 use crate::error::{Error, Kind};
 use crate::launch::{ByReference, Launcher, Pipe};
@@ -79,24 +79,9 @@ impl<L: Launcher> RemoteDriver<L> {
             to.close();
             heard
         });
-        let mut life = life.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let ended = life.wait(END);
-        if ended.is_none() {
-            life.kill();
-        }
-        match heard {
-            Ok(report) => {
-                life.keep(&report, job)?;
-                Ok(report)
-            }
-            Err(Ended::Failed(error)) => Err(error),
-            Err(Ended::Lost(_)) if job.cancel.is_cancelled() => Err(Error::new(Kind::Cancelled, "cancelled")),
-            Err(Ended::Lost(error)) => {
-                let mut told = Error::from(error).while_doing(format!("the worker {} was lost", self.launcher.place()));
-                told.causes.extend(ended);
-                Err(told)
-            }
-        }
+        let (report, mut life) = self.ended(heard, life, job)?;
+        life.keep(&report, job)?;
+        Ok(report)
     }
 }
 
