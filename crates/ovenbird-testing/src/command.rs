@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -138,6 +138,25 @@ impl Workspace {
     /// The folder.
     pub fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Makes a context of kinds that could be lost on the way to a build elsewhere: an empty folder, links of both sorts, special permissions,
+    /// and a file of a MiB that the ignore file leaves out.
+    pub fn context(&self, name: &str, dockerfile: &str) -> Result<PathBuf> {
+        let dir = self.path().join(name);
+        let make = || {
+            fs::create_dir_all(dir.join("deep/empty"))?;
+            fs::write(dir.join("Dockerfile"), dockerfile)?;
+            fs::write(dir.join(".dockerignore"), "ignored\n!deep/ignored\n")?;
+            fs::write(dir.join("ignored"), "x".repeat(1 << 20))?;
+            fs::write(dir.join("run"), "#!/bin/sh\n")?;
+            fs::hard_link(dir.join("run"), dir.join("deep/same"))?;
+            symlink("../run", dir.join("deep/link"))
+        };
+        make().at("cannot fill", &dir)?;
+        set_mode(&dir.join("run"), 0o4751)?;
+        set_mode(&dir.join("deep"), 0o1770)?;
+        Ok(dir)
     }
 
     /// Hands a file or folder (not what is below it) to the user.

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -115,7 +117,7 @@ fn exchange(port: u16, auth: &str, method: &str, path: &str, body: Option<&Value
     let body = body.map(Value::to_string).unwrap_or_default();
     let request = format!(
         "{method} /api/{path} HTTP/1.0\r\nHost: 127.0.0.1\r\nAuthorization: Basic {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        base64(auth.as_bytes()),
+        STANDARD.encode(auth),
         body.len()
     );
     let exchange = || -> std::io::Result<Vec<u8>> {
@@ -135,18 +137,6 @@ fn exchange(port: u16, auth: &str, method: &str, path: &str, body: Option<&Value
     if body.is_empty() { Ok(Value::Null) } else { serde_json::from_str(body).map_err(|error| malformed(error.to_string())) }
 }
 
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for group in bytes.chunks(3) {
-        let bits = group.iter().chain([0, 0].iter()).take(3).fold(0usize, |bits, byte| bits << 8 | usize::from(*byte));
-        for at in 0..4 {
-            out.push(if at <= group.len() { char::from(DIGITS[bits >> (18 - 6 * at) & 63]) } else { '=' });
-        }
-    }
-    out
-}
-
 /// The folder of the flow.
 pub fn flow() -> PathBuf {
     crate::repository().join("python/ovenbird_flow")
@@ -162,14 +152,4 @@ fn installed() -> Result<PathBuf> {
         // Its scripts have the path of the folder in them, which is renamed: the interpreter finds its way by itself.
         process::output(Command::new(dir.join("bin/python")).args(["-m", "pip", "install", "--quiet", "-r"]).arg(&file)).map(drop)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn base64() {
-        for (text, expect) in [("", ""), ("a", "YQ=="), ("ab", "YWI="), ("abc", "YWJj"), ("user:pass", "dXNlcjpwYXNz")] {
-            assert_eq!(super::base64(text.as_bytes()), expect);
-        }
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -45,16 +45,7 @@ impl Room {
         let workspace = Workspace::new(Level::Own)?;
         let file = workspace.path().join("settings.toml");
         write(&file, settings);
-        let context = workspace.path().join("ctx");
-        fs::create_dir_all(context.join("deep/empty")).unwrap();
-        write(&context.join("Dockerfile"), DOCKERFILE);
-        write(&context.join(".dockerignore"), "ignored\n!deep/ignored\n");
-        write(&context.join("ignored"), &"x".repeat(1 << 20));
-        write(&context.join("run"), "#!/bin/sh\n");
-        fs::hard_link(context.join("run"), context.join("deep/same")).unwrap();
-        symlink("../run", context.join("deep/link")).unwrap();
-        fs::set_permissions(context.join("run"), fs::Permissions::from_mode(0o4751)).unwrap();
-        fs::set_permissions(context.join("deep"), fs::Permissions::from_mode(0o1770)).unwrap();
+        let context = workspace.context("ctx", DOCKERFILE)?;
         let _ = rustix::fs::setxattr(context.join("run"), "user.note", b"n", rustix::fs::XattrFlags::empty());
         for name in ["run", "Dockerfile"] {
             let old = std::time::UNIX_EPOCH + Duration::new(1_000_000_000, 700_000_000);

@@ -40,15 +40,7 @@ impl Room {
         let workspace = Workspace::new(Level::Own)?;
         let file = workspace.path().join("settings.toml");
         write(&file, settings);
-        let context = workspace.path().join("ctx");
-        fs::create_dir_all(context.join("deep/empty")).unwrap();
-        write(&context.join("Dockerfile"), DOCKERFILE);
-        write(&context.join(".dockerignore"), "ignored\n");
-        write(&context.join("ignored"), &"x".repeat(1 << 20));
-        write(&context.join("run"), "#!/bin/sh\n");
-        fs::hard_link(context.join("run"), context.join("deep/same")).unwrap();
-        std::os::unix::fs::symlink("../run", context.join("deep/link")).unwrap();
-        command::set_mode(&context.join("run"), 0o4751)?;
+        workspace.context("ctx", DOCKERFILE)?;
         for (name, dockerfile) in [
             ("fails", "FROM busybox\nRUN for n in $(seq 80); do echo line $n; done; exit 7\n"),
             ("wrong", "FROM busybox\nRUNS true\n"),
