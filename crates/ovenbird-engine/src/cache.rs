@@ -9,6 +9,7 @@
 pub mod document;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use ovenbird_oci::digest::Hasher;
 use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
@@ -126,13 +127,17 @@ impl Link {
     }
 }
 
+/// A root file system: its parts, lowest first. Steps share the parts below them, or a long Dockerfile would take memory by the square.
+pub type Chain = Vec<Arc<Link>>;
+
 /// What a vertex came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Content key.
     pub key: CacheKey,
-    /// Lowest first.
-    pub chain: Vec<Link>,
+    /// Its files.
+    #[serde(with = "links")]
+    pub chain: Chain,
 }
 
 /// A result and the definition key that led to it.
@@ -160,24 +165,51 @@ pub fn save(state: &State, key: &CacheKey, record: &Record) -> Result<(), StateE
 }
 
 /// The chain a manifest was made from, if this machine made it.
-pub fn find_image(state: &State, manifest: &Digest) -> Option<Vec<Link>> {
-    let chain: Vec<Link> = serde_json::from_slice(&state.read_record(&image_name(manifest))?).ok()?;
+pub fn find_image(state: &State, manifest: &Digest) -> Option<Chain> {
+    let chain = read_chain(&state.read_record(&image_name(manifest))?)?;
     // `FROM image` and nothing else is that image again: it is not made of itself.
-    let own = chain.iter().any(|link| matches!(link, Link::Image { manifest: of, .. } if of == manifest));
+    let own = chain.iter().any(|link| matches!(&**link, Link::Image { manifest: of, .. } if of == manifest));
     (!own && is_complete(state, &chain)).then_some(chain)
 }
 
 /// Remembers the chain of a manifest made here.
-pub fn save_image(state: &State, manifest: &Digest, chain: &[Link]) -> Result<(), StateError> {
-    state.write_record(&image_name(manifest), &serde_json::to_vec(chain).unwrap_or_default())
+pub fn save_image(state: &State, manifest: &Digest, chain: &[Arc<Link>]) -> Result<(), StateError> {
+    state.write_record(&image_name(manifest), write_chain(chain).as_bytes())
+}
+
+/// A chain as JSON.
+pub fn write_chain(chain: &[Arc<Link>]) -> String {
+    serde_json::to_string(&chain.iter().map(AsRef::as_ref).collect::<Vec<&Link>>()).unwrap_or_default()
+}
+
+/// What [`write_chain`] wrote.
+pub fn read_chain(record: &[u8]) -> Option<Chain> {
+    links::deserialize(&mut serde_json::Deserializer::from_slice(record)).ok()
+}
+
+/// A [`Chain`] is written as a list of what it shares.
+mod links {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::{Chain, Link};
+
+    pub(super) fn serialize<S: Serializer>(chain: &[Arc<Link>], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(chain.iter().map(AsRef::as_ref))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Chain, D::Error> {
+        Ok(Vec::<Link>::deserialize(from)?.into_iter().map(Arc::new).collect())
+    }
 }
 
 fn image_name(manifest: &Digest) -> String {
     format!("image-{}", manifest.hex())
 }
 
-fn is_complete(state: &State, chain: &[Link]) -> bool {
-    chain.iter().all(|link| match link {
+fn is_complete(state: &State, chain: &[Arc<Link>]) -> bool {
+    chain.iter().all(|link| match &**link {
         Link::Image { manifest, .. } => state.store().has(manifest),
         Link::Diff { id, .. } => state.has_snapshot(id),
         Link::Shared(layer) => {
@@ -214,7 +246,7 @@ mod tests {
         work.subdir("fs").unwrap();
         let id = state.commit(work, None, &std::collections::BTreeMap::new()).unwrap();
         let key = key("/a", None, "linux/amd64");
-        let record = Record { key, chain: vec![Link::new_diff(id.clone())] };
+        let record = Record { key, chain: vec![Link::new_diff(id.clone()).into()] };
         save(&state, &key, &record).unwrap();
         let file = state.trees()[0].records().join(key.file_name());
         let year = std::time::Duration::from_hours(9_000);

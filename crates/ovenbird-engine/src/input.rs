@@ -14,7 +14,7 @@ use ovenbird_oci::layer::Compression;
 use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, Reference};
 
-use crate::cache::{Filed, Link};
+use crate::cache::{Chain, Filed};
 use crate::frontend::Options;
 use crate::snapshot::folder::Folder;
 use crate::snapshot::overlaid::Overlaid;
@@ -251,7 +251,7 @@ pub struct Exportable {
     /// Folders of cache mounts.
     pub(crate) mounts: BTreeSet<Digest>,
     /// What the images are made of.
-    pub(crate) images: Vec<Vec<Link>>,
+    pub(crate) images: Vec<Chain>,
     /// Base images.
     pub(crate) bases: Vec<Reference>,
     /// Time of all files, when it is fixed.

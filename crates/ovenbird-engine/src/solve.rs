@@ -16,7 +16,7 @@ use std::time::Instant;
 use ovenbird_oci::Digest;
 use ovenbird_oci::layer::LayerError;
 
-use crate::cache::{self, CacheKey, Filed, Link, Record};
+use crate::cache::{self, CacheKey, Chain, Filed, Link, Record};
 use crate::error::BuildError;
 use crate::event::Event;
 use crate::export::assemble;
@@ -93,7 +93,7 @@ struct Solver<'a> {
 #[derive(Debug, Default)]
 pub struct Solved {
     /// The target's root file system.
-    pub chain: Vec<Link>,
+    pub chain: Chain,
     /// Results of all steps that lead to it, when they are wanted by other machines.
     pub filed: Vec<Filed>,
     /// Folders of the cache mounts of those steps.
@@ -391,7 +391,7 @@ impl<'a> Solver<'a> {
         needed
     }
 
-    fn chain(&self, vertex: Option<VertexId>) -> Result<Vec<Link>, Failed> {
+    fn chain(&self, vertex: Option<VertexId>) -> Result<Chain, Failed> {
         match vertex.map(|v| self.nodes[v].solved.get()) {
             None => Ok(vec![]),
             Some(Some(record)) => Ok(record.chain.clone()),
@@ -410,7 +410,7 @@ impl<'a> Solver<'a> {
             Op::Image(image) => {
                 let began = Instant::now();
                 self.announce_start(vertex);
-                let chain = vec![Link::Image { manifest: image.manifest, reference: image.reference.clone() }];
+                let chain = vec![Arc::new(Link::Image { manifest: image.manifest, reference: image.reference.clone() })];
                 return self.announce_end(vertex, began, Ok(Arc::new(Record { key: definition, chain })));
             }
             Op::Local { .. } | Op::Git(_) | Op::Http(_) => return Ok(Arc::new(Record { key: definition, chain: vec![] })),
@@ -436,7 +436,7 @@ impl<'a> Solver<'a> {
         self.explain(vertex);
         let outcome = self.run(vertex, op).and_then(|link| {
             let mut chain = self.chain(op.base()).map_err(|Failed| BuildError::Cancelled)?;
-            chain.push(link);
+            chain.push(Arc::new(link));
             if !self.session.is_settled() {
                 // A key that nothing else has, so that what follows finds nothing either.
                 return Ok(Arc::new(Record { key: CacheKey::of_content(Digest::of(format!("{chain:?}").as_bytes())), chain }));
@@ -479,7 +479,7 @@ impl<'a> Solver<'a> {
     }
 
     /// Writes what an operation says above `base`. With `gate`, a large layer may be packed at once instead of becoming a folder.
-    fn write_files(&self, vertex: VertexId, op: &FileOp, base: &[Link], gate: Option<&Gate>) -> Result<Link, BuildError> {
+    fn write_files(&self, vertex: VertexId, op: &FileOp, base: &[Arc<Link>], gate: Option<&Gate>) -> Result<Link, BuildError> {
         let base = image::snapshot(self.session, base)?;
         let work = self.session.state.work_dir()?;
         let out = work.subdir("fs")?;

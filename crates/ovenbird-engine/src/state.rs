@@ -629,7 +629,7 @@ mod tests {
         let owners = Owners::from([("a".into(), Owner { uid: 5, gid: 6, node: None })]);
         let id = state.commit(work, None, &owners).unwrap();
         let layer = state.layer_dir(&id).unwrap().unwrap();
-        assert_eq!(*layer.owners, owners);
+        assert_eq!(layer.owners, owners);
         assert_eq!(fs::read_to_string(layer.dir.join("a")).unwrap(), "x");
         let mine = state.build.dir.clone();
         // What a killed process leaves: a folder whose lock nobody holds.
@@ -693,7 +693,7 @@ mod tests {
         fs::write(snapshot.join("owners"), "[").unwrap();
         assert!(!state.has_snapshot(&id) && state.layer_dir(&id).unwrap().is_none());
         commit();
-        assert_eq!(*state.layer_dir(&id).unwrap().unwrap().owners, owners);
+        assert_eq!(state.layer_dir(&id).unwrap().unwrap().owners, owners);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use ovenbird_oci::image::{History, media};
@@ -9,7 +10,7 @@ use ovenbird_oci::layer::{self, Elsewhere, Needles, Owners, PackOptions, Packed}
 use ovenbird_oci::registry::HeadStart;
 use ovenbird_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform};
 
-use crate::cache::{self, Filed, Link, SharedLayer, document};
+use crate::cache::{self, Chain, Filed, Link, SharedLayer, document};
 use crate::error::BuildError;
 use crate::event::Event;
 use crate::export::cache as cache_export;
@@ -30,14 +31,20 @@ pub struct Assembled {
     /// Digest of its config.
     pub config: Digest,
     /// What it is made of.
-    pub chain: Vec<Link>,
+    pub chain: Chain,
 }
 
 /// Makes the image of a solved plan. Its times are those of its steps, so an unchanged build gives the same image; with a fixed time they
 /// are all that time.
 ///
 /// With `inline`, the manifest says which of these results its layers hold.
-pub fn assemble(session: &Session, gate: &Gate, plan: &Plan, chain: &[Link], inline: Option<&[Filed]>) -> Result<Assembled, BuildError> {
+pub fn assemble(
+    session: &Session,
+    gate: &Gate,
+    plan: &Plan,
+    chain: &[Arc<Link>],
+    inline: Option<&[Filed]>,
+) -> Result<Assembled, BuildError> {
     let Parts { layers, diff_ids, inherited, created } = parts(session, gate, chain)?;
     let fixed = session.input.source_date_epoch.map(rfc3339);
     let base_created = plan.base.as_ref().and_then(|base| base.config.created.clone());
@@ -117,11 +124,11 @@ struct Parts {
     created: Vec<i64>,
 }
 
-fn parts(session: &Session, gate: &Gate, chain: &[Link]) -> Result<Parts, BuildError> {
+fn parts(session: &Session, gate: &Gate, chain: &[Arc<Link>]) -> Result<Parts, BuildError> {
     let mut parts = Parts::default();
     for (at, link) in chain.iter().enumerate() {
         session.check_stop()?;
-        match link {
+        match &**link {
             Link::Shared(shared) => {
                 let layer = shared_layer(session, gate, shared, &chain[..=at])?;
                 let media_type = layer_media_type(&layer.media_type, session.input.docker_media_types);
@@ -152,7 +159,7 @@ fn parts(session: &Session, gate: &Gate, chain: &[Link]) -> Result<Parts, BuildE
 
 /// A layer of another machine, as it is when it is as it should be. Otherwise it is fetched: for another compression, or because it was not
 /// searched for all secrets of this build.
-fn shared_layer(session: &Session, gate: &Gate, shared: &SharedLayer, chain: &[Link]) -> Result<Descriptor, BuildError> {
+fn shared_layer(session: &Session, gate: &Gate, shared: &SharedLayer, chain: &[Arc<Link>]) -> Result<Descriptor, BuildError> {
     let (same, searched) = (shared.compression == session.input.compression.to_string(), gate.names().is_subset(&shared.searched));
     if same && searched {
         return Ok(shared.descriptor());

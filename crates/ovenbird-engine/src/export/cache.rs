@@ -84,7 +84,7 @@ pub fn inline(
     session: &Session,
     gate: &Gate,
     filed: &[Filed],
-    chain: &[Link],
+    chain: &[Arc<Link>],
     layers: &[Descriptor],
 ) -> Result<Option<String>, BuildError> {
     let mut shared = Shared { session, gate, layers: HashMap::new(), leaking: HashSet::new() };
@@ -140,7 +140,7 @@ impl Shared<'_> {
     fn entry(&mut self, filed: &Filed) -> Result<Option<Entry>, BuildError> {
         let mut chain = vec![];
         for link in &filed.record.chain {
-            chain.push(match link {
+            chain.push(match &**link {
                 Link::Image { manifest, .. } => Part::Base(*manifest),
                 Link::Shared(layer) => Part::Layer(Arc::new(layer.clone())),
                 Link::Diff { id, created } => match self.layer(id, *created)? {

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ovenbird_oci::archive::ArchiveError;
 use ovenbird_oci::layer::Owners;
@@ -202,7 +203,7 @@ fn file_error(source: crate::ops::file::FileError) -> BuildError {
 fn snapshot_of(session: &Session, digest: &Digest) -> Result<Snapshot, BuildError> {
     let reference =
         "localhost/exported".parse().map_err(|error| BuildError::Malformed { digest: digest.to_string(), reason: format!("{error}") })?;
-    image::snapshot(session, &[Link::Image { manifest: *digest, reference }])
+    image::snapshot(session, &[Arc::new(Link::Image { manifest: *digest, reference })])
 }
 
 /// The manifests below a descriptor.

@@ -3,9 +3,10 @@
 use ovenbird_oci::image::{History, media};
 use ovenbird_oci::layer::{self, PackOptions};
 use ovenbird_oci::{Descriptor, Digest, ImageConfig, Manifest, Platform};
+use std::sync::Arc;
 
 use super::assemble::{Assembled, descriptor, layer_media_type, rfc3339, threads, write_json};
-use crate::cache::{self, Link, document};
+use crate::cache::{self, Chain, Link, document};
 use crate::error::BuildError;
 use crate::event::Event;
 use crate::ops::{Session, image, merged};
@@ -29,10 +30,10 @@ fn file_error(source: crate::ops::file::FileError) -> BuildError {
 
 /// Squashes an image of one platform. Its files stay what they are. `None`: there is nothing to merge.
 pub fn squash(session: &Session, member: Subject, whole: bool) -> Result<Option<Assembled>, BuildError> {
-    let own = || -> Result<Vec<Link>, BuildError> {
+    let own = || -> Result<Chain, BuildError> {
         let malformed = |error| BuildError::Malformed { digest: member.manifest.digest.to_string(), reason: format!("{error}") };
         let reference = "localhost/exported".parse().map_err(malformed)?;
-        Ok(vec![Link::Image { manifest: member.manifest.digest, reference }])
+        Ok(vec![Arc::new(Link::Image { manifest: member.manifest.digest, reference })])
     };
     let chain = match cache::find_image(session.state, &member.manifest.digest) {
         Some(chain) => chain,
@@ -44,8 +45,8 @@ pub fn squash(session: &Session, member: Subject, whole: bool) -> Result<Option<
             });
         }
     };
-    let base: &[Link] = match chain.first() {
-        Some(link @ Link::Image { .. }) if !whole => std::slice::from_ref(link),
+    let base: &[Arc<Link>] = match chain.first() {
+        Some(link) if !whole && matches!(**link, Link::Image { .. }) => std::slice::from_ref(link),
         _ => &[],
     };
     if member.document.layers.len() <= 1 || (!whole && chain.len() - base.len() <= 1) {
@@ -58,7 +59,7 @@ pub fn squash(session: &Session, member: Subject, whole: bool) -> Result<Option<
     let owners = merged::squash(&snapshot, below, &work.subdir("fs")?, session.state.ownership()).map_err(file_error)?;
     session.check_stop()?;
     let id = session.state.commit(work, None, &owners)?;
-    let times = chain.iter().map(|link| match link {
+    let times = chain.iter().map(|link| match &**link {
         Link::Diff { created, .. } => *created,
         Link::Shared(shared) => shared.created,
         Link::Image { .. } => 0,
@@ -72,8 +73,8 @@ pub fn squash(session: &Session, member: Subject, whole: bool) -> Result<Option<
     let packed = layer::pack(&dir.dir, &dir.owners, &options, session.state.store())
         .map_err(|source| BuildError::Layer { layer: id.as_str().to_owned(), source })?;
     // Layers, diff ids and history of the base image stay.
-    let kept = match base {
-        [Link::Image { manifest, .. }, ..] => image::read_image(session, manifest)?.0.layers.len(),
+    let kept = match base.first().map(|link| &**link) {
+        Some(Link::Image { manifest, .. }) => image::read_image(session, manifest)?.0.layers.len(),
         _ => 0,
     };
     let docker = session.input.docker_media_types;
@@ -99,7 +100,7 @@ pub fn squash(session: &Session, member: Subject, whole: bool) -> Result<Option<
     manifest.layers.push(Descriptor::new(layer_media_type(&packed.media_type, docker), packed.digest, packed.size));
     manifest.config = descriptor(session, &member.document.config.media_type, config_digest)?;
     let digest: Digest = write_json(session, &manifest)?;
-    let chain: Vec<Link> = base.iter().cloned().chain([Link::Diff { id, created }]).collect();
+    let chain: Chain = base.iter().cloned().chain([Arc::new(Link::Diff { id, created })]).collect();
     cache::save_image(session.state, &digest, &chain)?;
     let mut target = descriptor(session, manifest.media_type.as_deref().unwrap_or(media::OCI_MANIFEST), digest)?;
     target.platform.clone_from(&member.manifest.platform);

@@ -2,11 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ovenbird_oci::layer::{Owner, Owners, Ownership};
 use ovenbird_sandbox::{Limits, Mount, MountSource, Network, Root, SandboxError, Step, Stream};
 
-use crate::cache::Link;
+use crate::cache::{Chain, Link};
 use crate::error::BuildError;
 use crate::event::{Event, LogStream};
 use crate::ops::account::{AccountError, Accounts};
@@ -72,8 +73,8 @@ pub fn run(
     session: &Session,
     step: &StepName,
     op: &ExecOp,
-    base: &[Link],
-    chain: &dyn Fn(usize, &str) -> Result<Vec<Link>, BuildError>,
+    base: &[Arc<Link>],
+    chain: &dyn Fn(usize, &str) -> Result<Chain, BuildError>,
 ) -> Result<SnapshotId, BuildError> {
     let level = session.level.ok_or_else(|| {
         step.sandbox(

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use ovenbird_oci::archive::ArchiveError;
@@ -269,11 +269,11 @@ pub fn media_type_of(bytes: &[u8]) -> String {
 }
 
 /// Makes the diff folders of a chain readable.
-pub fn snapshot(session: &Session, chain: &[Link]) -> Result<Snapshot, BuildError> {
+pub fn snapshot(session: &Session, chain: &[Arc<Link>]) -> Result<Snapshot, BuildError> {
     let mut snapshot = Snapshot::default();
     fetch_shared(session, chain)?;
     for link in chain {
-        match link {
+        match &**link {
             Link::Diff { id, .. } => {
                 let layer = session.layer_dir(id)?.ok_or_else(|| BuildError::Malformed {
                     digest: id.as_str().to_owned(),
@@ -293,10 +293,10 @@ pub fn snapshot(session: &Session, chain: &[Link]) -> Result<Snapshot, BuildErro
 }
 
 /// Fetches the layers of other machines that are neither unpacked nor in the store, several at once.
-fn fetch_shared(session: &Session, chain: &[Link]) -> Result<(), BuildError> {
+fn fetch_shared(session: &Session, chain: &[Arc<Link>]) -> Result<(), BuildError> {
     let missing: Vec<&SharedLayer> = chain
         .iter()
-        .filter_map(|link| if let Link::Shared(layer) = link { Some(layer) } else { None })
+        .filter_map(|link| if let Link::Shared(layer) = &**link { Some(layer) } else { None })
         .filter(|layer| !session.state.has_snapshot(&layer.snapshot()))
         .collect();
     let blobs: Vec<Descriptor> = missing.iter().map(|layer| layer.descriptor()).collect();
@@ -408,7 +408,7 @@ fn unpack_layer(
     diff_id: &Digest,
     reference: &Reference,
     below: &Snapshot,
-) -> Result<LayerDir, BuildError> {
+) -> Result<Arc<LayerDir>, BuildError> {
     let id = SnapshotId::of_layer(diff_id);
     let lock = session.unpack_lock(diff_id);
     let _one = lock.lock().unwrap_or_else(PoisonError::into_inner);

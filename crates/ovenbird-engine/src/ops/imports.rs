@@ -16,7 +16,7 @@ use ovenbird_oci::{Descriptor, Digest, Index, Manifest, Reference};
 
 use super::image::{self, is_index};
 use crate::cache::document::{self, Contents, Entry, MountLayer, Part};
-use crate::cache::{self, CacheKey, Link, Record};
+use crate::cache::{self, CacheKey, Chain, Link, Record};
 use crate::error::BuildError;
 use crate::event::Event;
 use crate::input::{CacheSource, LocalCache};
@@ -90,7 +90,7 @@ impl Imports {
     /// A result of this machine's cache, else of the others'.
     pub fn find(&self, session: &Session, plan: &Plan, key: &CacheKey) -> Option<Record> {
         let local = cache::find(session.state, key).filter(|record| {
-            let shared = record.chain.iter().filter_map(|link| if let Link::Shared(layer) = link { Some(layer) } else { None });
+            let shared = record.chain.iter().filter_map(|link| if let Link::Shared(layer) = &**link { Some(layer) } else { None });
             shared.clone().for_each(|layer| self.borrowed.met(&layer.digest));
             shared.into_iter().all(|layer| !self.borrowed.is_spoilt(&layer.digest) && layer.epoch == session.input.source_date_epoch)
         });
@@ -103,7 +103,7 @@ impl Imports {
         }
         let found = self.found.get_or_init(|| read_all(session));
         let record = found.entries.get(key)?.iter().find_map(|(entry, place)| {
-            let chain = entry.chain.iter().map(|part| self.link(session, plan, part)).collect::<Option<Vec<Link>>>()?;
+            let chain = entry.chain.iter().map(|part| self.link(session, plan, part).map(Arc::new)).collect::<Option<Chain>>()?;
             self.reach(session, &chain, place).then_some(Record { key: entry.content, chain })
         })?;
         // Without it the next build asks again: no reason to fail.
@@ -164,9 +164,9 @@ impl Imports {
     }
 
     /// Sees to it that the layers can be had when something reads them.
-    fn reach(&self, session: &Session, chain: &[Link], place: &Place) -> bool {
+    fn reach(&self, session: &Session, chain: &[Arc<Link>], place: &Place) -> bool {
         chain.iter().all(|link| {
-            let Link::Shared(layer) = link else { return true };
+            let Link::Shared(layer) = &**link else { return true };
             self.borrowed.met(&layer.digest);
             if session.state.has_snapshot(&layer.snapshot()) {
                 return true;

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ovenbird_oci::layer::Owners;
 
@@ -47,9 +47,9 @@ impl Lowers {
         Ok(dirs)
     }
 
-    fn merge(&self, layers: &[LayerDir], round: usize, state: &State) -> Result<PathBuf, LowersError> {
+    fn merge(&self, layers: &[Arc<LayerDir>], round: usize, state: &State) -> Result<PathBuf, LowersError> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut below: Option<LayerDir> = None;
+        let mut below: Option<Arc<LayerDir>> = None;
         for end in (round..=layers.len()).step_by(round) {
             let key: Vec<PathBuf> = layers[..end].iter().map(|layer| layer.dir.clone()).collect();
             let dir = match known.get(&key) {
@@ -64,9 +64,9 @@ impl Lowers {
                     dir
                 }
             };
-            below = Some(LayerDir::new(dir, Owners::new()));
+            below = Some(Arc::new(LayerDir::new(dir, Owners::new())));
         }
-        Ok(below.map(|layer| layer.dir).unwrap_or_default())
+        Ok(below.map(|layer| layer.dir.clone()).unwrap_or_default())
     }
 }
 
@@ -82,13 +82,13 @@ mod tests {
     fn high_stacks_lose_nothing() {
         let root = tempfile::tempdir().unwrap();
         let state = State::open(root.path(), Some(Level::Root)).unwrap();
-        let layers: Vec<LayerDir> = (0..10)
+        let layers: Vec<Arc<LayerDir>> = (0..10)
             .map(|number| {
                 let dir = root.path().join(format!("layer-{number}"));
                 fs::create_dir_all(dir.join("d")).unwrap();
                 fs::write(dir.join(format!("d/{number}")), "").unwrap();
                 fs::write(dir.join("same"), number.to_string()).unwrap();
-                LayerDir::new(dir, Owners::new())
+                Arc::new(LayerDir::new(dir, Owners::new()))
             })
             .collect();
         let lowers = Lowers::default();

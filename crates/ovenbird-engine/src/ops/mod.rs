@@ -119,7 +119,7 @@ pub struct Session<'a> {
     /// Caches of other machines.
     pub imports: imports::Imports,
     /// Layers that were opened, with what is remembered of them: each step reads all layers below it.
-    pub(crate) opened: Mutex<HashMap<SnapshotId, LayerDir>>,
+    pub(crate) opened: Mutex<HashMap<SnapshotId, Arc<LayerDir>>>,
 }
 
 impl<'a> Session<'a> {
@@ -214,12 +214,12 @@ impl<'a> Session<'a> {
     }
 
     /// Opens a snapshot's diff folder; `None` when it is gone.
-    pub(crate) fn layer_dir(&self, id: &SnapshotId) -> Result<Option<LayerDir>, BuildError> {
+    pub(crate) fn layer_dir(&self, id: &SnapshotId) -> Result<Option<Arc<LayerDir>>, BuildError> {
         let opened = || self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(layer) = opened().get(id) {
             return Ok(Some(layer.clone()));
         }
-        let layer = self.state.layer_dir(id)?;
+        let layer = self.state.layer_dir(id)?.map(Arc::new);
         if let Some(layer) = &layer {
             opened().insert(id.clone(), layer.clone());
         }

@@ -13,7 +13,7 @@ use ovenbird_oci::layer::Ownership;
 use ovenbird_sandbox::{Level, Mount, MountSource};
 use rustix::fs::FlockOperation;
 
-use crate::cache::Link;
+use crate::cache::{Chain, write_chain};
 use crate::error::BuildError;
 use crate::ops::{Session, exec::StepName, image, merged};
 use crate::plan::{ExecMount, ExecMountKind};
@@ -38,7 +38,7 @@ pub fn prepare(
     session: &Session,
     step: &StepName,
     mounts: &[ExecMount],
-    chain: &dyn Fn(usize, &str) -> Result<Vec<Link>, BuildError>,
+    chain: &dyn Fn(usize, &str) -> Result<Chain, BuildError>,
 ) -> Result<Mounts, BuildError> {
     let mut all = Mounts::default();
     let mut agents = 0;
@@ -56,7 +56,7 @@ pub fn prepare(
                 let (initial, origin) = match from {
                     Some(vertex) => {
                         let chain = chain(*vertex, source)?;
-                        let origin = serde_json::to_string(&chain).unwrap_or_default();
+                        let origin = write_chain(&chain);
                         (Some((image::snapshot(session, &chain)?, source.as_str())), format!("{origin} {source}"))
                     }
                     None => (None, String::new()),

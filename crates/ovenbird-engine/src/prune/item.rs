@@ -11,7 +11,7 @@ use ovenbird_oci::{Digest, Reference};
 
 use super::entries;
 use super::usage::size_of;
-use crate::cache::{Link, Record};
+use crate::cache::{Chain, Link, Record, read_chain};
 use crate::state::{Ids, SnapshotId, State, StateError, unseal};
 
 /// Something that keeps snapshots and blobs, and goes by age.
@@ -24,7 +24,7 @@ pub(super) struct Item {
 
 pub(super) enum Keeps {
     /// A cache record: where it is, and what it says of the snapshots in a folder.
-    Record { path: PathBuf, snapshots: PathBuf, chain: Vec<Link> },
+    Record { path: PathBuf, snapshots: PathBuf, chain: Chain },
     /// A name of an image.
     Name(Reference, Digest),
     /// The folder of a cache mount.
@@ -43,7 +43,7 @@ impl Item {
     /// What it is called.
     pub(super) fn ids(&self) -> impl Iterator<Item = String> {
         match &self.keeps {
-            Keeps::Record { chain, .. } => chain.last().map(|link| match link {
+            Keeps::Record { chain, .. } => chain.last().map(|link| match &**link {
                 Link::Diff { id, .. } => id.as_str().to_owned(),
                 Link::Image { manifest, .. } => manifest.to_string(),
                 Link::Shared(layer) => layer.snapshot().as_str().to_owned(),
@@ -69,10 +69,8 @@ fn records(tree: &Ids) -> Result<Vec<Item>, StateError> {
     let items = entries(&tree.records())?.map(|path| {
         let bytes = fs::read(&path).unwrap_or_default();
         let bytes = unseal(&bytes).unwrap_or_default();
-        let chain = serde_json::from_slice::<Record>(bytes)
-            .map(|record| record.chain)
-            .or_else(|_| serde_json::from_slice::<Vec<Link>>(bytes))
-            .unwrap_or_default();
+        let chain =
+            serde_json::from_slice::<Record>(bytes).ok().map(|record| record.chain).or_else(|| read_chain(bytes)).unwrap_or_default();
         Item {
             used: changed(&path),
             own: size_of(&path, &mut BTreeSet::new()),
@@ -152,7 +150,7 @@ impl<'s> Needs<'s> {
             match &item.keeps {
                 Keeps::Record { snapshots, chain, .. } => {
                     for link in chain {
-                        match link {
+                        match &**link {
                             Link::Diff { id, .. } => drop(stay.insert(Stored::Snapshot(snapshots.join(id.as_str())))),
                             Link::Image { manifest, .. } => manifests.push(*manifest),
                             Link::Shared(layer) => {

@@ -65,7 +65,7 @@ pub fn cache_entries(state: &State) -> Result<Vec<CacheEntry>, StateError> {
     let mut found: HashMap<PathBuf, CacheEntry> = HashMap::new();
     for item in &items {
         let (kind, path, id) = match &item.keeps {
-            Keeps::Record { snapshots, chain, .. } => match chain.last() {
+            Keeps::Record { snapshots, chain, .. } => match chain.last().map(|link| &**link) {
                 Some(Link::Diff { id, .. }) => (CacheKind::Regular, snapshots.join(id.as_str()), id.as_str().to_owned()),
                 Some(Link::Shared(layer)) => {
                     let id = layer.snapshot();

@@ -17,25 +17,25 @@ use catalog::Catalog;
 use ovenbird_oci::layer::Owners;
 
 /// One diff folder, immutable once made. See [`ovenbird_oci::layer`] for its form.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct LayerDir {
     /// The folder with the files.
     pub dir: PathBuf,
     /// Intended owners where the disk cannot hold them.
-    pub owners: Arc<Owners>,
-    /// Read at the first look-up; shared by clones.
-    catalog: Arc<OnceLock<Option<Catalog>>>,
+    pub owners: Owners,
+    /// Read at the first look-up.
+    catalog: OnceLock<Option<Catalog>>,
 }
 
 impl LayerDir {
     /// A finished diff folder.
     pub fn new(dir: impl Into<PathBuf>, owners: Owners) -> Self {
-        Self { dir: dir.into(), owners: Arc::new(owners), catalog: Arc::default() }
+        Self { dir: dir.into(), owners, catalog: OnceLock::new() }
     }
 
     /// A diff folder that is being written: nothing of it is remembered.
     pub fn growing(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), owners: Arc::default(), catalog: Arc::new(OnceLock::from(None)) }
+        Self { dir: dir.into(), owners: Owners::new(), catalog: OnceLock::from(None) }
     }
 
     fn catalog(&self) -> Option<&Catalog> {
@@ -47,5 +47,5 @@ impl LayerDir {
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     /// Lowest first.
-    pub layers: Vec<LayerDir>,
+    pub layers: Vec<Arc<LayerDir>>,
 }

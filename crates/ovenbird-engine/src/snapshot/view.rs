@@ -67,7 +67,7 @@ pub(super) fn split(path: &Path) -> io::Result<Option<(&Path, &OsStr)>> {
 /// A snapshot's root file system, read from its diff folders without mounting anything.
 pub struct View {
     /// Highest first.
-    layers: Vec<LayerDir>,
+    layers: Vec<Arc<LayerDir>>,
     cache: Mutex<Cache>,
 }
 
@@ -240,7 +240,7 @@ impl View {
     /// Where an entry really is, and what the layer's table says of it.
     pub(crate) fn on_disk(&self, path: &Path) -> io::Result<Option<Lower>> {
         Ok(self.find(path)?.map(|(layer, _)| {
-            let LayerDir { dir, owners, .. } = &self.layers[layer];
+            let LayerDir { dir, owners, .. } = &*self.layers[layer];
             Lower { path: dir.join(path), owner: owners.get(path.as_os_str()).copied() }
         }))
     }
@@ -374,7 +374,7 @@ mod tests {
     use crate::snapshot::folder::Folder;
     use crate::snapshot::tree::{resolve_parent, walk};
 
-    fn layer(dir: &Path, entries: &[&str]) -> LayerDir {
+    fn layer(dir: &Path, entries: &[&str]) -> Arc<LayerDir> {
         fs::create_dir_all(dir).unwrap();
         for entry in entries {
             let path = dir.join(entry.trim_end_matches(['/', '!', '-']).split(['=', '>']).next().unwrap());
@@ -394,7 +394,7 @@ mod tests {
                 },
             }
         }
-        LayerDir::new(dir, Owners::new())
+        Arc::new(LayerDir::new(dir, Owners::new()))
     }
 
     fn show(tree: &dyn Tree) -> Vec<String> {
@@ -433,7 +433,7 @@ mod tests {
         let mut compared = 0;
         for (at, stack) in stacks.iter().enumerate() {
             let dir = tempfile::tempdir().unwrap();
-            let layers: Vec<LayerDir> =
+            let layers: Vec<Arc<LayerDir>> =
                 stack.iter().enumerate().map(|(n, entries)| layer(&dir.path().join(n.to_string()), entries)).collect();
             // Overlayfs wants two layers.
             let empty = layer(&dir.path().join("empty"), &[]);

@@ -1,11 +1,11 @@
 //! What steps read of local folders: looked at before the keys are made, and once more after it was copied.
 
 use std::path::Path;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use super::{Failed, Solver};
-use crate::cache::{self, CacheKey, Link, Record};
+use crate::cache::{self, CacheKey, Chain, Record};
 use crate::error::BuildError;
 use crate::event::Event;
 use crate::ops::content::{self, Contents};
@@ -82,7 +82,7 @@ impl Solver<'_> {
     }
 
     /// The part of a local folder that a step mounts, as a snapshot: what `.dockerignore` hides is not there, owners are 0:0.
-    pub(super) fn local_chain(&self, vertex: VertexId, from: VertexId, name: &str, source: &str) -> Result<Vec<Link>, BuildError> {
+    pub(super) fn local_chain(&self, vertex: VertexId, from: VertexId, name: &str, source: &str) -> Result<Chain, BuildError> {
         let reads = Reads::Mount(name, source);
         let key = self.local_key(vertex, &reads).map_err(|Failed| BuildError::Cancelled)?;
         if let Some(record) = cache::find(self.session.state, &key) {
@@ -90,7 +90,7 @@ impl Solver<'_> {
         }
         let inside = source.trim_matches('/');
         let copy = CopyAction::new(from, if inside.is_empty() { "." } else { inside }, format!("/{inside}"));
-        let chain = vec![self.write_files(vertex, &FileOp { base: None, actions: vec![FileAction::Copy(copy)] }, &[], None)?];
+        let chain = vec![Arc::new(self.write_files(vertex, &FileOp { base: None, actions: vec![FileAction::Copy(copy)] }, &[], None)?)];
         self.look_again(vertex, &reads);
         if self.session.is_settled() {
             cache::save(self.session.state, &key, &Record { key, chain: chain.clone() })?;

@@ -101,7 +101,7 @@ impl Dest {
     pub(crate) fn new(base: &Snapshot, out: &Path, ownership: Ownership) -> Result<Self, FileError> {
         let root = Arc::new(open_dir_path(out).map_err(FileError::io("open", out))?);
         let mut layers = base.layers.clone();
-        layers.push(LayerDir::growing(out));
+        layers.push(Arc::new(LayerDir::growing(out)));
         let mut dest = Self {
             base: View::new(base),
             now: View::new(&Snapshot { layers }),

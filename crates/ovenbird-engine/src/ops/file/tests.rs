@@ -186,7 +186,7 @@ fn parse(line: &str) -> (Vec<FileAction>, String) {
 }
 
 fn snapshot(dirs: impl IntoIterator<Item = PathBuf>) -> Snapshot {
-    Snapshot { layers: dirs.into_iter().map(|dir| LayerDir::new(dir, Owners::new())).collect() }
+    Snapshot { layers: dirs.into_iter().map(|dir| Arc::new(LayerDir::new(dir, Owners::new()))).collect() }
 }
 
 fn run_with(base: &str, context: &str, line: &str, ownership: Ownership) -> Ran {
@@ -478,8 +478,7 @@ fn one_id_records_what_the_disk_cannot_hold() {
     let owners = ran.result.as_ref().unwrap();
     let shown: Vec<String> = owners.iter().map(|(p, o)| format!("{} {}:{} {:?}", p.display(), o.uid, o.gid, o.node)).collect();
     assert_eq!(shown, ["etc/c 0:0 Some((8612, 1, 3))", "etc/f 5:6 None", "etc/s 7:8 None"]);
-    let mut layer = snapshot([ran.out()]);
-    layer.layers[0].owners = Arc::new(owners.clone());
+    let layer = Snapshot { layers: vec![Arc::new(LayerDir::new(ran.out(), owners.clone()))] };
     assert_eq!(show(&View::new(&layer)), "etc/ etc/c%1,3 etc/f=1@4755#5:6 etc/g=2 etc/s/@700#7:8");
 }
 
