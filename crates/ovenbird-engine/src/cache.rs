@@ -159,9 +159,10 @@ pub fn find(state: &State, key: &CacheKey) -> Option<Record> {
     Some(record)
 }
 
-/// Files a result.
-pub fn save(state: &State, key: &CacheKey, record: &Record) -> Result<(), StateError> {
-    state.write_record(&key.file_name(), &serde_json::to_vec(record).unwrap_or_default())
+/// Files a result under each of the keys.
+pub fn save(state: &State, keys: &[CacheKey], record: &Record) -> Result<(), StateError> {
+    let bytes = serde_json::to_vec(record).unwrap_or_default();
+    keys.iter().try_for_each(|key| state.write_record(&key.file_name(), &bytes))
 }
 
 /// The chain a manifest was made from, if this machine made it.
@@ -247,7 +248,7 @@ mod tests {
         let id = state.commit(work, None, &std::collections::BTreeMap::new()).unwrap();
         let key = key("/a", None, "linux/amd64");
         let record = Record { key, chain: vec![Link::new_diff(id.clone()).into()] };
-        save(&state, &key, &record).unwrap();
+        save(&state, &[key], &record).unwrap();
         let file = state.trees()[0].records().join(key.file_name());
         let year = std::time::Duration::from_hours(9_000);
         for wrong in [std::time::SystemTime::UNIX_EPOCH, std::time::SystemTime::now() + year] {

@@ -425,7 +425,7 @@ impl<'a> Solver<'a> {
         if !self.fresh[vertex]
             && let Some(record) = self.find(&key)
         {
-            cache::save(self.session.state, &definition, &record).map_err(|error| self.fail(error.into()))?;
+            cache::save(self.session.state, &[definition], &record).map_err(|error| self.fail(error.into()))?;
             self.announce_cached(vertex);
             return Ok(Arc::new(record));
         }
@@ -442,8 +442,7 @@ impl<'a> Solver<'a> {
                 return Ok(Arc::new(Record { key: CacheKey::of_content(Digest::of(format!("{chain:?}").as_bytes())), chain }));
             }
             let record = Record { key, chain };
-            cache::save(self.session.state, &key, &record)?;
-            cache::save(self.session.state, &definition, &record)?;
+            cache::save(self.session.state, &[key, definition], &record)?;
             Ok(Arc::new(record))
         });
         self.session.slots.ran.fetch_add(1, Ordering::Relaxed);

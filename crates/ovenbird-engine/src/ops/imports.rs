@@ -107,7 +107,7 @@ impl Imports {
             self.reach(session, &chain, place).then_some(Record { key: entry.content, chain })
         })?;
         // Without it the next build asks again: no reason to fail.
-        let _ = cache::save(session.state, key, &record);
+        let _ = cache::save(session.state, &[*key], &record);
         Some(record)
     }
 

@@ -93,7 +93,7 @@ impl Solver<'_> {
         let chain = vec![Arc::new(self.write_files(vertex, &FileOp { base: None, actions: vec![FileAction::Copy(copy)] }, &[], None)?)];
         self.look_again(vertex, &reads);
         if self.session.is_settled() {
-            cache::save(self.session.state, &key, &Record { key, chain: chain.clone() })?;
+            cache::save(self.session.state, &[key], &Record { key, chain: chain.clone() })?;
         }
         Ok(chain)
     }

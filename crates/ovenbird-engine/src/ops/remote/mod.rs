@@ -23,7 +23,7 @@ fn found(session: &Session, key: Digest) -> Option<Fetched> {
 fn file(session: &Session, key: Digest, work: WorkDir) -> Result<Fetched, BuildError> {
     let id = session.state.commit(work, None, &ovenbird_oci::layer::Owners::new())?;
     let record = Record { key: CacheKey::of_content(key), chain: vec![Link::new_diff(id).into()] };
-    cache::save(session.state, &record.key, &record)?;
+    cache::save(session.state, &[record.key], &record)?;
     Ok(record)
 }
 
