@@ -57,7 +57,8 @@ impl Repository {
     }
 }
 
-/// A web server: `/git/…` are repositories, `/git/private/…` those for who brings a password, everything else are files.
+/// A web server: `/git/…` are repositories, `/git/private/…` those for who brings a password, everything else are files. `/renamed/PATH` sends on
+/// to `/git/PATH`, `/elsewhere/PORT/PATH` to that of another server.
 #[derive(Debug)]
 pub struct WebServer {
     _server: Server,
@@ -90,8 +91,9 @@ impl WebServer {
             let secure = if tls { format!("ssl.engine = \"enable\"\nssl.pemfile = \"{place}/server.both\"\n") } else { String::new() };
             let text = format!(
                 "server.document-root = \"{place}/www\"\nserver.bind = \"127.0.0.1\"\nserver.port = {port}\n\
-                 server.modules = (\"mod_auth\", \"mod_authn_file\", \"mod_setenv\", \"mod_alias\", \"mod_cgi\"{openssl})\n{secure}\
+                 server.modules = (\"mod_auth\", \"mod_authn_file\", \"mod_redirect\", \"mod_setenv\", \"mod_alias\", \"mod_cgi\"{openssl})\n{secure}\
                  auth.backend = \"plain\"\nauth.backend.plain.userfile = \"{place}/passwords\"\n\
+                 url.redirect = (\"^/renamed/(.*)\" => \"/git/$1\", \"^/elsewhere/([0-9]+)/(.*)\" => \"http://127.0.0.1:$1/git/$2\")\n\
                  $HTTP[\"url\"] =~ \"^/(git/)?private\" {{ auth.require = (\"\" => (\"method\" => \"basic\", \"realm\" => \"git\", \"require\" => \"valid-user\")) }}\n\
                  $HTTP[\"url\"] =~ \"^/git/\" {{\n alias.url = (\"/git\" => \"/usr/lib/git-core/git-http-backend\")\n cgi.assign = (\"\" => \"\")\n \
                  setenv.add-environment = (\"GIT_PROJECT_ROOT\" => \"{place}/www/git\", \"GIT_HTTP_EXPORT_ALL\" => \"1\", \"GIT_CONFIG_GLOBAL\" => \"/dev/null\")\n}}\n",

@@ -1,6 +1,7 @@
 //! Contexts from repositories, web servers and registries, on real servers and from outside.
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
@@ -284,6 +285,14 @@ fn private(level: Level) -> Result<()> {
     };
     checked(&user, &[&url, "--secret", "id=GIT_AUTH_TOKEN,src=token"], "/token")?;
     checked(&user, &[&url, "--secret", "id=GIT_AUTH_TOKEN.127.0.0.1,src=token"], "/token")?;
+    // A server may send on to another name of the repository, but no credentials go to another server.
+    checked(&user, &[&url.replace("/git/", "/renamed/"), "--secret", "id=GIT_AUTH_TOKEN,src=token"], "/token")?;
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = other.local_addr().unwrap().port();
+    let told = user.refused(&[&url.replace("/git/", &format!("/elsewhere/{port}/")), "--secret", "id=GIT_AUTH_TOKEN,src=token"])?;
+    assert!(told.starts_with("5 ") && told.contains("must not see the credentials"), "{told}");
+    other.set_nonblocking(true).unwrap();
+    assert!(other.accept().is_err(), "the other server was asked");
     user.write("token", "wrong", 0o600)?;
     let told = user.refused(&[&url, "--secret", "id=GIT_AUTH_TOKEN,src=token"])?;
     assert!(told.contains("cannot be fetched"), "{told}");

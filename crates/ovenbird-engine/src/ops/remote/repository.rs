@@ -13,6 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::fs::MemfdFlags;
@@ -70,6 +71,8 @@ pub fn hardened(dir: &Path) -> Command {
 
 /// Objects with one beginning that are looked at.
 const MOST_CANDIDATES: usize = 16;
+/// Times that a server may send on.
+const MOST_REDIRECTS: usize = 5;
 
 /// How a repository is reached.
 #[derive(Clone, Default)]
@@ -174,6 +177,14 @@ pub enum GitError {
         /// What it said, on one line.
         said: String,
     },
+    /// The server sends on to another one, and the credentials are not for that.
+    #[error("the server sends on to {to}, which must not see the credentials of {from}; give the address there, with credentials for it")]
+    Elsewhere {
+        /// `https://host`
+        from: String,
+        /// As above.
+        to: String,
+    },
     /// Nothing in it.
     #[error("the repository is empty")]
     Empty,
@@ -271,6 +282,8 @@ pub struct Repository<'a> {
     /// The ssh command; `None`: the user has one.
     ssh: Option<String>,
     lfs: bool,
+    /// Where the server sent on to.
+    moved: OnceLock<String>,
 }
 
 impl<'a> Repository<'a> {
@@ -290,7 +303,7 @@ impl<'a> Repository<'a> {
             || access.user.iter().flatten().any(|(name, _)| matches!(name.as_str(), "GIT_SSH" | "GIT_SSH_COMMAND"));
         let ssh = (!own_ssh).then(|| ssh_command(access));
         let config = in_memory(&configuration(op, access, &reach, lfs)).map_err(|source| GitError::Start { source })?;
-        let this = Self { op, access, watch, config, ssh, lfs };
+        let this = Self { op, access, watch, config, ssh, lfs, moved: OnceLock::new() };
         // An old git, or one that cannot read the file, goes on without: neither what protects us nor the credentials would count.
         match this.run(Path::new("/"), &["config", "--get", "core.hooksPath"]) {
             Ok(value) if value.trim() == "/dev/null" => Ok(this),
@@ -305,7 +318,7 @@ impl<'a> Repository<'a> {
         if let Some(commit) = wanted.filter(|r| is_commit(r)) {
             return self.checked(Resolved { commit: Some(commit.to_ascii_lowercase()), ..Resolved::default() });
         }
-        let listing = self.run(Path::new("/"), &["ls-remote", "--symref", "--", &self.op.url])?;
+        let listing = self.follow(|url| self.run(Path::new("/"), &["ls-remote", "--symref", "--", url]))?;
         let refs: Vec<(&str, &str)> = listing.lines().filter_map(|line| line.split_once('\t')).collect();
         let find = |name: &str| refs.iter().find(|(commit, n)| *n == name && is_commit(commit));
         let names = match wanted {
@@ -409,10 +422,16 @@ impl<'a> Repository<'a> {
         let format = if commit.is_some_and(|commit| commit.len() == 64) { "sha256" } else { "sha1" };
         self.run(dir, &["init", "--quiet", "--template=", "--initial-branch=main", &format!("--object-format={format}")])?;
         self.run(dir, &["remote", "add", "origin", "--", &self.op.url])?;
+        let fetch = |args: &[&str]| {
+            self.follow(|url| {
+                self.run(dir, &["remote", "set-url", "origin", "--", url])?;
+                self.run(dir, &[&["fetch", "--quiet", "--no-recurse-submodules"], args].concat())
+            })
+        };
         let wanted = commit.or(self.op.reference.as_deref()).unwrap_or("HEAD").to_owned();
         let mut why = None;
         let shallow = match commit {
-            Some(_) => match self.run(dir, &["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "origin", &wanted]) {
+            Some(_) => match fetch(&["--depth=1", "--no-tags", "origin", &wanted]) {
                 Ok(_) => true,
                 Err(error) => {
                     why = Some(self.go_on(error)?);
@@ -423,7 +442,7 @@ impl<'a> Repository<'a> {
         };
         if !shallow {
             // The server refuses commits that no ref points at, or the commit is short: fetch the history.
-            self.run(dir, &["fetch", "--quiet", "--tags", "--no-recurse-submodules", "origin", "+refs/heads/*:refs/remotes/origin/*"])?;
+            fetch(&["--tags", "origin", "+refs/heads/*:refs/remotes/origin/*"])?;
         }
         let full = self.run(dir, &["rev-parse", "--verify", "--quiet", "--end-of-options", &format!("{wanted}^{{commit}}")]);
         match full {
@@ -470,7 +489,38 @@ impl<'a> Repository<'a> {
         Ok(found.next().map(|first| (first.to_owned(), 1 + found.count())))
     }
 
-    fn run(&self, dir: &Path, args: &[&str]) -> Result<String, GitError> {
+    /// Asks the server by its address, and again where it sends on to: git itself would hand the credentials on.
+    fn follow<T>(&self, ask: impl Fn(&str) -> Result<T, GitError>) -> Result<T, GitError> {
+        match ask(self.moved.get().unwrap_or(&self.op.url)) {
+            Err(GitError::Failed { said, .. })
+                if self.moved.get().is_none() && is_redirect(&said) && self.access.authorization.is_some() =>
+            {
+                let moved = self.destination()?;
+                (self.watch.say)(&format!("redirecting to {moved}\n"));
+                ask(self.moved.get_or_init(|| moved))
+            }
+            done => done,
+        }
+    }
+
+    /// Where the server sends on to, on the same server.
+    fn destination(&self) -> Result<String, GitError> {
+        let mut url = self.op.url.clone();
+        for _ in 0..MOST_REDIRECTS {
+            let mut command = self.command(Path::new("/"), &["ls-remote", "--", &url]);
+            command.env("GIT_TRACE_CURL", "1").env("GIT_TRACE_CURL_NO_DATA", "1");
+            let (_, _, trace) = self.finish(&mut command)?;
+            let Some(next) = sent_on(&url, &trace) else { return Ok(url) };
+            let (from, to) = (origin_of(&url).unwrap_or_default(), origin_of(&next).unwrap_or_default());
+            if !from.eq_ignore_ascii_case(to) {
+                return Err(GitError::Elsewhere { from: from.to_owned(), to: to.to_owned() });
+            }
+            url = next;
+        }
+        Ok(url)
+    }
+
+    fn command(&self, dir: &Path, args: &[&str]) -> Command {
         let mut command = Command::new("git");
         command.current_dir(dir).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         command.env_clear().env("PATH", SEARCH_PATH).env("HOME", "/nonexistent");
@@ -496,7 +546,11 @@ impl<'a> Repository<'a> {
         if let Some(agent) = &self.access.agent {
             command.env("SSH_AUTH_SOCK", agent);
         }
-        let (status, stdout, errors) = self.finish(&mut command)?;
+        command
+    }
+
+    fn run(&self, dir: &Path, args: &[&str]) -> Result<String, GitError> {
+        let (status, stdout, errors) = self.finish(&mut self.command(dir, args))?;
         let errors = self.access.masked(&errors);
         if !errors.trim().is_empty() {
             (self.watch.say)(&errors);
@@ -549,6 +603,25 @@ fn essence(errors: &str) -> String {
         told = lines().take(1).collect();
     }
     if told.is_empty() { "no reason given".into() } else { told.join("; ").chars().filter(|c| !c.is_control()).take(600).collect() }
+}
+
+/// Did git not go where it was sent?
+fn is_redirect(said: &str) -> bool {
+    ["301", "302", "303", "307", "308"].iter().any(|status| said.contains(&format!("returned error: {status}")))
+}
+
+/// The repository that an answer sends on to, as git's trace of the connection shows it.
+fn sent_on(url: &str, trace: &str) -> Option<String> {
+    let header = |line: &str| {
+        let (_, header) = line.split_once("Recv header: ")?;
+        let (name, value) = header.split_once(':')?;
+        name.eq_ignore_ascii_case("location").then(|| value.trim().to_owned())
+    };
+    let asked = reqwest::Url::parse(&format!("{}/info/refs", url.trim_end_matches('/'))).ok()?;
+    let mut next = asked.join(&trace.lines().find_map(header)?).ok()?;
+    next.set_query(None);
+    let _ = (next.set_username(""), next.set_password(None));
+    next.as_str().strip_suffix("/info/refs").map(str::to_owned)
 }
 
 fn not_started(source: std::io::Error) -> GitError {
@@ -624,8 +697,9 @@ fn configuration(op: &GitOp, access: &Access, reach: &[(String, String)], lfs: b
         set("filter.lfs.required", "true");
     }
     if let (Some(header), Some(origin)) = (&access.authorization, origin_of(&op.url)) {
-        // Bound to the origin, so that a redirect or a submodule elsewhere does not get it.
+        // Bound to the origin, so that a submodule elsewhere does not get it; when git follows a redirect, it takes the header along.
         set(&format!("http.{origin}/.extraHeader"), &format!("Authorization: {}", header.replace(['\r', '\n'], "")));
+        set(&format!("http.{origin}/.followRedirects"), "false");
     }
     text
 }
