@@ -16,7 +16,7 @@ use crate::failure::Context;
 use crate::prepare::Scratch;
 use crate::reap::{self, Running};
 use crate::step::{self, Program, Streams};
-use crate::{Level, Network, Outcome, Root, SandboxError, Step, Stream, limits, mounts, socket};
+use crate::{Level, Network, Outcome, Root, SandboxError, Step, Stream, limits, mounts, socket, syscall};
 
 pub(crate) fn run(step: &Step, output: &mut dyn FnMut(Stream, &[u8]), cancel: &AtomicBool) -> Result<Outcome, SandboxError> {
     let refused = |option: &str, reason: &str| SandboxError::Refused {
@@ -64,12 +64,13 @@ fn start(step: &Step, root: RawFd, cgroup: &Cgroup, resources: &[(u32, libc::rli
     let root_fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(root) };
     let program = Program::new(root_fd, step)?;
     let streams = Streams::new(&step.stdin).context(|| "making pipes".to_owned())?;
-    let report = crate::syscall::pipe().context(|| "making a pipe".to_owned())?;
+    let report = syscall::pipe().context(|| "making a pipe".to_owned())?;
+    let go = syscall::pipe().context(|| "making a pipe".to_owned())?;
     let mut keep: Vec<RawFd> = vec![root];
     keep.extend(streams.child());
     keep.sort_unstable();
     let mut keep_too = keep.clone();
-    keep_too.push(report.1.as_raw_fd());
+    keep_too.extend([report.1.as_raw_fd(), go.0.as_raw_fd()]);
     keep_too.sort_unstable();
     let child = Child {
         program: &program.path,
@@ -90,12 +91,13 @@ fn start(step: &Step, root: RawFd, cgroup: &Cgroup, resources: &[(u32, libc::rli
         groups: &step.user.groups,
         caps: None,
     };
-    let supervisor = supervisor::Supervisor { child: &child, keep: &keep_too, report: report.1.as_raw_fd() };
+    let supervisor = supervisor::Supervisor { child: &child, keep: &keep_too, report: report.1.as_raw_fd(), go: go.0.as_raw_fd() };
     let (pid, pidfd) = step::clone(0, &supervisor).context(|| "clone".to_owned())?;
     let mut running = Running { pid, pidfd, stdout: streams.stdout.0, stderr: streams.stderr.0, kill: libc::SIGTERM, reaped: false };
-    // The step itself is cloned from the supervisor later, and inherits its groups.
     cgroup.add(pid)?;
-    drop((streams.stdin, streams.stdout.1, streams.stderr.1, streams.errors.1, streams.go.0, report.1));
+    // SAFETY: one byte of a constant.
+    unsafe { libc::write(go.1.as_raw_fd(), [1u8].as_ptr().cast(), 1) };
+    drop((streams.stdin, streams.stdout.1, streams.stderr.1, streams.errors.1, streams.go.0, report.1, go));
     step::start(&streams.go.1, &streams.errors.0, step, &mut running)?;
     Ok(Started { running, report: report.0 })
 }

@@ -16,6 +16,8 @@ pub(crate) struct Supervisor<'a> {
     /// Sorted; everything else above 2 is closed.
     pub(crate) keep: &'a [RawFd],
     pub(crate) report: RawFd,
+    /// The step is started when a byte comes from here: by then this process is in the groups whose limits the step must inherit.
+    pub(crate) go: RawFd,
 }
 
 /// How the step's program ended.
@@ -45,6 +47,13 @@ impl Process for Supervisor<'_> {
             libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1 as libc::c_ulong, 0, 0, 0);
         }
         child::close_others(self.keep);
+        let mut byte = 0u8;
+        // SAFETY: one byte of room; then the process ends if the engine has.
+        unsafe {
+            if libc::read(self.go, (&raw mut byte).cast(), 1) != 1 {
+                libc::_exit(0);
+            }
+        }
         // SAFETY: a plain fork without the C library's handlers; the child never returns.
         let step = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD as libc::c_ulong, 0usize, 0usize, 0usize, 0usize) } as i32;
         if step == 0 {

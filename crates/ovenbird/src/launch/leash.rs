@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process, kill_process_group, set_child_subreaper, waitid, waitpid,
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process, kill_process_group, set_child_subreaper, wait, waitid,
 };
 
 /// This program, also when its file was replaced meanwhile.
@@ -137,7 +137,7 @@ fn kill_orphans() {
         for child in children {
             let _ = kill_process(child, Signal::KILL);
         }
-        while matches!(waitpid(None, WaitOptions::NOHANG), Ok(Some(_))) {}
+        while matches!(wait(WaitOptions::NOHANG), Ok(Some(_))) {}
         std::thread::sleep(LOOK);
     }
 }

@@ -1,6 +1,6 @@
 //! The text of `ovenbird.toml`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ovenbird_dockerfile::ignore::Patterns;
@@ -120,9 +120,13 @@ fn parse(folder: &Path, text: &str) -> Result<Project, Error> {
             return Err(wrong(format!("image {name} needs {missing}, which is no image of the project")));
         }
     }
-    let tags = || project.images.iter().flat_map(|(name, image)| image.tags.iter().map(move |tag| (tag, name)));
-    if let Some(((tag, one), (_, two))) = tags().find_map(|one| Some((one, tags().find(|two| two.0 == one.0 && two.1 != one.1)?))) {
-        return Err(wrong(format!("images {one} and {two} have the same tag {tag:?}: the last that is built would have it")));
+    let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
+    for (name, image) in &project.images {
+        for tag in &image.tags {
+            if let Some(other) = owners.insert(tag, name).filter(|other| other != name) {
+                return Err(wrong(format!("images {other} and {name} have the same tag {tag:?}: the last that is built would have it")));
+            }
+        }
     }
     circles(&project)?;
     Ok(project)
@@ -130,18 +134,29 @@ fn parse(folder: &Path, text: &str) -> Result<Project, Error> {
 
 /// Takes away what needs nothing that is left, until nothing is: what stays goes round.
 fn circles(project: &Project) -> Result<(), Error> {
-    let mut left: BTreeSet<&str> = project.names().collect();
-    loop {
-        let free: Vec<&str> = left.iter().copied().filter(|name| project.needs(name).is_disjoint(&left)).collect();
-        if free.is_empty() {
-            break;
+    let mut missing: BTreeMap<&str, usize> = project.names().map(|name| (name, project.needs(name).len())).collect();
+    let mut needed_by: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for name in project.names() {
+        for need in project.needs(name) {
+            needed_by.entry(need).or_default().push(name);
         }
-        left.retain(|name| !free.contains(name));
     }
-    if left.is_empty() {
+    let mut free: Vec<&str> = missing.iter().filter(|(_, count)| **count == 0).map(|(name, _)| *name).collect();
+    while let Some(name) = free.pop() {
+        missing.remove(name);
+        for other in needed_by.remove(name).unwrap_or_default() {
+            if let Some(count) = missing.get_mut(other) {
+                *count -= 1;
+                if *count == 0 {
+                    free.push(other);
+                }
+            }
+        }
+    }
+    if missing.is_empty() {
         return Ok(());
     }
-    Err(Error::new(Kind::Configuration, format!("images need each other: {}", left.into_iter().collect::<Vec<_>>().join(", "))))
+    Err(Error::new(Kind::Configuration, format!("images need each other: {}", missing.into_keys().collect::<Vec<_>>().join(", "))))
 }
 
 fn image(folder: &Path, name: &str, mut entry: Entry) -> Result<Image, Error> {

@@ -123,20 +123,22 @@ impl Project {
     /// These images and those that they need, each after what it needs.
     pub fn order<'a>(&'a self, asked: impl IntoIterator<Item = &'a str>) -> Result<Vec<&'a str>, Error> {
         let mut order: Vec<&str> = vec![];
+        let mut ordered: BTreeSet<&str> = BTreeSet::new();
         for name in asked {
             self.image(name)?;
             // No recursion: the file may be long. `true`: what it needs is in the order already.
             let mut open = vec![(name, false)];
             while let Some((name, ready)) = open.pop() {
-                if order.contains(&name) {
+                if ordered.contains(name) {
                     continue;
                 }
                 if ready {
+                    ordered.insert(name);
                     order.push(name);
                     continue;
                 }
                 open.push((name, true));
-                open.extend(self.image(name)?.needs().filter(|need| !order.contains(need)).map(|need| (need, false)));
+                open.extend(self.image(name)?.needs().filter(|need| !ordered.contains(need)).map(|need| (need, false)));
             }
         }
         Ok(order)
@@ -390,6 +392,8 @@ fn cleaned(path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
 
     fn project(text: &str) -> Result<(tempfile::TempDir, Project), String> {
@@ -457,6 +461,17 @@ mod tests {
         let request = project.request("api", &base, &|_| Some((None, digest))).unwrap();
         assert_eq!(request.contexts["base"], ContextSource::Image(format!("docker-image://localhost/ovenbird/base@{digest}")));
         assert_eq!(request.contexts["lib"], ContextSource::Path(dir.path().join("lib")));
+    }
+
+    #[test]
+    fn a_long_chain_is_ordered() {
+        let mut text = "[image.i0]\n".to_owned();
+        for at in 1..20_000 {
+            let _ = writeln!(text, "[image.i{at}]\ndepends_on = ['i{}']", at - 1);
+        }
+        let (_dir, project) = project(&text).unwrap();
+        let order = project.order(["i19999"]).unwrap();
+        assert_eq!((order.len(), order[0], order[19_999]), (20_000, "i0", "i19999"));
     }
 
     #[test]

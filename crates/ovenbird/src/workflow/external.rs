@@ -38,7 +38,7 @@ const MOST_ANSWER: u64 = 64 << 20;
 const MOST_LOG: usize = 16 << 20;
 /// Longest line of log.
 const MOST_LINE: u64 = 64 << 10;
-/// What describing itself may take.
+/// What describing itself may take at least, whatever the timeout is.
 const DESCRIBE: Duration = Duration::from_secs(30);
 /// How long a pipe is waited for when its program is gone: somebody who left the process group may hold it.
 const LEFT_OPEN: Duration = Duration::from_secs(2);
@@ -56,8 +56,8 @@ enum CallError {
     Start { program: PathBuf, source: std::io::Error },
     #[error("{} took longer than {seconds} seconds and was stopped; give it more with timeout=", program.display())]
     TimedOut { program: PathBuf, seconds: u64 },
-    #[error("it was stopped with the build")]
-    Cancelled,
+    #[error("{} was stopped with the build", program.display())]
+    Cancelled { program: PathBuf },
     #[error("{} answered with more than {MOST_ANSWER} bytes", program.display())]
     TooMuch { program: PathBuf },
     #[error("{} ended, and something that it started keeps its output open", program.display())]
@@ -70,7 +70,7 @@ enum CallError {
 
 impl From<CallError> for Error {
     fn from(error: CallError) -> Self {
-        let kind = if matches!(error, CallError::Cancelled) { Kind::Cancelled } else { Kind::Veto };
+        let kind = if matches!(error, CallError::Cancelled { .. }) { Kind::Cancelled } else { Kind::Veto };
         Self::from_chain(kind, &error)
     }
 }
@@ -216,8 +216,9 @@ pub(super) fn find(
     let wrong = |why: String| Error::new(Kind::Usage, format!("the plugin {} cannot be used", entry.name)).because(why);
     let protocol = |reason: String| wrong(CallError::Protocol { program: path.clone(), reason }.to_string());
     let asked = json!({ "ovenbird": VERSION, "call": "describe" });
-    let answer = program.call(&asked, DESCRIBE, Some(&job.cancel), &mut |_| {}).map_err(|error| match error {
-        CallError::Cancelled => error.into(),
+    let limit = DESCRIBE.max(Duration::from_secs(entry.timeout.unwrap_or(0)));
+    let answer = program.call(&asked, limit, Some(&job.cancel), &mut |_| {}).map_err(|error| match error {
+        CallError::Cancelled { .. } => error.into(),
         other => wrong(other.to_string()),
     })?;
     let described: Description = serde_json::from_value(answer).map_err(|e| protocol(e.to_string()))?;
@@ -419,7 +420,7 @@ impl Program {
                 std::thread::sleep(POLL);
             }
             match cancel {
-                Some(cancel) if cancel.is_cancelled() => return Err(CallError::Cancelled),
+                Some(cancel) if cancel.is_cancelled() => return Err(CallError::Cancelled { program: program() }),
                 _ if begin.elapsed() > limit => return Err(CallError::TimedOut { program: program(), seconds: limit.as_secs() }),
                 _ => {}
             }

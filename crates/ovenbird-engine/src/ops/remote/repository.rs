@@ -673,6 +673,10 @@ fn configuration(op: &GitOp, access: &Access, reach: &[(String, String)], lfs: b
         let head = middle.map_or_else(|| section.to_owned(), |middle| format!("{section} {}", quoted(middle)));
         let _ = writeln!(text, "[{head}]\n\t{name} = {}", quoted(value));
     };
+    // A server that says nothing for so long will not speak again; nor is git left behind when this process is killed.
+    for (key, value) in [("http.lowSpeedLimit", "1"), ("http.lowSpeedTime", "300")] {
+        set(key, value);
+    }
     for (key, value) in reach {
         set(key, value);
     }
