@@ -1,7 +1,7 @@
 //! The list of deviations: the tables of `docs/reference/deviations.md`, which people and the oracle read alike.
 //!
 //! The first cell of a row names cases in backticks, and may end with the levels it holds for: `` `copy/x/y` (rootless) ``. Rows under
-//! the heading "Not comparable" are cases that the oracle does not run.
+//! the heading "Not comparable" are cases that are compared with nothing.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -27,6 +27,8 @@ pub enum Outcome {
     Refused(String),
     /// The client of this engine has no word for it.
     NotAsked(String),
+    /// The list of deviations says that there is nothing to compare.
+    NotComparable,
     /// Each difference.
     Differs(Vec<String>),
 }
@@ -39,6 +41,7 @@ impl Outcome {
             Self::BothRefuse => "both-refuse",
             Self::Refused(_) => "refused",
             Self::NotAsked(_) => "not-asked",
+            Self::NotComparable => "not-comparable",
             Self::Differs(_) => "differs",
         }
     }
@@ -46,7 +49,7 @@ impl Outcome {
     /// Why, in a line.
     pub fn reason(&self) -> String {
         match self {
-            Self::Same | Self::BothRefuse => String::new(),
+            Self::Same | Self::BothRefuse | Self::NotComparable => String::new(),
             Self::Refused(why) | Self::NotAsked(why) => why.clone(),
             Self::Differs(all) => all.first().map(|first| first.lines().collect::<Vec<_>>().join(" ")).unwrap_or_default(),
         }
