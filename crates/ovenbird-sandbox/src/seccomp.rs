@@ -323,6 +323,30 @@ mod tests {
         assert!(docker().len() < 512, "the filter is {} long", docker().len());
     }
 
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn tracer_takes_only_its_calls() {
+        use crate::traced::calls;
+        let (always, missing) = (calls::always(), calls::missing());
+        for nr in 0..600 {
+            let values = calls::by_value().into_iter().find(|(by, _)| *by == nr).map(|(_, values)| values);
+            let pointer = calls::by_pointer().iter().any(|(by, _)| *by == nr);
+            for arg in [0, 1, libc::PR_SET_DUMPABLE as u32, libc::PR_SET_NAME as u32] {
+                let traced = always.contains(&nr) || values.is_some_and(|values| values.contains(&arg)) || (pointer && arg != 0);
+                let want = if missing.contains(&nr) || nr >= c_long::from(UNKNOWN_FROM) {
+                    errno(libc::ENOSYS)
+                } else if traced {
+                    RET_TRACE
+                } else {
+                    RET_ALLOW
+                };
+                assert_eq!(eval(tracer(), ARCH, nr as u32, arg), want, "call {nr} with {arg}");
+            }
+        }
+        assert_eq!(eval(tracer(), 0x4000_0003, 5, 0), errno(libc::ENOSYS), "i386 opens nothing");
+        assert_eq!(eval(tracer(), ARCH, 0x4000_0002, 0), errno(libc::ENOSYS), "nor does x32");
+    }
+
     #[test]
     fn recorder_takes_only_its_calls() {
         let calls = crate::notify::calls();

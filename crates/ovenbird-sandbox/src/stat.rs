@@ -97,7 +97,12 @@ impl Question {
 }
 
 /// The kernel's `struct stat` of the same file; on both architectures that of `libc` is the same.
-#[allow(clippy::cast_possible_wrap, clippy::useless_conversion, reason = "the widths of the fields differ between machines")]
+#[allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_wrap,
+    clippy::useless_conversion,
+    reason = "the widths of the fields differ between machines"
+)]
 fn plain(look: &libc::statx) -> libc::stat {
     // SAFETY: an all-zero stat is a valid value.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };

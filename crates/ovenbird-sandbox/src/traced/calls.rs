@@ -21,7 +21,7 @@ pub(crate) fn always() -> Vec<c_long> {
         SYS_name_to_handle_at SYS_execve SYS_execveat SYS_getcwd SYS_chroot SYS_fstat SYS_newfstatat SYS_statx SYS_fchown SYS_fchownat
         SYS_setuid SYS_setgid SYS_setreuid SYS_setregid SYS_setresuid SYS_setresgid SYS_setfsuid SYS_setfsgid SYS_setgroups SYS_getuid
         SYS_geteuid SYS_getgid SYS_getegid SYS_getresuid SYS_getresgid SYS_getgroups SYS_capget SYS_capset SYS_bind SYS_connect
-        SYS_getsockname SYS_getpeername
+        SYS_getsockname SYS_getpeername SYS_uname
     });
     all.push(FCHMODAT2);
     #[cfg(target_arch = "x86_64")]

@@ -186,7 +186,9 @@ impl Tracer {
                     return Err(if mode & libc::S_IFMT == libc::S_IFLNK { libc::ELOOP } else { libc::EACCES });
                 }
             }
-            match looked.and_then(|looked| Ok((File::open(path).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?, looked))) {
+            // A pipe that takes the file's place must not stop the tracer.
+            let open = || File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+            match looked.and_then(|looked| Ok((open().map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?, looked))) {
                 Err(libc::EACCES) if self.open_up(thread, std::slice::from_ref(&found.host)) => {}
                 other => return other,
             }

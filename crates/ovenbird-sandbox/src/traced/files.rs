@@ -8,7 +8,7 @@ use libc::{AT_FDCWD, AT_SYMLINK_NOFOLLOW, c_int, c_long};
 use super::calls::FCHMODAT2;
 use super::memory::c_path;
 use super::modes::{self, look};
-use super::paths::{Found, link_of};
+use super::paths::{Found, link_of, seen};
 use super::process::{After, Answered, Instead, Verdict, terminated};
 use super::tracer::Tracer;
 use crate::owners::{self, Owner, Seen};
@@ -239,7 +239,7 @@ impl Tracer {
     fn folder(&mut self, thread: i32, buffer: u64, room: u64) -> Answered {
         let folder = self.with_paths(thread, |paths, caller| {
             let guest = paths.of_descriptor(caller, AT_FDCWD)?.guest.ok_or(libc::ENOENT)?;
-            Ok(terminated(&paths.seen(caller, guest)))
+            Ok(terminated(&seen(caller, guest)))
         })?;
         if (room as usize) < folder.len() {
             return Err(libc::ERANGE);
@@ -316,7 +316,7 @@ impl Tracer {
         }
         let found = writable(self.find_at(thread, dir, at, false)?)?;
         let (uid, gid) = self.maker(thread, &found.host)?;
-        let mode = mode & !self.mask_of(thread);
+        let mode = mode & !mask_of(thread);
         let path = c_path(&found.host)?;
         let flags = libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_WRONLY | libc::O_CLOEXEC;
         let opened = self.act(thread, &[&found.host], || {
@@ -332,12 +332,6 @@ impl Tracer {
         // The call passes the old 32 bit encoding, which is that of `dev_t` for these widths.
         self.owners.put(&seen, uid, gid, Some((mode, libc::major(device), libc::minor(device))));
         Ok(Verdict::Answer(0))
-    }
-
-    /// The file mode creation mask of a thread.
-    fn mask_of(&self, thread: i32) -> u32 {
-        let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
-        status.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("Umask:")?.trim(), 8).ok()).unwrap_or(0o022)
     }
 
     fn unlink(&mut self, thread: i32, dir: c_int, at: u64, flags: c_int) -> Answered {
@@ -508,6 +502,12 @@ impl Tracer {
         }
         Ok(Instead::bytes(1, terminated(STASHED_CAPABILITY)).then(After::Nothing))
     }
+}
+
+/// The file mode creation mask of a thread.
+fn mask_of(thread: i32) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    status.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("Umask:")?.trim(), 8).ok()).unwrap_or(0o022)
 }
 
 /// A change of owner ends them.

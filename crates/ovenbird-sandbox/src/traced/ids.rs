@@ -1,4 +1,4 @@
-//! The calls that tell and set ids and capabilities.
+//! The calls that tell and set ids and capabilities, and the one that tells the name of the machine.
 
 use libc::{c_int, c_long};
 
@@ -10,6 +10,23 @@ use crate::caps;
 /// `_LINUX_CAPABILITY_VERSION_3`: two structs of three words.
 const CAPABILITIES_V3: u32 = 0x2008_0522;
 const CAPABILITIES_V2: u32 = 0x2007_1026;
+
+/// What `uname` says, with another name of the machine.
+fn system(name: &[u8]) -> Vec<u8> {
+    // SAFETY: an all-zero struct is valid; the kernel fills it.
+    let mut system: libc::utsname = unsafe { std::mem::zeroed() };
+    // SAFETY: a live struct.
+    unsafe { libc::uname(&raw mut system) };
+    let room = system.nodename.len() - 1;
+    if !name.is_empty() {
+        system.nodename.fill(0);
+        for (to, from) in system.nodename.iter_mut().zip(&name[..name.len().min(room)]) {
+            *to = *from as libc::c_char;
+        }
+    }
+    // SAFETY: plain characters.
+    unsafe { std::slice::from_raw_parts((&raw const system).cast::<u8>(), size_of::<libc::utsname>()) }.to_vec()
+}
 
 impl Tracer {
     /// `None`: another kind of call.
@@ -33,7 +50,7 @@ impl Tracer {
                 let groups = credentials.groups.clone();
                 let room = args[0] as c_int;
                 if room != 0 {
-                    if usize::try_from(room).map_or(true, |room| room < groups.len()) {
+                    if usize::try_from(room).unwrap_or(0) < groups.len() {
                         return Err(libc::EINVAL);
                     }
                     process.memory()?.write_ids(args[1], &groups)?;
@@ -68,6 +85,11 @@ impl Tracer {
                     let (low, high) = (all as u32, (all >> 32) as u32);
                     memory.write_ids(args[1], &[low, low, 0, high, high, 0])?;
                 }
+                0
+            }
+            libc::SYS_uname => {
+                let told = system(&self.host_name);
+                self.memory(thread)?.write(args[0], &told)?;
                 0
             }
             // Nothing here depends on them.

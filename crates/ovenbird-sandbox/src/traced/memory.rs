@@ -70,7 +70,10 @@ impl Memory {
     pub(super) fn read_pointers(&self, at: u64) -> Result<Vec<u64>, c_int> {
         let mut out = Vec::new();
         let mut next = at;
-        while at != 0 {
+        if at == 0 {
+            return Ok(out);
+        }
+        loop {
             let count = ((PAGE - next % PAGE) / 8).max(1) as usize;
             let part = self.read_words(next, count)?;
             if let Some(end) = part.iter().position(|pointer| *pointer == 0) {

@@ -37,7 +37,7 @@ use crate::prepare::Scratch;
 use crate::reap::{self, Pipes};
 use crate::step::{self, Program, Streams};
 use crate::syscall::{self, check};
-use crate::{Level, Network, Outcome, Root, SandboxError, Step, Stream, limits, mounts, seccomp, socket as forward};
+use crate::{Level, MountSource, Network, Outcome, Root, SandboxError, Step, Stream, limits, mounts, seccomp, socket as forward};
 
 use self::tracer::{Ended, Tracer};
 
@@ -84,6 +84,9 @@ fn refuse(step: &Step) -> Result<(), SandboxError> {
     }
     if step.limits.shm_size.is_some() {
         return refused("--shm-size", "/dev/shm is an ordinary folder here, which has no size; leave the option out");
+    }
+    if step.mounts.iter().any(|mount| matches!(mount.source, MountSource::Tmpfs { size: Some(_) })) {
+        return refused("RUN --mount=type=tmpfs,size=", "the mount is an ordinary folder here, which has no size; leave the size out");
     }
     if step.insecure {
         return refused("--security insecure", "this user has no capabilities to give; build where another level works");
@@ -244,6 +247,7 @@ fn trace(job: Job<'_>, started: &Sender<Started>) -> Result<(Ended, Owners), San
     let user = Credentials::new(step.user.uid, step.user.gid, step.user.groups.clone());
     let programs = exec::Programs::new(programs, messages.into());
     let mut tracer = Tracer::new(pid, user, paths, recorded, programs, socket::Addresses::default());
+    tracer.host_name = step.hostname.clone().into_bytes();
     let ended = tracer.follow().context(|| "tracing the step".to_owned())?;
     Ok((ended, tracer.into_owners()))
 }

@@ -14,7 +14,7 @@ use super::memory::c_path;
 use crate::syscall::check;
 
 const LINKS_MAX: usize = 40;
-const KNOWN_MAX: usize = 1 << 16;
+const KNOWN_MAX: usize = 1 << 15;
 const NAME_MAX: usize = 255;
 const PATH_MAX: usize = libc::PATH_MAX as usize;
 /// What the kernel says of a file that has no name any more.
@@ -424,13 +424,7 @@ impl Paths {
         let mut walk = Walk { guest: guest.to_vec(), host: found.host.clone(), mount: 0, opaque: false };
         let moved = self.of_process(caller, &mut walk, false)?;
         let inside = if moved && !walk.opaque { Some(walk.guest) } else { self.guest_of(&host) };
-        Ok(inside.map_or(host, |inside| self.seen(caller, inside)))
-    }
-
-    /// A path as the caller sees it, which may have a root of its own.
-    pub(super) fn seen(&self, caller: Caller<'_>, guest: Vec<u8>) -> Vec<u8> {
-        let inner = if is_below(&guest, caller.root) { guest[caller.root.len()..].to_vec() } else { guest };
-        if inner.is_empty() { b"/".to_vec() } else { inner }
+        Ok(inside.map_or(host, |inside| seen(caller, inside)))
     }
 }
 
@@ -440,6 +434,12 @@ enum Look {
     Link(Vec<u8>),
     /// The walk is somewhere else now.
     Moved,
+}
+
+/// A path as the caller sees it, which may have a root of its own.
+pub(super) fn seen(caller: Caller<'_>, guest: Vec<u8>) -> Vec<u8> {
+    let inner = if is_below(&guest, caller.root) { guest[caller.root.len()..].to_vec() } else { guest };
+    if inner.is_empty() { b"/".to_vec() } else { inner }
 }
 
 /// Is a path a folder or below it?
@@ -461,4 +461,99 @@ fn read_link(path: &[u8]) -> io::Result<Vec<u8>> {
     // SAFETY: the buffer has the length that is passed.
     let n = check(unsafe { libc::readlink(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) } as libc::c_long)?;
     Ok(buffer[..n as usize].to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use super::*;
+
+    fn find(paths: &mut Paths, path: &str, follow: bool) -> Result<String, c_int> {
+        let own = std::process::id() as i32;
+        let caller = Caller { thread: own, process: own, root: b"", program: &|_| Some(b"/bin/me".to_vec()) };
+        let found = paths.find(caller, libc::AT_FDCWD, path.as_bytes(), follow)?;
+        assert!(
+            found.guest.is_none() || paths.guest_of(found.host.strip_suffix(b"/").unwrap_or(&found.host)) == found.guest,
+            "{path}: {found:?}"
+        );
+        Ok(String::from_utf8(found.host).unwrap())
+    }
+
+    #[test]
+    fn stays_below_the_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().canonicalize().unwrap();
+        let (root, other) = (base.join("root"), base.join("other"));
+        for name in ["a/b", "mnt/under", "bin"] {
+            fs::create_dir_all(root.join(name)).unwrap();
+        }
+        fs::create_dir_all(other.join("inner")).unwrap();
+        fs::write(root.join("a/file"), "").unwrap();
+        fs::write(root.join("bin/me"), "").unwrap();
+        for (target, name) in [
+            ("/a/b", "abs"),
+            ("../../../../../../../etc", "up"),
+            ("loop", "loop"),
+            ("b", "a/rel"),
+            ("/nowhere/x", "dangling"),
+            ("../mnt/inner", "a/in"),
+            ("/proc/self", "own"),
+        ] {
+            symlink(target, root.join(name)).unwrap();
+        }
+        let mut paths = Paths::new(root.as_os_str().as_bytes().to_vec());
+        paths.mount(b"/mnt", other.as_os_str().as_bytes().to_vec(), true, true);
+        paths.mount(b"/proc", b"/proc".to_vec(), false, false);
+        let at = |path: &str| Ok(format!("{}{path}", root.display()));
+        let own = std::process::id();
+        let rows = [
+            ("/a/b", true, at("/a/b")),
+            ("/abs", true, at("/a/b")),
+            ("/abs", false, at("/abs")),
+            ("/abs/", false, at("/a/b/")),
+            ("/abs/../file", true, at("/a/file")),
+            ("/../../a/./rel/..", true, at("/a/")),
+            ("/up/passwd", true, Err(libc::ENOENT)),
+            ("/up", true, at("/etc")),
+            ("/loop", true, Err(libc::ELOOP)),
+            ("/loop", false, at("/loop")),
+            ("/loop/x", true, Err(libc::ELOOP)),
+            ("/dangling", true, Err(libc::ENOENT)),
+            ("/missing", true, at("/missing")),
+            ("/missing/x", true, Err(libc::ENOENT)),
+            ("/a/file/x", false, at("/a/file/x")),
+            ("/a/file/x/y", false, Err(libc::ENOTDIR)),
+            ("", true, Err(libc::ENOENT)),
+            ("/", true, Ok(format!("{}/", root.display()).trim_end_matches('/').to_owned())),
+            ("/mnt", true, Ok(other.display().to_string())),
+            ("/mnt/inner/..", true, Ok(format!("{}/", other.display()))),
+            ("/mnt/..", true, at("/")),
+            ("/a/in", true, Ok(other.join("inner").display().to_string())),
+            ("/mnt/under", true, Ok(other.join("under").display().to_string())),
+            ("/proc/self/exe", true, at("/bin/me")),
+            ("/own/status", true, Ok(format!("/proc/{own}/status"))),
+            ("/proc/self/fd/0", true, Ok(format!("/proc/{own}/fd/0"))),
+        ];
+        // Twice: what is remembered says the same.
+        for (path, follow, want) in rows.iter().chain(&rows) {
+            assert_eq!(find(&mut paths, path, *follow), *want, "{path}");
+        }
+        // Something else has the name of a link that was gone through.
+        fs::remove_file(root.join("abs")).unwrap();
+        paths.forget(Some(b"/abs"));
+        fs::create_dir(root.join("abs")).unwrap();
+        assert_eq!(find(&mut paths, "/abs/new", true), at("/abs/new"));
+        // And of a folder.
+        fs::rename(root.join("a"), root.join("c")).unwrap();
+        paths.forget(Some(b"/a"));
+        symlink("/bin", root.join("a")).unwrap();
+        assert_eq!(find(&mut paths, "/a/b", true), at("/bin/b"));
+        assert_eq!(paths.guest_of(b"/etc/passwd"), None);
+        assert_eq!(paths.guest_of(Path::new("/x (deleted)").as_os_str().as_bytes()), None);
+        assert!(paths.own_part(b"/proc/1/x").is_none() && paths.own_part(b"/etc").is_none());
+    }
 }

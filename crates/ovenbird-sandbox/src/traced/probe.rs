@@ -36,7 +36,7 @@ pub(crate) fn attempt() -> Result<(), (Failed, io::Error)> {
             let none: libc::c_ulong = 0;
             libc::prctl(libc::PR_SET_NO_NEW_PRIVS, one, none, none, none);
             let stopped = go && seccomp::load(seccomp::tracer()).is_ok() && libc::syscall(libc::SYS_getuid) == ANSWER;
-            libc::_exit(if stopped { 0 } else { 1 })
+            libc::_exit(i32::from(!stopped))
         }
     }
     if let Err(error) = ptrace::seize(child) {

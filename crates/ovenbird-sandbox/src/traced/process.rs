@@ -146,7 +146,8 @@ pub(super) struct Instead {
 impl Instead {
     /// One argument is another path.
     pub(super) fn path(argument: usize, host: Vec<u8>) -> Instead {
-        Instead { hosts: vec![host.clone()], ..Instead::bytes(argument, terminated(&host)) }
+        let bytes = terminated(&host);
+        Instead { hosts: vec![host], ..Instead::bytes(argument, bytes) }
     }
 
     /// One argument is the address of something else.

@@ -35,6 +35,8 @@ pub(super) struct Tracer {
     first: i32,
     /// User and group that own everything on the disk.
     pub(super) disk: (u32, u32),
+    /// What the step is to take for the machine's name.
+    pub(super) host_name: Vec<u8>,
 }
 
 /// How the first process ended.
@@ -58,6 +60,7 @@ impl Tracer {
             early: HashSet::new(),
             first,
             disk,
+            host_name: Vec::new(),
         }
     }
 
@@ -168,11 +171,7 @@ impl Tracer {
 
     fn entry(&mut self, thread: i32) -> io::Result<()> {
         let mut registers = Registers::of(thread)?;
-        let verdict = match self.tasks.contains_key(&thread) {
-            true => self.call(thread, &registers),
-            false => Err(libc::ENOSYS),
-        };
-        let verdict = match verdict {
+        let verdict = match self.call(thread, &registers) {
             Ok(Verdict::Instead(instead)) => self.instead(thread, &mut registers, instead),
             other => other,
         };
@@ -348,9 +347,7 @@ impl Tracer {
 
     /// Whatever the step left, by the end of everything.
     pub(super) fn into_owners(self) -> Owners {
-        let Tracer { owners, programs, addresses, .. } = self;
-        mem::drop((programs, addresses));
-        owners
+        self.owners
     }
 }
 

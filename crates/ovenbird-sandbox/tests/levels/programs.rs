@@ -1,12 +1,15 @@
-//! Cases about paths, programs, signals and modes, whose results must not tell that there are no namespaces.
+//! Cases about paths, programs, signals and modes, whose results must not tell that there are no namespaces; and some more.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
-use ovenbird_sandbox::Level;
+use ovenbird_sandbox::{Level, Mount, MountSource};
 
 use crate::cases::{Case, nothing};
 
+const ALL: &[Level] = &Level::ALL;
+const CHROOT: &[Level] = &[Level::Chroot];
 const TRACED: &[Level] = &[Level::Traced];
 /// There is something in `/proc`.
 const PROC: &[Level] = &[Level::Root, Level::Rootless, Level::SingleId, Level::Traced];
@@ -16,12 +19,12 @@ pub(crate) fn cases() -> Vec<Case> {
         Case {
             name: "modes_that_shut_out",
             levels: TRACED,
-            script: r#"
+            script: r"
                 mkdir -m 0 d; echo x >d/f; chmod 0 d/f; echo y >>d/f; cat d/f; stat -c %a d d/f
                 echo z >r; chmod 444 r; echo w >r; stat -c %a r; chmod 640 r; stat -c %a r
                 cp -a d e; stat -c %a e e/f; cat low/closed; stat -c %a low/closed; ls low/shut; stat -c %a low/shut
                 chmod 700 low/shut; stat -c %a low/shut; [ -w r ] && [ -w d/f ] && echo writable; chmod 0 low/closed
-            "#,
+            ",
             set_up: |place, step| {
                 fs::create_dir_all(place.path("lower/low/shut")).unwrap();
                 fs::write(place.path("lower/low/closed"), "closed\n").unwrap();
@@ -68,29 +71,51 @@ pub(crate) fn cases() -> Vec<Case> {
         Case {
             name: "links_and_loops",
             levels: PROC,
-            script: r#"
+            script: r"
                 mkdir -p a/b; ln -s /a/b abs; ln -s ../../../../etc/up out; ln -s loop loop; echo x >abs/f; cat a/b/f; cat loop 2>/dev/null || echo loop
                 (cd abs; pwd -P; cd -P ..; pwd); (cd -P /../../bin; pwd); (cd /proc/self/cwd/a; pwd -P); readlink -f abs/f; readlink /proc/self/exe
                 mv a c; cat abs/f 2>/dev/null || echo moved; mkdir -p a/b; echo y >a/b/f; cat abs/f; echo via | tee /dev/fd/1
                 mkdir -p etc; echo z >out; cat etc/up; rm -r a; ln -s c a; cat a/b/f; rm abs; mkdir abs; [ -d abs ] && echo folder
                 rm -r abs; ln -s c/b abs; cat abs/f; mv c e; ln -s e c; cat abs/f
-            "#,
+            ",
             set_up: nothing,
             check: |ran| ran.says("x\nloop\n/a/b\n/a\n/bin\n/a\n/a/b/f\n/bin/busybox\nmoved\ny\nvia\nvia\nz\nx\nfolder\nx\nx\n"),
         },
         Case {
             name: "signals_and_jobs",
             levels: PROC,
-            script: r#"
+            script: r"
                 trap 'echo usr' USR1; kill -USR1 $$; (trap 'echo term; exit 3' TERM; while :; do sleep 0.1; done) & sleep 0.3; kill $!; wait $!; echo $?
                 sleep 100 & sleep 0.1; kill -STOP $!; sleep 0.1; grep State /proc/$!/status | cut -f 2 | cut -c 1; kill -CONT $!; kill $!; wait $! 2>/dev/null; echo $?
                 mkfifo p; (echo through >p) & cat p; i=0; while [ $i -lt 50 ]; do (:) & i=$((i+1)); done; wait; echo done
-            "#,
+            ",
             set_up: nothing,
             check: |ran| {
                 let want = |state: &str| format!("usr\nterm\n3\n{state}\n143\nthrough\ndone\n");
                 // A stopped process that is traced is said to be so.
                 assert!(ran.out == want("T") || ran.out == want("t"), "{}{}", ran.out, ran.err);
+            },
+        },
+        Case {
+            name: "tmpfs_without_size",
+            levels: TRACED,
+            script: "stat -c %a /t; echo x >/t/a; hostname; uname -n",
+            set_up: |_, step| step.mounts.push(Mount { target: "/t".into(), source: MountSource::Tmpfs { size: None }, read_only: false }),
+            check: |ran| {
+                ran.says("1777\nbuilder\nbuilder\n");
+                assert!(!ran.changes().join("t").exists());
+            },
+        },
+        Case {
+            name: "size_of_a_tmpfs_is_refused",
+            levels: TRACED,
+            script: "true",
+            set_up: |_, step| {
+                step.mounts.push(Mount { target: "/t".into(), source: MountSource::Tmpfs { size: Some(1) }, read_only: false });
+            },
+            check: |ran| {
+                let error = ran.result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+                assert!(error.contains("type=tmpfs,size= is not possible at the traced level"), "{error}");
             },
         },
         Case {
@@ -101,6 +126,48 @@ pub(crate) fn cases() -> Vec<Case> {
             check: |ran| {
                 // A shell goes on with it as a script.
                 assert!(ran.out != "0\n" && ran.err.contains("32-bit program"), "{}{}", ran.out, ran.err);
+            },
+        },
+        Case {
+            name: "etc_removed_and_replaced",
+            levels: CHROOT,
+            script: "rm -r /etc && ln -s /tmp /etc && mkdir /tmp",
+            set_up: |place, _| {
+                fs::create_dir_all(place.path("lower/etc")).unwrap();
+                fs::write(place.path("lower/etc/hosts"), "of the image").unwrap();
+            },
+            check: |ran| {
+                ran.says("");
+                assert_eq!(fs::read_link(ran.changes().join("etc")).unwrap(), Path::new("/tmp"));
+                assert!(fs::read_dir(ran.changes().join("tmp")).unwrap().next().is_none());
+            },
+        },
+        Case {
+            name: "usage_is_counted",
+            levels: ALL,
+            script: "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done",
+            set_up: nothing,
+            check: |ran| {
+                ran.says("");
+                assert!(
+                    ran.outcome().cpu_micros > 1000 && ran.outcome().peak_memory.is_some_and(|bytes| bytes > 100_000),
+                    "{:?}",
+                    ran.result
+                );
+            },
+        },
+        Case {
+            name: "resolv_conf_replaced_by_the_step",
+            levels: CHROOT,
+            script: "ln -sf /run/nothing /etc/resolv.conf; rm /etc/hosts && mkdir -p /etc/hosts/d; echo $?",
+            set_up: |place, _| {
+                fs::create_dir_all(place.path("lower/etc")).unwrap();
+                fs::write(place.path("lower/etc/resolv.conf"), "of the image").unwrap();
+            },
+            check: |ran| {
+                ran.says("0\n");
+                assert_eq!(fs::read_to_string(ran.changes().join("etc/resolv.conf")).unwrap(), "of the image");
+                assert!(!ran.changes().join("etc/hosts").exists());
             },
         },
     ]
