@@ -52,7 +52,12 @@ pub fn file_in(folder: &Path, mode: u32) -> io::Result<NamedTempFile> {
 pub fn folder_in(folder: &Path) -> io::Result<Folder> {
     loop {
         let dir = tempfile::Builder::new().prefix(PREFIX).rand_bytes(RANDOM).tempdir_in(folder)?;
-        let lock = File::open(dir.path())?;
+        let lock = match File::open(dir.path()) {
+            Ok(lock) => lock,
+            // Somebody took it for a leftover at once.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
         if is_ours(&lock, dir.path()) {
             return Ok(Folder { dir, _lock: lock });
         }
@@ -102,6 +107,19 @@ mod tests {
         let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn many_make_folders_while_others_clear() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            let makers: Vec<_> =
+                (0..4).map(|_| scope.spawn(|| (0..500).all(|_| folder_in(dir.path()).is_ok_and(|made| made.path().is_dir())))).collect();
+            while makers.iter().any(|maker| !maker.is_finished()) {
+                clear(dir.path());
+            }
+            assert!(makers.into_iter().all(|maker| maker.join().unwrap()));
+        });
     }
 
     #[test]

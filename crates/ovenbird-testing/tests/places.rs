@@ -377,7 +377,7 @@ args = { dest = "stored.json" }
             (&json("stored.json")["outcome"], &json("asked-exit.json")["build"]["outcome"]["status"]),
             (&"failed".into(), &"failed".into())
         );
-        assert_eq!(json("report.json")["ovenbird"]["plugins"].as_array().map(Vec::len), Some(7), "{on}: {log}");
+        assert_eq!(json("report.json")["ovenbird"]["plugins"].as_array().map(Vec::len), Some(9), "{on}: {log}");
         let (code, log) = build(on, &["--plugin", "pre_build:own,sey=x"])?;
         assert!(code == Some(2) && log.contains("unknown argument \"sey\"") && !log.contains("building"), "{on}: {log}");
         let (code, log) = build(on, &["-f", "flow/none"])?;

@@ -643,7 +643,7 @@ fn tasker_and_utilities_of_dock() {
     });
     is.of("split-image-name-with-port", || {
         let name = reference("registry:5000/ns/img");
-        assert_eq!((name.registry(), name.repository(), name.tag()), ("registry:5000", "ns/img", None));
+        assert_eq!((name.registry(), name.repository(), name.tag()), ("registry:5000", "ns/img", Some("latest")));
     });
     is.of("split-image-name-with-digest", || {
         let digest = ovenbird_oci::Digest::of(b"x");

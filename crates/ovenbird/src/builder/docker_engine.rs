@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use super::context::{self, Place};
 use super::engine::{DEFAULT_COMPRESSION, agreed};
 use super::{Builder, EngineBuilder, Image, Job, Library};
-use crate::docker_engine::{BuildCall, BuildFailure, DockerEngine};
+use crate::docker_engine::{BuildCall, BuildFailure, Built, DockerEngine};
 use crate::error::{Detail, Error, Kind};
 use crate::naming::Version;
 use crate::request::{BuildRequest, CacheDest, CacheFrom, Network, OutputKind, Source};
@@ -36,6 +36,8 @@ use crate::workflow::{Base, Described, Workshop};
 
 /// The API of Docker 23, the first whose BuildKit takes limits of steps and a time.
 const DOCKER_23: (u32, u32) = (1, 42);
+/// What the engine says of an image that it has for another platform.
+const OTHER_PLATFORM: &str = "does not match the specified platform";
 /// Names of build arguments that BuildKit itself reads.
 const INLINE_CACHE: &str = "BUILDKIT_INLINE_CACHE";
 const SANDBOX_HOSTNAME: &str = "BUILDKIT_SANDBOX_HOSTNAME";
@@ -332,24 +334,28 @@ impl Builder for DockerEngineBuilder {
             let built = self.docker.build(call, &job.cancel, &*job.sink, |out| context::write(source, &place, technique.buildkit, out));
             built.map_err(|failure| told(failure, source))
         };
-        let mut built = run(&call)?;
-        if let (Some(asked), false) = (asked_platform(&parsed, request), technique.buildkit) {
-            let made = self.platform_of(&built.id)?;
+        let asked = asked_platform(&parsed, request).filter(|_| !technique.buildkit);
+        let is_other = |built: &Result<Built, Error>, asked: &Platform| match built {
+            Ok(built) => Ok(!asked.matches(&self.platform_of(&built.id)?)),
+            // A stage that came from the cache, and that the next one begins with.
+            Err(error) => Ok::<_, Error>(error.causes.iter().any(|cause| cause.contains(OTHER_PLATFORM))),
+        };
+        let mut built = run(&call);
+        if let Some(asked) = asked {
             // The classic builder's cache knows no architectures.
-            if !asked.matches(&made) && !request.no_cache {
-                let message =
-                    format!("the Docker Engine took a step for {made} from its cache, and the image is for {asked}: all steps run anew");
+            if !request.no_cache && is_other(&built, asked)? {
+                let message = format!("the Docker Engine has steps for another platform than {asked} in its cache: all steps run anew");
                 job.sink.emit(Event::Warning { code: "docker-cache".into(), message, line: None });
                 call.query.iter_mut().filter(|(key, _)| *key == "nocache").for_each(|(_, value)| *value = "1".into());
-                built = run(&call)?;
+                built = run(&call);
             }
-            let made = self.platform_of(&built.id)?;
-            if !asked.matches(&made) {
-                let why = format!("the classic builder of the Docker Engine made an image for {made}");
+            if built.is_ok() && is_other(&built, asked)? {
+                let why = "the classic builder of the Docker Engine made an image for another platform";
                 return Err(Error::refused(&format!("--platform {asked} with --builder docker"), why)
                     .hint("set DOCKER_BUILDKIT=1, or use --builder engine"));
             }
         }
+        let built = built?;
         let image = self.take(&built.id, request, job)?;
         Ok(Image { ran: built.ran, cached: built.cached, bases: self.known_bases(&parsed, request), ..image })
     }
