@@ -72,7 +72,12 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, Error> {
         Command::Login(args) => login::run(&args, &session()?),
         Command::Logout(args) => logout::run(&args, &session()?),
         Command::SelfImage(args) => self_image::run(&args, &session()?),
-        Command::Worker(args) => return worker::run(&args, session()?),
+        Command::Worker(args) => {
+            return match args.connects() {
+                Some(socket) => worker::connect(socket, &args),
+                None => worker::run(&args, session()?),
+            };
+        }
         Command::Completions(args) => completions::run(&args),
         Command::Version(args) => version::run(&args),
     };

@@ -1,6 +1,7 @@
 //! What a worker asks its caller: secrets, certificates and credentials. The worker has none of its own.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, UNIX_EPOCH};
@@ -8,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use ovenbird_dockerfile::parse;
 use ovenbird_engine::frontend::{Images, Lowered, lower};
 use ovenbird_oci::Reference;
-use ovenbird_oci::keychain::{self, Custodian, Keychain, Query, Question, Secret};
+use ovenbird_oci::keychain::{self, Custodian, Keychain, KeychainOptions, Query, Question, Secret};
 
 use super::wire::{Answered, Asked, Credential, MAX_RAW, Sender, ToCaller};
 use crate::builder::options;
@@ -87,10 +88,23 @@ impl Questions {
         *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The caller as the one who keeps the credentials.
-    pub(crate) fn custodian(self: &Arc<Self>) -> Custodian {
+    /// The caller as the one who keeps the credentials, after a file of the worker's own place, when it has one.
+    pub(crate) fn custodian(self: &Arc<Self>, file: Option<PathBuf>) -> Custodian {
         let this = Arc::clone(self);
+        let own = file.map(|file| Keychain::new(KeychainOptions { auth_files: vec![file], ..KeychainOptions::default() }));
+        let found = move |registry: &str, repository: &str, refused: Option<&keychain::Credential>| {
+            // What the registry did not take is not given twice.
+            own.as_ref()?.recorded(registry, repository).filter(|found| Some(found) != refused)
+        };
         Custodian::new(move |question| {
+            let known = match &question {
+                Question::Find { registry, repository, refused, .. } => found(registry, repository, refused.as_ref()),
+                Question::Recorded { registry, repository } => found(registry, repository, None),
+                Question::Create { .. } => None,
+            };
+            if let Some(credential) = known {
+                return Ok(keychain::Answer::Credential(credential, None));
+            }
             let asked = match question {
                 Question::Find { registry, repository, address, refused } => {
                     Asked::Credential { registry, repository, address, refused: refused.map(Into::into), recorded: false }
