@@ -3,7 +3,7 @@
 //! The kernel maps a program in windows of 64 KiB, and each counts as memory of the process. Of 15 MB of code a build runs less than one, but
 //! scattered as the compiler leaves it, it touches half of all windows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ pub(crate) fn write(repository: &Path) -> Result<(), String> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), |dir| repository.join(dir));
     let runs = Runs::new(target.join("release/ovenbird"))?;
     runs.all()?;
-    let names = runs.names()?;
+    let names = patterns(&runs.ran()?, &runs.sizes()?);
     let mut script = HEADER.to_owned();
     for name in &names {
         let _ = writeln!(script, "    *(.text.{name})");
@@ -122,25 +122,74 @@ impl Runs {
         Err(format!("{words:?} ended with {}:\n{}", done.status, String::from_utf8_lossy(&done.stderr)))
     }
 
-    /// Every function that ran, as a pattern that holds for the next build of the program, too.
-    fn names(&self) -> Result<BTreeSet<String>, String> {
-        let mut names = BTreeSet::new();
+    /// The symbol of every function that ran, and in how many runs.
+    fn ran(&self) -> Result<BTreeMap<String, usize>, String> {
+        let mut symbols = BTreeMap::new();
         let failed = |error: std::io::Error| format!("cannot read what callgrind wrote: {error}");
         for entry in fs::read_dir(self.dir.path()).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("callgrind.")) {
-                names.extend(fs::read_to_string(&path).map_err(failed)?.lines().filter_map(pattern));
+                let text = fs::read_to_string(&path).map_err(failed)?;
+                for symbol in text.lines().filter_map(symbol).collect::<BTreeSet<_>>() {
+                    *symbols.entry(symbol).or_default() += 1;
+                }
             }
         }
-        Ok(names)
+        Ok(symbols)
+    }
+
+    /// How many bytes of code each symbol of the program has.
+    fn sizes(&self) -> Result<BTreeMap<String, u64>, String> {
+        let done = Command::new("nm").arg("--print-size").arg(&self.program).output();
+        let done = done.map_err(|error| format!("cannot start nm: {error}"))?;
+        if !done.status.success() {
+            return Err(format!("nm ended with {}: {}", done.status, String::from_utf8_lossy(&done.stderr)));
+        }
+        Ok(String::from_utf8_lossy(&done.stdout).lines().filter_map(size).collect())
     }
 }
 
-/// A function of a line `fn=(12) NAME` or `cfn=(12) NAME`. Callgrind writes each name once, and appends what tells recursion.
-fn pattern(line: &str) -> Option<String> {
+/// Of a line of `nm --print-size`, a function and its bytes.
+fn size(line: &str) -> Option<(String, u64)> {
+    let mut words = line.split_ascii_whitespace();
+    let (_, size, kind, name) = (words.next()?, words.next()?, words.next()?, words.next()?);
+    matches!(kind, "t" | "T" | "w" | "W").then_some(())?;
+    Some((name.to_owned(), u64::from_str_radix(size, 16).ok()?))
+}
+
+/// The patterns of what ran, what most runs need first. A pattern that would bring much more of what did not run (the instances of one
+/// generic function differ in their hash only) gives way to the symbols themselves, which hold until the compiler or a dependency changes.
+fn patterns(ran: &BTreeMap<String, usize>, sizes: &BTreeMap<String, u64>) -> Vec<String> {
+    let mut bytes: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for (symbol, size) in sizes {
+        if let Some(pattern) = pattern(symbol) {
+            let (hot, all) = bytes.entry(pattern).or_default();
+            *all += size;
+            *hot += if ran.contains_key(symbol) { *size } else { 0 };
+        }
+    }
+    let mut runs: BTreeMap<String, usize> = BTreeMap::new();
+    for (symbol, count) in ran.iter().filter(|(symbol, _)| sizes.contains_key(*symbol)) {
+        let Some(pattern) = pattern(symbol) else { continue };
+        let (hot, all) = bytes.get(&pattern).copied().unwrap_or_default();
+        let name = if hot * 4 >= all * 3 { pattern } else { symbol.clone() };
+        let most = runs.entry(name).or_default();
+        *most = (*most).max(*count);
+    }
+    let mut names: Vec<(String, usize)> = runs.into_iter().collect();
+    names.sort_by(|(name, runs), (other, others)| others.cmp(runs).then_with(|| name.cmp(other)));
+    names.into_iter().map(|(name, _)| name).collect()
+}
+
+/// The symbol of a line `fn=(12) NAME` or `cfn=(12) NAME`. Callgrind writes each name once, and appends what tells recursion.
+fn symbol(line: &str) -> Option<String> {
     let (_, name) = line.strip_prefix('c').unwrap_or(line).strip_prefix("fn=(")?.split_once(") ")?;
-    let name = name.split('\'').next()?;
-    let name = name.split_once(".llvm.").map_or(name, |(name, _)| name);
+    name.split('\'').next().map(str::to_owned)
+}
+
+/// A symbol as a pattern that holds for the next build of the program, too.
+fn pattern(symbol: &str) -> Option<String> {
+    let name = symbol.split_once(".llvm.").map_or(symbol, |(name, _)| name);
     let expression = |text| Regex::new(text).ok();
     // The hash of a legacy name, and the crates' disambiguators of the others, are of this build only.
     if let Some(found) = expression("^(_ZN.*17h)[0-9a-f]{16}E")?.captures(name) {
@@ -169,7 +218,17 @@ mod tests {
             ("fn=(5) (below main)", None),
             ("fn=(6) 0x0000000000012345", None),
         ] {
-            assert_eq!(pattern(line).as_deref(), expected, "{line}");
+            assert_eq!(symbol(line).and_then(|symbol| pattern(&symbol)).as_deref(), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn what_most_runs_need_is_first_and_nothing_comes_along() {
+        let symbols = ["_ZN1a17h0000000000000001E", "_ZN1b17h0000000000000001E", "_ZN1b17h0000000000000002E", "main", "rare"];
+        let sizes = symbols.iter().zip([100, 10, 90, 5, 5]).map(|(name, size)| ((*name).to_owned(), size)).collect();
+        let ran = [(0, 2), (1, 3), (3, 3), (4, 1)].map(|(index, runs): (usize, usize)| (symbols[index].to_owned(), runs)).into();
+        assert_eq!(patterns(&ran, &sizes), [symbols[1], "main", "_ZN1a17h*", "rare"]);
+        assert_eq!(size("0000000000001000 00000000000000ff t main"), Some(("main".to_owned(), 255)));
+        assert_eq!(size("0000000000001000 d data"), None);
     }
 }

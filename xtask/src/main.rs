@@ -24,7 +24,7 @@ usage: cargo xtask COMMAND
   self-image                                Ovenbird, static, in an image that it builds itself
   layout                                    which functions common builds run, for the linker (release builds)
   tidy                                      the laws of the house, over every source file
-  cases [--level LEVEL] [-m REGEX]          the literate build cases (LEVEL: root, rootless, single-id, worker, docker, docker-builder)
+  cases [--level LEVEL] [-m REGEX]          the literate build cases (LEVEL: root, rootless, single-id, traced, worker, docker, docker-builder)
   oracle [--level LEVEL] [-m REGEX]         the same cases beside a current Docker Engine, image by image; with
          [--refusals]                       --refusals what both say where both refuse
   faults [N]                                kills (N of them), full disks, damaged files; prints a table
@@ -85,7 +85,7 @@ fn cases(words: &[&str]) -> Result<(), String> {
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
         match *word {
-            "--level" => level = rest.next().ok_or("--level needs root, rootless, single-id, worker, docker or docker-builder")?,
+            "--level" => level = rest.next().ok_or("--level needs root, rootless, single-id, traced, worker, docker or docker-builder")?,
             "-m" => filter = Some(*rest.next().ok_or("-m needs a regular expression")?),
             other => return Err(format!("unknown argument {other:?}\n{USAGE}")),
         }

@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use ovenbird::{Error, Kind};
 use ovenbird_dockerfile::diagnostic::render;
 use ovenbird_dockerfile::lint::rules::{self, RULES};
+use ovenbird_dockerfile::redact::without_passwords;
 use ovenbird_dockerfile::{Diagnostic, Severity, Span};
 use ovenbird_engine::frontend::Findings;
 use serde::Serialize;
@@ -30,7 +31,10 @@ pub(crate) fn show(format: Format, found: &Findings, file: &str, text: &str) -> 
     let rows = || rows(&found.diagnostics, file, text);
     let json = match format {
         Format::Text if found.diagnostics.is_empty() => return Ok(format!("{file}: no findings\n")),
-        Format::Text => return Ok(found.diagnostics.iter().map(|finding| render(finding, file, text)).collect()),
+        Format::Text => {
+            let shown = found.diagnostics.iter().map(|finding| without_passwords(&render(finding, file, text)).into_owned());
+            return Ok(shown.collect());
+        }
         Format::Json => serde_json::to_string_pretty(&rows()),
         Format::Sarif => serde_json::to_string_pretty(&sarif(&rows(), found)),
     };

@@ -42,6 +42,9 @@ pub(crate) fn choose_driver(args: &BuildArgs, session: &Session, global: &Global
         probe.docker = Some(find_docker(session));
     }
     let Chosen { on: chosen, builder, reason } = choose(&on, builder, &probe)?;
+    if builder == BuilderKind::Docker {
+        refuse_for_docker(args, global)?;
+    }
     let told = format!("--on {chosen} --builder {builder}: {reason}");
     let said = on == On::Auto && entered.0.is_none() && args.builder.or(settings.builder) != Some(BuilderKind::Docker);
     let workers = |flags, builder: BuilderKind| WorkerSpec { flags, arguments: vec!["--builder".into(), builder.to_string().into()] };
@@ -54,17 +57,31 @@ pub(crate) fn choose_driver(args: &BuildArgs, session: &Session, global: &Global
         On::Auto | On::Here => local(session, EngineBuilder::open(settings, &session.environment, entered.0, entered.1)?),
         On::Container(place) => {
             let launcher = ContainerLauncher::new(place, settings, &session.environment);
-            remote(launcher, workers(global.in_container(), builder), session)
+            remote(launcher, workers(global.elsewhere(), builder), session)
         }
-        On::Ssh(hosts) => over_ssh(&hosts, workers(vec![], builder), session)?,
-        On::Pool => over_ssh(&settings.pool, workers(vec![], builder), session)?,
+        On::Ssh(hosts) => over_ssh(&hosts, workers(global.elsewhere(), builder), session)?,
+        On::Pool => over_ssh(&settings.pool, workers(global.elsewhere(), builder), session)?,
         On::Kubernetes(place) => {
             let launcher = KubernetesLauncher::new(&place, &settings.kubernetes, &session.environment);
-            remote(launcher, workers(global.in_container(), builder), session)
+            remote(launcher, workers(global.elsewhere(), builder), session)
         }
         On::Process => remote(ProcessLauncher, workers(global.for_worker(settings), builder), session),
     };
     Ok(Place { driver, has_our_store, reason: said.then_some(told) })
+}
+
+/// Flags that are no part of the request, and that a Docker Engine has nothing for.
+fn refuse_for_docker(args: &BuildArgs, global: &Global) -> Result<(), Error> {
+    let refused = |flag: &str, why: &str| {
+        Err(Error::refused(&format!("{flag} with --builder docker"), format!("the Docker Engine {why}")).hint("--builder engine does it"))
+    };
+    if args.explain {
+        return refused("--explain", "does not say why a step ran");
+    }
+    if global.asks_for_level() {
+        return refused("--isolation-level", "runs steps in containers of its own");
+    }
+    Ok(())
 }
 
 /// The Docker Engine that answers, and what led there.

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use ovenbird::{Detail, Error};
 use ovenbird_dockerfile::Severity;
 use ovenbird_dockerfile::diagnostic::render;
+use ovenbird_dockerfile::redact::without_passwords;
 
 use crate::progress::{Escapes, clean};
 
@@ -65,7 +66,8 @@ pub(crate) fn error(error: &Error, colour: bool) -> String {
     for hint in &error.hints {
         let _ = writeln!(out, "{} {}", paint("1;36", "hint:"), block(hint));
     }
-    out
+    // Lines of the Dockerfile, too.
+    without_passwords(&out).into_owned()
 }
 
 /// A remark that may hold foreign text.

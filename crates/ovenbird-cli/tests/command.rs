@@ -490,3 +490,36 @@ fn builders_of_a_build() {
         assert!(ran.code == code && ran.stderr.contains(says), "{flags} {vars:?}: {ran:?}");
     }
 }
+
+#[test]
+fn reports_on_standard_output() {
+    let home = Home::new(SIMPLE);
+    let digest = home.run("build c").ok();
+    let report: serde_json::Value = serde_json::from_str(&home.run("build c --metadata-file -").ok()).unwrap();
+    assert_eq!(report["containerimage.digest"], digest.trim());
+    assert_eq!(home.run("build c --iidfile -").ok().trim(), report["containerimage.config.digest"]);
+    assert!(!Path::new(&home.path("-")).exists());
+    for (line, words) in [
+        ("build c --iidfile - --metadata-file -", "would both write to standard output"),
+        ("build c --metadata-file - -o type=tar,dest=-", "would both be written to standard output"),
+    ] {
+        let ran = home.run(line);
+        assert!(ran.code == 2 && ran.stdout.is_empty() && ran.stderr.contains(words), "{line}: {ran:?}");
+    }
+    let ran = home.run("build none --metadata-file -");
+    let report: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+    assert_eq!((ran.code, &report["ovenbird"]["outcome"]), (5, &"failed".into()));
+}
+
+#[test]
+fn images_of_a_project_by_word_and_by_flag() {
+    let project = "[image.api]\npath = 'c'\n[image.docs]\npath = 'c'\n[image.c]\npath = 'c'\n";
+    let home = Home::new(&[SIMPLE, &[("ovenbird.toml", project)]].concat());
+    let built = home.run("build api --image docs --image api").ok();
+    let names: Vec<&str> = built.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(names, ["api", "docs"]);
+    let ran = home.run("build c/ --image docs");
+    assert!(ran.code == 2 && ran.stderr.contains("--image names images of ovenbird.toml, and \"c/\" beside it is none of them"), "{ran:?}");
+    let all: serde_json::Value = serde_json::from_str(&home.run("build api docs --metadata-file -").ok()).unwrap();
+    assert_eq!(all.as_object().unwrap().len(), 2);
+}

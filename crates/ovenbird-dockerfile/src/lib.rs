@@ -12,6 +12,7 @@ pub mod ignore;
 pub mod lint;
 pub mod mount;
 pub mod parse;
+pub mod redact;
 pub mod suggest;
 
 pub use ast::Dockerfile;

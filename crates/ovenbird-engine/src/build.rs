@@ -308,6 +308,10 @@ impl Engine {
             Some(Level::Rootless) => ("rootless", "user namespace with subordinate ids"),
             Some(Level::SingleId) => ("single-id", "user namespace with one id; owners are recorded"),
             Some(Level::Chroot) => ("chroot", "no namespaces here; steps see the machine's processes"),
+            Some(Level::Traced) => (
+                "traced",
+                "no rights and no namespaces here: steps are traced, owners are recorded, and nothing keeps a step from this user's files",
+            ),
             None => ("none", "only builds without RUN; see `ovenbird doctor`"),
         };
         sink.emit(Event::Isolation { level: level.into(), detail: detail.into() });

@@ -25,7 +25,7 @@ pub enum LogStream {
 pub enum Event {
     /// The sandbox level, in one line.
     Isolation {
-        /// `root`, `rootless`, `single-id`, `chroot`, `none`.
+        /// `root`, `rootless`, `single-id`, `chroot`, `traced`, `none`.
         level: String,
         /// Why not a better one.
         detail: String,
@@ -97,6 +97,11 @@ pub enum Event {
         message: String,
         /// Line in the Dockerfile.
         line: Option<u32>,
+    },
+    /// The build, or a step of it, runs in a container of an engine.
+    Container {
+        /// Its id, or the first digits.
+        id: String,
     },
     /// Transfers broke and went on; sent once after the work, and only when any did.
     Breaks(Breaks),

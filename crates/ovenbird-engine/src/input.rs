@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ovenbird_dockerfile::ignore::Patterns;
+use ovenbird_oci::keychain::Credential;
 use ovenbird_oci::layer::Compression;
 use ovenbird_oci::registry::Breaks;
 use ovenbird_oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, Reference};
@@ -292,7 +293,9 @@ pub struct BuildInput {
     pub publish_to: Vec<Reference>,
     /// Large layers are sent here while they are packed. `None`: nothing is sent before the image is done.
     pub head_start: Option<Reference>,
-    /// Secrets (by id) and credentials (by registry) that may be in the image.
+    /// What stood in the addresses of contexts, by host: the steps are not told, and the image must not be, either.
+    pub logins: BTreeMap<String, Credential>,
+    /// Secrets (by id) and credentials (by registry or host) that may be in the image.
     pub allow_leak: Vec<String>,
     /// Caches of other machines, the first that has something counts.
     pub cache_from: Vec<CacheSource>,
@@ -359,6 +362,7 @@ impl Default for BuildInput {
             annotations: BTreeMap::new(),
             publish_to: vec![],
             head_start: None,
+            logins: BTreeMap::new(),
             allow_leak: vec![],
             cache_from: vec![],
             cache_inline: false,

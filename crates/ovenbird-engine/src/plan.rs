@@ -158,11 +158,29 @@ pub struct GitOp {
     pub submodules: bool,
 }
 
+/// User and password of an address: in no key, and never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// May be a token, with no password behind it.
+    pub user: String,
+    /// Empty: none.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
 /// `ADD` of a URL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HttpOp {
-    /// `http://` or `https://`.
+    /// `http://` or `https://`, without credentials.
     pub url: String,
+    /// Those that the address had.
+    #[serde(skip)]
+    pub login: Option<Login>,
     /// Name of the file it becomes (last part of the URL, `__unnamed__` if none, as in BuildKit).
     pub filename: String,
     /// Expected digest.

@@ -21,7 +21,7 @@
 //! ROOT/IDS/tmp/ID.lock             locked while that process lives; its lease: the names of what it uses, which prune leaves
 //! ```
 //!
-//! `IDS` says how owners are kept on disk (`real`, `mapped`, `recorded`): trees made at one isolation
+//! `IDS` says how owners are kept on disk (`real`, `mapped`, `recorded`, `traced`): trees made at one isolation
 //! level are of no use at another. Invariant: everything below `snapshots` and `cache` is complete and
 //! immutable; it is made below `tmp` and renamed. A process killed at any moment leaves only `tmp`.
 //! Small files that a result depends on are sealed: they begin with the SHA-256 of what follows, and a damaged one
@@ -160,7 +160,7 @@ impl Ids {
 }
 
 /// Names of all [`Ids`].
-const IDS: [&str; 3] = ["real", "mapped", "recorded"];
+const IDS: [&str; 4] = ["real", "mapped", "recorded", "traced"];
 
 /// This process' own temporary folder, made when something first needs it; removed with all it holds on drop.
 #[derive(Debug)]
@@ -207,6 +207,7 @@ impl State {
         let (name, ownership) = match level {
             Some(Level::Root | Level::Chroot) => ("real", Ownership::Real),
             Some(Level::Rootless) => ("mapped", Ownership::Real),
+            Some(Level::Traced) => ("traced", Ownership::Unprivileged),
             Some(Level::SingleId) | None => ("recorded", Ownership::Recorded),
         };
         let ids = root.join(name);

@@ -825,7 +825,11 @@ fn copies() {
             "",
             &[r#"op 0 /Git/reference "refs/heads/main""#, "op 0 /Git/submodules false"],
         ),
-        ("FROM scratch\nADD --checksum=abc https://a.example/r.git?checksum=abd /d", "", &["error checksum mismatch \"abc\" != \"abd\""]),
+        (
+            "FROM scratch\nADD --checksum=abcd https://a.example/r.git?checksum=abce /d",
+            "",
+            &["error checksum mismatch \"abcd\" != \"abce\""],
+        ),
         (
             "FROM scratch\nADD --keep-git-dir=false https://a.example/r.git?keep-git-dir=true /d",
             "",

@@ -9,6 +9,7 @@ mod caps;
 mod cgroup;
 mod child;
 mod chroot;
+mod credentials;
 mod failure;
 mod idmap;
 mod limits;
@@ -28,6 +29,11 @@ pub mod spec;
 mod stat;
 mod step;
 mod syscall;
+#[cfg(target_arch = "x86_64")]
+mod traced;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "traced/elsewhere.rs"]
+mod traced;
 
 use std::sync::atomic::AtomicBool;
 
@@ -38,7 +44,7 @@ pub use spec::{Limits, Mount, MountSource, Network, Outcome, Root, SandboxError,
 /// Moves this process into the level's namespaces; call once, early in `main`, while the process has one thread.
 ///
 /// `Rootless` and `SingleId`: a user namespace with a mount namespace, after which this process is uid 0 there.
-/// `Root`: a private mount namespace. `Chroot`: nothing.
+/// `Root`: a private mount namespace. `Chroot` and `Traced`: nothing.
 pub fn enter(level: Level) -> Result<(), SandboxError> {
     use failure::Context as _;
     match level {
@@ -46,7 +52,7 @@ pub fn enter(level: Level) -> Result<(), SandboxError> {
             .and_then(|()| prepare::make_private())
             .context(|| "entering a private mount namespace".to_owned()),
         Level::Rootless | Level::SingleId => idmap::enter(level),
-        Level::Chroot => Ok(()),
+        Level::Chroot | Level::Traced => Ok(()),
     }
 }
 
@@ -55,6 +61,7 @@ pub fn enter(level: Level) -> Result<(), SandboxError> {
 pub fn run(level: Level, step: &Step, output: &mut dyn FnMut(Stream, &[u8]), cancel: &AtomicBool) -> Result<Outcome, SandboxError> {
     match level {
         Level::Chroot => chroot::run(step, output, cancel),
+        Level::Traced => traced::run(step, output, cancel),
         Level::Root | Level::Rootless | Level::SingleId => step::run(level, step, output, cancel),
     }
 }

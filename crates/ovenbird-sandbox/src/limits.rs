@@ -53,7 +53,7 @@ fn resource(level: Level, name: &str, soft: i64, hard: i64) -> Result<(u32, libc
             now.rlim_max
         )));
     }
-    if known && max > now.rlim_max && level != Level::Root && level != Level::Chroot {
+    if known && max > now.rlim_max && !matches!(level, Level::Root | Level::Chroot) {
         return Err(refused(format!("the engine's own hard limit is {}; only real root may raise it", now.rlim_max)));
     }
     Ok((*resource, libc::rlimit64 { rlim_cur: cur, rlim_max: max }))

@@ -228,7 +228,8 @@ impl Stubs {
         open_in(root, &done, libc::O_PATH)
     }
 
-    fn make(&mut self, parent: OwnedFd, name: CString, folder: bool, remember: bool) -> io::Result<()> {
+    /// Makes one mount point; with `remember` it is [removed](Stubs::remove) again.
+    pub(crate) fn make(&mut self, parent: OwnedFd, name: CString, folder: bool, remember: bool) -> io::Result<()> {
         let before = syscall::stat(parent.as_fd())?;
         if remember {
             self.note_copies(parent.as_fd());

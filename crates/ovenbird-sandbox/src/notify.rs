@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{c_int, c_long};
 
+use crate::credentials::{Credentials, UNCHANGED};
 use crate::memory;
 use crate::owners::{self, Owners};
 use crate::place::{Place, Target, errno};
@@ -33,9 +34,6 @@ const CONTINUE: u32 = 1;
 
 /// Milliseconds until the end of the step is noticed when the kernel does not say.
 const POLL: c_int = 50;
-/// `NGROUPS_MAX`.
-const GROUPS_MAX: u64 = 65536;
-const UNCHANGED: u32 = u32::MAX;
 /// Deepest chain of parents that is followed for a process seen for the first time.
 const PARENTS_MAX: usize = 64;
 
@@ -66,19 +64,10 @@ pub(crate) fn opening_calls() -> Vec<(c_long, u32)> {
     ]
 }
 
-/// Real, effective and saved id.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Ids {
-    real: u32,
-    effective: u32,
-    saved: u32,
-}
-
+/// What is known of a process.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Credentials {
-    user: Ids,
-    group: Ids,
-    groups: Vec<u32>,
+struct Known {
+    credentials: Credentials,
     /// (device, inode) of the program, to notice the `exec` of a setuid one.
     program: (u64, u64),
     /// Clock ticks after boot; tells a new process with an old number apart.
@@ -98,9 +87,9 @@ type Answered = Result<Answer, c_int>;
 pub(crate) struct Recorder {
     listener: OwnedFd,
     owners: Owners,
-    user: (u32, u32, Vec<u32>),
+    user: Credentials,
     init: i32,
-    processes: HashMap<i32, Credentials>,
+    processes: HashMap<i32, Known>,
     /// Some process is not root.
     mixed: bool,
 }
@@ -110,7 +99,8 @@ impl Recorder {
     pub(crate) fn new(listener: OwnedFd, user: (u32, u32, Vec<u32>), init: i32, lower: Owners) -> Recorder {
         // SAFETY: no pointer. Older kernels do not know the flag and are just slower.
         unsafe { libc::ioctl(listener.as_raw_fd(), IOCTL_SET_FLAGS as _, SYNC_WAKE_UP) };
-        let mixed = user.0 != 0 || user.1 != 0;
+        let user = Credentials::new(user.0, user.1, user.2);
+        let mixed = user.user.effective != 0 || user.group.effective != 0;
         Recorder { listener, owners: lower, user, init, processes: HashMap::new(), mixed }
     }
 
@@ -247,32 +237,9 @@ impl Recorder {
     }
 
     fn change_ids(&mut self, place: &mut Place, pid: i32, number: c_long, args: [u64; 6]) -> Answered {
-        let mut now = self.credentials(place, pid);
-        let privileged = now.user.effective == 0;
-        let (a0, a1, a2) = (args[0] as u32, args[1] as u32, args[2] as u32);
-        let mut value = 0;
-        match number {
-            libc::SYS_setuid => now.user.set(privileged, a0)?,
-            libc::SYS_setgid => now.group.set(privileged, a0)?,
-            libc::SYS_setreuid => now.user.set_two(privileged, a0, a1)?,
-            libc::SYS_setregid => now.group.set_two(privileged, a0, a1)?,
-            libc::SYS_setresuid => now.user.set_three(privileged, a0, a1, a2)?,
-            libc::SYS_setresgid => now.group.set_three(privileged, a0, a1, a2)?,
-            // The file system id follows the effective one; these return the old value and never fail.
-            libc::SYS_setfsuid => value = i64::from(now.user.effective),
-            libc::SYS_setfsgid => value = i64::from(now.group.effective),
-            libc::SYS_setgroups => {
-                if !privileged {
-                    return Err(libc::EPERM);
-                }
-                if args[0] > GROUPS_MAX {
-                    return Err(libc::EINVAL);
-                }
-                now.groups = memory::read_ids(pid, args[1], args[0] as usize)?;
-            }
-            _ => return Err(libc::ENOSYS),
-        }
-        if !self.mixed && now.is_root() {
+        let mut now = self.known(place, pid);
+        let value = now.credentials.change(number, args, |at, count| memory::read_ids(pid, at, count))?;
+        if !self.mixed && now.credentials.is_root() {
             return Ok(Answer::Value(value));
         }
         if !self.mixed {
@@ -290,19 +257,22 @@ impl Recorder {
         Ok(Answer::Value(value))
     }
 
-    fn initial(&self) -> Credentials {
-        let (uid, gid, groups) = &self.user;
-        Credentials { user: Ids::all(*uid), group: Ids::all(*gid), groups: groups.clone(), program: (0, 0), started: 0 }
+    fn initial(&self) -> Known {
+        Known { credentials: self.user.clone(), program: (0, 0), started: 0 }
     }
 
     fn credentials(&mut self, place: &Place, thread: i32) -> Credentials {
+        self.known(place, thread).credentials
+    }
+
+    fn known(&mut self, place: &Place, thread: i32) -> Known {
         if !self.mixed {
             return self.initial();
         }
         self.inherited(place, thread, PARENTS_MAX)
     }
 
-    fn inherited(&mut self, place: &Place, thread: i32, depth: usize) -> Credentials {
+    fn inherited(&mut self, place: &Place, thread: i32, depth: usize) -> Known {
         let Some(process) = place.process(thread) else { return self.initial() };
         let known = self.processes.get(&process.pid).filter(|known| known.started == process.started).cloned();
         let mut now = match known {
@@ -314,13 +284,7 @@ impl Recorder {
         if let Some((program, mode, seen)) = place.program(process.pid)
             && program != now.program
         {
-            let (uid, gid) = self.owners.get(&seen);
-            if mode & libc::S_ISUID != 0 {
-                (now.user.effective, now.user.saved) = (uid, uid);
-            }
-            if mode & libc::S_ISGID != 0 {
-                (now.group.effective, now.group.saved) = (gid, gid);
-            }
+            now.credentials.become_owner(mode, self.owners.get(&seen));
             now.program = program;
         }
         self.processes.insert(process.pid, now.clone());
@@ -334,12 +298,8 @@ impl Recorder {
         let seen = owners::look(file.as_fd(), syscall::EMPTY).map_err(|error| errno(&error))?;
         let old = self.owners.get(&seen);
         let credentials = self.credentials(place, pid);
-        if credentials.user.effective != 0 {
-            let same_user = uid == UNCHANGED || uid == old.0;
-            let own_group = gid == UNCHANGED || gid == old.1 || credentials.group.effective == gid || credentials.groups.contains(&gid);
-            if !same_user || !own_group {
-                return Err(libc::EPERM);
-            }
+        if !credentials.may_give(old, uid, gid) {
+            return Err(libc::EPERM);
         }
         let flags = libc::AT_EMPTY_PATH;
         // SAFETY: valid C string.
@@ -474,98 +434,5 @@ impl Recorder {
         // SAFETY: the id lives through the call.
         let valid = unsafe { libc::ioctl(self.listener.as_raw_fd(), IOCTL_ID_VALID as _, &raw const call.id) } == 0;
         if valid { Ok(()) } else { Err(libc::EINTR) }
-    }
-}
-
-impl Credentials {
-    fn is_root(&self) -> bool {
-        self.user == Ids::all(0) && self.group == Ids::all(0) && self.groups.iter().all(|group| *group == 0)
-    }
-}
-
-/// `credentials(7)`: what each call may change.
-impl Ids {
-    fn all(id: u32) -> Ids {
-        Ids { real: id, effective: id, saved: id }
-    }
-
-    fn set(&mut self, privileged: bool, id: u32) -> Result<(), c_int> {
-        if id == UNCHANGED {
-            return Err(libc::EINVAL);
-        }
-        if privileged {
-            *self = Ids::all(id);
-        } else if id == self.real || id == self.saved {
-            self.effective = id;
-        } else {
-            return Err(libc::EPERM);
-        }
-        Ok(())
-    }
-
-    fn set_two(&mut self, privileged: bool, real: u32, effective: u32) -> Result<(), c_int> {
-        let old = *self;
-        if !privileged && ((real != UNCHANGED && real != old.real && real != old.effective) || !self.may(effective)) {
-            return Err(libc::EPERM);
-        }
-        self.real = pick(real, old.real);
-        self.effective = pick(effective, old.effective);
-        if real != UNCHANGED || (effective != UNCHANGED && effective != old.real) {
-            self.saved = self.effective;
-        }
-        Ok(())
-    }
-
-    fn set_three(&mut self, privileged: bool, real: u32, effective: u32, saved: u32) -> Result<(), c_int> {
-        if !privileged && ![real, effective, saved].into_iter().all(|id| self.may(id)) {
-            return Err(libc::EPERM);
-        }
-        *self = Ids { real: pick(real, self.real), effective: pick(effective, self.effective), saved: pick(saved, self.saved) };
-        Ok(())
-    }
-
-    fn may(self, id: u32) -> bool {
-        id == UNCHANGED || [self.real, self.effective, self.saved].contains(&id)
-    }
-}
-
-fn pick(new: u32, old: u32) -> u32 {
-    if new == UNCHANGED { old } else { new }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KEEP: u32 = UNCHANGED;
-
-    #[test]
-    fn ids_change_as_the_kernel_changes_them() {
-        let ids = |real, effective, saved| Ids { real, effective, saved };
-        type Change = fn(&mut Ids, bool) -> Result<(), c_int>;
-        let refused = Err(libc::EPERM);
-        let rows: [(&str, Ids, Change, Result<Ids, c_int>); 13] = [
-            ("root drops all", Ids::all(0), |ids, root| ids.set(root, 5), Ok(Ids::all(5))),
-            ("and cannot go back", Ids::all(5), |ids, root| ids.set(root, 0), refused),
-            ("setuid to the saved id", ids(5, 5, 0), |ids, root| ids.set(root, 0), Ok(ids(5, 0, 0))),
-            ("-1 is no id", Ids::all(0), |ids, root| ids.set(root, KEEP), Err(libc::EINVAL)),
-            ("seteuid keeps the way back", Ids::all(0), |ids, root| ids.set_three(root, KEEP, 5, KEEP), Ok(ids(0, 5, 0))),
-            ("the way back", ids(0, 5, 0), |ids, root| ids.set_three(root, KEEP, 0, KEEP), Ok(Ids::all(0))),
-            ("a stranger's id", ids(4, 5, 6), |ids, root| ids.set_three(root, 7, KEEP, KEEP), refused),
-            ("own ids in any order", ids(4, 5, 6), |ids, root| ids.set_three(root, 6, 4, 5), Ok(ids(6, 4, 5))),
-            ("setreuid sets saved with real", Ids::all(0), |ids, root| ids.set_two(root, 5, 6), Ok(ids(5, 6, 6))),
-            ("setreuid to own real keeps saved", ids(4, 5, 6), |ids, root| ids.set_two(root, KEEP, 4), Ok(ids(4, 4, 6))),
-            ("setreuid swaps", ids(4, 5, 5), |ids, root| ids.set_two(root, 5, 4), Ok(ids(5, 4, 4))),
-            ("setreuid real may not be the saved one", ids(4, 5, 6), |ids, root| ids.set_two(root, 6, KEEP), refused),
-            ("nothing", ids(4, 5, 6), |ids, root| ids.set_two(root, KEEP, KEEP), Ok(ids(4, 5, 6))),
-        ];
-        for (name, before, change, want) in rows {
-            let mut now = before;
-            let got = change(&mut now, before.effective == 0).map(|()| now);
-            assert_eq!(got, want, "{name}");
-            if got.is_err() {
-                assert_eq!(now, before, "{name}: nothing changes");
-            }
-        }
     }
 }

@@ -1,6 +1,6 @@
-//! Intended owners of files at the single-id level, by inode.
+//! Intended owners of files at the single-id and traced levels, by inode.
 //!
-//! On disk everything belongs to the one mapped id. Inodes survive renames and hard links; a number that the file system
+//! On disk everything belongs to the one id that there is. Inodes survive renames and hard links; a number that the file system
 //! gives away again after a removal is told apart by its time of birth.
 
 use std::collections::HashMap;
@@ -16,11 +16,16 @@ use crate::mounts::open_in;
 use crate::spec::{MountSource, Step};
 use crate::syscall::{self, c_path, check};
 
-/// Device node as (`st_mode`, major, minor).
+/// Device node as (`st_mode`, major, minor). For a regular file or a folder, whose disk gives its owner more than was meant: the mode.
 pub(crate) type Device = (u32, u32, u32);
 
 /// uid, gid, and the device that an empty file stands for.
-type Owner = (u32, u32, Option<Device>);
+pub(crate) type Owner = (u32, u32, Option<Device>);
+
+/// Is this the mode of a device node?
+pub(crate) fn is_device(mode: u32) -> bool {
+    matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK)
+}
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Inode {
@@ -124,7 +129,11 @@ impl Owners {
     }
 
     pub(crate) fn set(&mut self, seen: &Seen, uid: u32, gid: u32, node: Option<Device>) {
-        let node = node.or_else(|| self.known(seen).and_then(|known| known.2));
+        self.put(seen, uid, gid, node.or_else(|| self.known(seen).and_then(|known| known.2)));
+    }
+
+    /// Like [`set`](Self::set), but without a node it is none any more.
+    pub(crate) fn put(&mut self, seen: &Seen, uid: u32, gid: u32, node: Option<Device>) {
         self.differs |= (uid, gid) != (0, 0) || node.is_some();
         self.recorded.insert(seen.inode, Entry { uid, gid, node, born: seen.born });
     }
@@ -141,6 +150,17 @@ pub(crate) fn lower(merged: BorrowedFd<'_>, known: &[(PathBuf, u32, u32, Option<
             if seen.linked {
                 owners.linked.insert(relative.to_owned(), (*uid, *gid, *node));
             }
+        }
+    }
+    owners
+}
+
+/// The known owners of the files of a folder that a step changes in place: there, numbers of removed files come again.
+pub(crate) fn of_folder(root: BorrowedFd<'_>, known: &[(PathBuf, u32, u32, Option<Device>)]) -> Owners {
+    let mut owners = Owners::default();
+    for (path, uid, gid, node) in known {
+        if let Ok(seen) = c_path(path.strip_prefix("/").unwrap_or(path)).and_then(|path| look(root, &path)) {
+            owners.put(&seen, *uid, *gid, *node);
         }
     }
     owners
@@ -185,7 +205,8 @@ pub(crate) fn table(
             None => (0, 0, None),
         };
         // The step may have changed the bits of the empty file since.
-        let node = node.map(|(mode, major, minor)| (mode & libc::S_IFMT | meta.mode() & 0o7777, major, minor));
+        let bits = |mode: u32| if is_device(mode) { meta.mode() & 0o7777 } else { mode & 0o7777 };
+        let node = node.map(|(mode, major, minor)| (mode & libc::S_IFMT | bits(mode), major, minor));
         if (uid, gid) != (0, 0) || node.is_some() {
             out.push((path, uid, gid, node));
         }

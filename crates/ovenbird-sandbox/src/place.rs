@@ -252,16 +252,6 @@ impl Found<'_> {
             Ok(out)
         }
     }
-
-    /// The kernel's `struct stat`; on both architectures that of `libc` is the same.
-    pub(crate) fn stat(&self) -> io::Result<libc::stat> {
-        // SAFETY: an all-zero stat is valid; the kernel fills it.
-        unsafe {
-            let mut out: libc::stat = std::mem::zeroed();
-            check(libc::syscall(libc::SYS_newfstatat, self.base(), self.path.as_ptr(), &raw mut out, self.flags))?;
-            Ok(out)
-        }
-    }
 }
 
 /// What a path through the streams or through the caller's own folder in `/proc` is in the machine's `/proc`: the recorder's thread

@@ -20,11 +20,13 @@ pub enum Level {
     SingleId,
     /// Root inside an ordinary container: `chroot`, no namespaces.
     Chroot,
+    /// An ordinary user without any right: the step's calls are traced, and paths and owners in them changed.
+    Traced,
 }
 
 impl Level {
     /// All, best first.
-    pub const ALL: [Level; 4] = [Level::Root, Level::Rootless, Level::SingleId, Level::Chroot];
+    pub const ALL: [Level; 5] = [Level::Root, Level::Rootless, Level::SingleId, Level::Chroot, Level::Traced];
 
     /// The name that users read and type.
     pub fn name(self) -> &'static str {
@@ -33,6 +35,7 @@ impl Level {
             Level::Rootless => "rootless",
             Level::SingleId => "single-id",
             Level::Chroot => "chroot",
+            Level::Traced => "traced",
         }
     }
 
@@ -46,6 +49,9 @@ impl Level {
             }
             Level::Chroot => {
                 "No isolation beyond the container's own: /proc and /sys are empty in a step, mounts are copies, no overlay, no --network none, no --shm-size."
+            }
+            Level::Traced => {
+                "For an ordinary user without capabilities or namespaces: a step's calls are traced (ptrace) and led into its root. No isolation: a step reaches whatever this user may; no --network none, no --shm-size, no 32-bit programs."
             }
         }
     }
@@ -141,6 +147,7 @@ fn wanting(level: Level) -> Vec<String> {
             .filter(|(cap, _)| !caps::has(*cap))
             .map(|(_, name)| format!("{name} is missing: do not drop Docker's default capabilities."))
             .collect(),
+        Level::Traced => crate::traced::MISSING.map(str::to_owned).into_iter().collect(),
         Level::Root | Level::SingleId => Vec::new(),
     }
 }
@@ -152,6 +159,8 @@ enum Stage {
     Mount,
     Listener,
     Chroot,
+    Ptrace,
+    Filter,
 }
 
 struct Tried {
@@ -159,7 +168,7 @@ struct Tried {
     overlay: bool,
 }
 
-const STAGES: [Stage; 5] = [Stage::Enter, Stage::Namespaces, Stage::Mount, Stage::Listener, Stage::Chroot];
+const STAGES: [Stage; 7] = [Stage::Enter, Stage::Namespaces, Stage::Mount, Stage::Listener, Stage::Chroot, Stage::Ptrace, Stage::Filter];
 
 fn in_child(level: Level, state: &Path) -> io::Result<Tried> {
     let (read, write) = syscall::pipe()?;
@@ -195,6 +204,13 @@ fn try_level(level: Level, state: &Path) -> Result<bool, (Stage, i32)> {
         // SAFETY: constant string.
         syscall::check(unsafe { libc::chroot(c"/".as_ptr()) }.into()).map_err(at(Stage::Chroot))?;
         return Ok(false);
+    }
+    if level == Level::Traced {
+        use crate::traced::probe::{Failed, attempt};
+        return attempt().map(|()| false).map_err(|(failed, error)| match failed {
+            Failed::Ptrace => at(Stage::Ptrace)(error),
+            Failed::Filter => at(Stage::Filter)(error),
+        });
     }
     crate::enter(level).map_err(|error| match error {
         SandboxError::Setup { source, .. } => at(Stage::Enter)(source),
@@ -264,6 +280,13 @@ fn explain(level: Level, stage: Stage, errno: i32, machine: &Machine) -> Vec<Str
             out.push("AppArmor takes the capabilities away in user namespaces: give ovenbird an AppArmor profile with `userns,`, or as root run `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`.".to_owned());
         }
     }
+    match stage {
+        Stage::Ptrace => out.push(format!(
+            "A process cannot be traced ({error}): the container's seccomp filter must allow ptrace, as the default ones of Docker and containerd do, and kernel.yama.ptrace_scope must be 0 or 1."
+        )),
+        Stage::Filter => out.push("A traced process does not stop at a seccomp filter (SECCOMP_RET_TRACE, Linux 4.8): the container's own filter must allow seccomp and prctl.".to_owned()),
+        _ => {}
+    }
     if out.is_empty() && machine.seccomp && matches!(errno, libc::EPERM | libc::ENOSYS) {
         out.push(format!(
             "{} is refused by a seccomp filter ({error}): run the container with `--security-opt seccomp=unconfined` (Kubernetes: `securityContext.seccompProfile.type: Unconfined`).",
@@ -289,6 +312,8 @@ fn what(stage: Stage) -> &'static str {
         Stage::Mount => "Mounting",
         Stage::Listener => "The seccomp listener (Linux 5.0)",
         Stage::Chroot => "chroot",
+        Stage::Ptrace => "ptrace",
+        Stage::Filter => "A seccomp filter that stops a traced process",
     }
 }
 

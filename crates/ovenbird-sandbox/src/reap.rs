@@ -35,18 +35,45 @@ pub(crate) struct Ended {
 impl Running {
     /// Follows to the end. Everything that was written before the end has been passed on when this returns.
     pub(crate) fn follow(&mut self, output: &mut dyn FnMut(Stream, &[u8]), cancel: &AtomicBool) -> io::Result<Ended> {
+        let pipes = Pipes { stdout: self.stdout.as_fd(), stderr: self.stderr.as_fd(), end: self.pidfd.as_fd() };
+        // It may have ended just now.
+        let cancelled = pipes.follow(output, cancel, || drop(syscall::signal(self.pidfd.as_fd(), self.kill)))?;
+        let mut ended = self.wait()?;
+        ended.cancelled = cancelled;
+        Ok(ended)
+    }
+
+    fn wait(&mut self) -> io::Result<Ended> {
+        let (status, usage) = wait4(self.pid)?;
+        self.reaped = true;
+        let micros = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
+        let cpu_micros = micros(usage.ru_utime) + micros(usage.ru_stime);
+        Ok(Ended { status, cancelled: false, max_rss: usage.ru_maxrss as u64 * 1024, cpu_micros })
+    }
+}
+
+/// The output of a step.
+pub(crate) struct Pipes<'a> {
+    pub(crate) stdout: BorrowedFd<'a>,
+    pub(crate) stderr: BorrowedFd<'a>,
+    /// Ready (or closed at its other end) when every process of the step is dead.
+    pub(crate) end: BorrowedFd<'a>,
+}
+
+impl Pipes<'_> {
+    /// Passes everything on to the end; calls `kill` when the step is cancelled, and says whether it was.
+    pub(crate) fn follow(&self, output: &mut dyn FnMut(Stream, &[u8]), cancel: &AtomicBool, kill: impl Fn()) -> io::Result<bool> {
         let mut cancelled = false;
         let mut open = [true, true];
         let mut buffer = vec![0u8; BUFFER];
         loop {
             if !cancelled && cancel.load(Ordering::Relaxed) {
                 cancelled = true;
-                // It may have ended just now.
-                let _ = syscall::signal(self.pidfd.as_fd(), self.kill);
+                kill();
             }
             let entry = |fd: i32, on: bool| libc::pollfd { fd: if on { fd } else { -1 }, events: libc::POLLIN, revents: 0 };
             let mut polled =
-                [entry(self.stdout.as_raw_fd(), open[0]), entry(self.stderr.as_raw_fd(), open[1]), entry(self.pidfd.as_raw_fd(), true)];
+                [entry(self.stdout.as_raw_fd(), open[0]), entry(self.stderr.as_raw_fd(), open[1]), entry(self.end.as_raw_fd(), true)];
             // SAFETY: pointer and length of a live array.
             let ready = check(unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, CANCEL_POLL) }.into());
             match ready {
@@ -56,7 +83,7 @@ impl Running {
             }
             for (index, stream) in [Stream::Stdout, Stream::Stderr].into_iter().enumerate() {
                 if polled[index].revents != 0 {
-                    let fd = if index == 0 { self.stdout.as_fd() } else { self.stderr.as_fd() };
+                    let fd = if index == 0 { self.stdout } else { self.stderr };
                     match read(fd, &mut buffer)? {
                         Some(0) => open[index] = false,
                         Some(n) => output(stream, &buffer[..n]),
@@ -68,11 +95,9 @@ impl Running {
                 break;
             }
         }
-        let mut ended = self.wait()?;
-        ended.cancelled = cancelled;
         // All writers are dead; an engine thread that is forking may hold a copy of the pipe, so not until end of file.
         for (index, stream) in [Stream::Stdout, Stream::Stderr].into_iter().enumerate() {
-            let fd = if index == 0 { self.stdout.as_fd() } else { self.stderr.as_fd() };
+            let fd = if index == 0 { self.stdout } else { self.stderr };
             while open[index] {
                 match read(fd, &mut buffer)? {
                     Some(0) | None => open[index] = false,
@@ -80,15 +105,7 @@ impl Running {
                 }
             }
         }
-        Ok(ended)
-    }
-
-    fn wait(&mut self) -> io::Result<Ended> {
-        let (status, usage) = wait4(self.pid)?;
-        self.reaped = true;
-        let micros = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
-        let cpu_micros = micros(usage.ru_utime) + micros(usage.ru_stime);
-        Ok(Ended { status, cancelled: false, max_rss: usage.ru_maxrss as u64 * 1024, cpu_micros })
+        Ok(cancelled)
     }
 }
 

@@ -31,6 +31,7 @@ const PERSONALITIES: [u32; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF];
 const RET_ALLOW: u32 = 0x7FFF_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
 const RET_NOTIFY: u32 = 0x7FC0_0000;
+const RET_TRACE: u32 = 0x7FF0_0000;
 
 const LOAD: u16 = 0x20;
 const JUMP: u16 = 0x05;
@@ -52,6 +53,10 @@ enum Action {
     Personality,
     /// To the listener when the argument (by number) has a flag that creates files.
     Creating(u32),
+    /// To the tracer when the first argument is one of these.
+    TraceWhen(&'static [u32]),
+    /// To the tracer when the pointer in the argument (by number) is not NULL.
+    TracePointer(u32),
 }
 
 /// Docker's filter.
@@ -78,7 +83,20 @@ pub(crate) fn recorder() -> &'static [sock_filter] {
     })
 }
 
-/// Loads a filter into this thread (async-signal-safe); needs `CAP_SYS_ADMIN` in the thread's user namespace.
+/// Stops at the calls that [`crate::traced`] answers or changes.
+pub(crate) fn tracer() -> &'static [sock_filter] {
+    static FILTER: OnceLock<Vec<sock_filter>> = OnceLock::new();
+    FILTER.get_or_init(|| {
+        use crate::traced::calls;
+        let mut rules: Vec<(u32, Action)> = calls::always().into_iter().map(|nr| (nr as u32, Action::Return(RET_TRACE))).collect();
+        rules.extend(calls::by_value().into_iter().map(|(nr, values)| (nr as u32, Action::TraceWhen(values))));
+        rules.extend(calls::by_pointer().into_iter().map(|(nr, argument)| (nr as u32, Action::TracePointer(argument))));
+        rules.extend(calls::missing().into_iter().map(|nr| (nr as u32, Action::Return(errno(libc::ENOSYS)))));
+        compile(rules, RET_ALLOW, errno(libc::ENOSYS), errno(libc::ENOSYS))
+    })
+}
+
+/// Loads a filter into this thread (async-signal-safe); needs `CAP_SYS_ADMIN` in the thread's user namespace, or `no_new_privs`.
 pub(crate) fn load(filter: &[sock_filter]) -> io::Result<()> {
     let program = sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
     // SAFETY: the program lives through the call.
@@ -159,6 +177,18 @@ fn leaf(action: Action) -> Vec<sock_filter> {
         Action::Socket => vec![op(LOAD, ARG0), branch(JUMP_EQ, AF_VSOCK, 1, 0), allow, refuse],
         Action::Creating(argument) => {
             vec![op(LOAD, ARG0 + 8 * argument), branch(JUMP_SET, CREATING, 0, 1), op(RETURN, RET_NOTIFY), allow]
+        }
+        Action::TraceWhen(values) => {
+            let count = values.len();
+            let mut out = vec![op(LOAD, ARG0)];
+            out.extend(values.iter().enumerate().map(|(index, value)| branch(JUMP_EQ, *value, (count - index) as u8, 0)));
+            out.extend([allow, op(RETURN, RET_TRACE)]);
+            out
+        }
+        Action::TracePointer(argument) => {
+            let low = ARG0 + 8 * argument;
+            let trace = op(RETURN, RET_TRACE);
+            vec![op(LOAD, low), branch(JUMP_EQ, 0, 0, 2), op(LOAD, low + 4), branch(JUMP_EQ, 0, 1, 0), trace, allow]
         }
         Action::Personality => {
             let count = PERSONALITIES.len();

@@ -1,11 +1,11 @@
-//! The `stat` family at the single-id level, told with the intended owner.
+//! The `stat` family at the levels that record owners, told with the intended owner.
 //!
-//! The recorder looks at the file itself; when nothing else than what the disk says is known of it, the kernel goes on with the
+//! At the single-id level the recorder looks at the file itself; when nothing else than what the disk says is known of it, the kernel goes on with the
 //! call. Otherwise the recorder writes the struct. A caller that changes its path or its file in between deceives only itself.
 
 use libc::{c_int, c_long};
 
-use crate::owners::{self, Owners, Seen};
+use crate::owners::{self, Owner, Owners, Seen};
 use crate::place::{Place, Target};
 
 /// Hints that change no answer on a local file system.
@@ -16,9 +16,9 @@ const RESERVED: u32 = 1 << 31;
 
 /// What a caller asks for.
 pub(crate) struct Question {
-    target: Target,
+    pub(crate) target: Target,
     form: Form,
-    flags: c_int,
+    pub(crate) flags: c_int,
     /// Address in the caller.
     pub(crate) buffer: u64,
 }
@@ -60,9 +60,14 @@ impl Question {
     }
 
     /// The kernel refuses the call for its flags alone.
-    fn is_invalid(&self) -> bool {
+    pub(crate) fn is_invalid(&self) -> bool {
         let both = libc::AT_STATX_FORCE_SYNC | libc::AT_STATX_DONT_SYNC;
         self.flags & !FLAGS != 0 || matches!(self.form, Form::Statx(mask) if mask & RESERVED != 0 || self.flags & both == both)
+    }
+
+    /// What must be asked of the file.
+    pub(crate) fn mask(&self) -> u32 {
+        owners::MASK | if let Form::Statx(mask) = self.form { mask } else { 0 }
     }
 
     /// `None`: the kernel's own answer is right.
@@ -71,25 +76,44 @@ impl Question {
             return None;
         }
         let found = place.find(pid, &self.target)?;
-        let mask = if let Form::Statx(mask) = self.form { mask } else { 0 };
-        let mut look = found.look(mask | owners::MASK).ok()?;
-        let (uid, gid, node) = owners.known(&Seen::from(&look)).filter(|known| *known != (0, 0, None))?;
-        if self.form == Form::Stat {
-            let mut stat = found.stat().ok()?;
-            (stat.st_uid, stat.st_gid) = (uid, gid);
-            if let Some((mode, major, minor)) = node {
-                stat.st_mode = mode & libc::S_IFMT | stat.st_mode & !libc::S_IFMT;
-                stat.st_rdev = libc::makedev(major, minor);
-            }
-            return Some(Told::Stat(stat));
-        }
+        let look = found.look(self.mask()).ok()?;
+        let owner = owners.known(&Seen::from(&look)).filter(|known| *known != (0, 0, None))?;
+        Some(self.tell(look, owner))
+    }
+
+    /// The answer for a file that is meant to be `owner`'s.
+    pub(crate) fn tell(&self, mut look: libc::statx, (uid, gid, node): Owner) -> Told {
         (look.stx_uid, look.stx_gid) = (uid, gid);
         if let Some((mode, major, minor)) = node {
-            look.stx_mode = (mode & libc::S_IFMT) as u16 | look.stx_mode & !(libc::S_IFMT as u16);
-            (look.stx_rdev_major, look.stx_rdev_minor) = (major, minor);
+            if owners::is_device(mode) {
+                look.stx_mode = (mode & libc::S_IFMT) as u16 | look.stx_mode & !(libc::S_IFMT as u16);
+                (look.stx_rdev_major, look.stx_rdev_minor) = (major, minor);
+            } else {
+                look.stx_mode = look.stx_mode & libc::S_IFMT as u16 | (mode & !libc::S_IFMT) as u16;
+            }
         }
-        Some(Told::Statx(look))
+        if self.form == Form::Stat { Told::Stat(plain(&look)) } else { Told::Statx(look) }
     }
+}
+
+/// The kernel's `struct stat` of the same file; on both architectures that of `libc` is the same.
+#[allow(clippy::cast_possible_wrap, clippy::useless_conversion, reason = "the widths of the fields differ between machines")]
+fn plain(look: &libc::statx) -> libc::stat {
+    // SAFETY: an all-zero stat is a valid value.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    stat.st_dev = libc::makedev(look.stx_dev_major, look.stx_dev_minor);
+    stat.st_ino = look.stx_ino;
+    stat.st_mode = u32::from(look.stx_mode);
+    stat.st_nlink = look.stx_nlink.into();
+    (stat.st_uid, stat.st_gid) = (look.stx_uid, look.stx_gid);
+    stat.st_rdev = libc::makedev(look.stx_rdev_major, look.stx_rdev_minor);
+    stat.st_size = look.stx_size as _;
+    stat.st_blksize = look.stx_blksize as _;
+    stat.st_blocks = look.stx_blocks as _;
+    (stat.st_atime, stat.st_atime_nsec) = (look.stx_atime.tv_sec, look.stx_atime.tv_nsec.into());
+    (stat.st_mtime, stat.st_mtime_nsec) = (look.stx_mtime.tv_sec, look.stx_mtime.tv_nsec.into());
+    (stat.st_ctime, stat.st_ctime_nsec) = (look.stx_ctime.tv_sec, look.stx_ctime.tv_nsec.into());
+    stat
 }
 
 impl Told {

@@ -183,6 +183,9 @@ pub(crate) struct Pointers {
     pointers: Vec<*const c_char>,
 }
 
+// SAFETY: the pointers lead into the strings, which go along.
+unsafe impl Send for Pointers {}
+
 impl Pointers {
     pub(crate) fn as_ptr(&self) -> *const *const c_char {
         self.pointers.as_ptr()
@@ -206,8 +209,13 @@ pub(crate) struct Program {
 impl Program {
     pub(crate) fn new(root: BorrowedFd<'_>, step: &Step) -> Result<Program, SandboxError> {
         let path = prepare::find_program(root, step).context(|| "looking for the program".to_owned())?;
+        Program::found(path.ok_or_else(|| missing_program(step))?, step)
+    }
+
+    /// The one at this path of the step.
+    pub(crate) fn found(path: CString, step: &Step) -> Result<Program, SandboxError> {
         Ok(Program {
-            path: path.ok_or_else(|| missing_program(step))?,
+            path,
             argv: pointers(step.args.iter().map(|arg| &**arg)).context(|| "an argument with a NUL byte".to_owned())?,
             envp: pointers(step.env.iter().map(|entry| &**entry)).context(|| "an environment variable with a NUL byte".to_owned())?,
             cwd: c_path(&step.cwd).context(|| "a working directory with a NUL byte".to_owned())?,
@@ -320,18 +328,21 @@ pub(crate) fn start(go: &OwnedFd, errors: &OwnedFd, step: &Step, running: &mut R
     }
     let _ = reap::wait4(running.pid);
     running.reaped = true;
-    let source = io::Error::from_raw_os_error(message[1] as i32);
-    let stage = Stage::from_number(message[0]);
+    Err(failure(step, Stage::from_number(message[0]), io::Error::from_raw_os_error(message[1] as i32)))
+}
+
+/// Why the child has not become the program.
+pub(crate) fn failure(step: &Step, stage: Option<Stage>, source: io::Error) -> SandboxError {
     match stage {
         Some(Stage::Exec) => {
-            Err(SandboxError::Exec { program: step.args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default(), source })
+            SandboxError::Exec { program: step.args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default(), source }
         }
-        Some(Stage::Cwd) => Err(SandboxError::Cwd { path: step.cwd.clone(), source }),
-        _ => Err(SandboxError::Setup { what: stage.map_or("starting the step", Stage::what).to_owned(), source }),
+        Some(Stage::Cwd) => SandboxError::Cwd { path: step.cwd.clone(), source },
+        _ => SandboxError::Setup { what: stage.map_or("starting the step", Stage::what).to_owned(), source },
     }
 }
 
-fn missing_program(step: &Step) -> SandboxError {
+pub(crate) fn missing_program(step: &Step) -> SandboxError {
     let program = step.args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default();
     SandboxError::Exec { program, source: io::Error::new(io::ErrorKind::NotFound, "executable file not found in $PATH of the step") }
 }

@@ -71,6 +71,8 @@ pub enum Level {
     Rootless,
     /// The user without.
     SingleId,
+    /// The same user, who has given up every right.
+    Traced,
     /// The user of the tests, whose builds run in worker processes.
     Worker,
     /// No command of ours: a Docker Engine (`$DOCKER_HOST`) builds, as an oracle for the expectations.
@@ -80,12 +82,13 @@ pub enum Level {
 }
 
 impl Level {
-    /// From `root`, `rootless`, `single-id`, `worker`, `docker` or `docker-builder`.
+    /// From `root`, `rootless`, `single-id`, `traced`, `worker`, `docker` or `docker-builder`.
     pub fn parse(word: &str) -> Option<Self> {
         Some(match word {
             "root" | "own" => Self::Own,
             "rootless" => Self::Rootless,
             "single-id" => Self::SingleId,
+            "traced" => Self::Traced,
             "worker" => Self::Worker,
             "docker" => Self::Docker,
             "docker-builder" => Self::DockerBuilder,
@@ -98,7 +101,7 @@ impl Level {
         match self {
             Self::Own | Self::Worker | Self::Docker | Self::DockerBuilder => Ok(None),
             Self::Rootless => User::SubId.ensure().map(Some),
-            Self::SingleId => User::Plain.ensure().map(Some),
+            Self::SingleId | Self::Traced => User::Plain.ensure().map(Some),
         }
     }
 }
@@ -110,6 +113,7 @@ pub struct Workspace {
     ids: Option<Ids>,
     binary: PathBuf,
     on: Option<&'static str>,
+    bare: bool,
 }
 
 impl Workspace {
@@ -123,9 +127,9 @@ impl Workspace {
         let binary = match level {
             Level::Own | Level::Worker | Level::DockerBuilder => binary()?,
             Level::Docker => crate::dockerd::client(),
-            Level::Rootless | Level::SingleId => shared_binary()?,
+            Level::Rootless | Level::SingleId | Level::Traced => shared_binary()?,
         };
-        let this = Self { dir, ids, binary, on: (level == Level::Worker).then_some("process") };
+        let this = Self { dir, ids, binary, on: (level == Level::Worker).then_some("process"), bare: level == Level::Traced };
         this.give(this.path())?;
         this.give(&home)?;
         Ok(this)
@@ -162,7 +166,14 @@ impl Workspace {
 
     /// `program` as the user, with a small fixed environment.
     pub fn command(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
+        let mut command = Command::new(if self.bare { Path::new("setpriv") } else { program });
+        if self.bare {
+            command.args(["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]);
+            if let Some(ids) = self.ids {
+                command.args([format!("--reuid={}", ids.uid), format!("--regid={}", ids.gid)]).arg("--clear-groups");
+            }
+            command.arg(program);
+        }
         command
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
@@ -170,7 +181,9 @@ impl Workspace {
             .env("LC_ALL", "C.UTF-8")
             .current_dir(self.path());
         command.envs(self.on.map(|on| ("OVENBIRD_ON", on)));
-        if let Some(ids) = self.ids {
+        if self.bare {
+            command.env("OVENBIRD_ISOLATION_LEVEL", "traced");
+        } else if let Some(ids) = self.ids {
             command.gid(ids.gid).uid(ids.uid);
         }
         command

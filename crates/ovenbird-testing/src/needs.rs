@@ -110,7 +110,7 @@ impl Need {
 /// What a level itself cannot give.
 pub fn missing_at(level: Level, need: Need) -> Option<&'static str> {
     match (need, level) {
-        (Need::Root, Level::Rootless | Level::SingleId) => Some("only for root"),
+        (Need::Root, Level::Rootless | Level::SingleId | Level::Traced) => Some("only for root"),
         _ => None,
     }
 }

@@ -1,5 +1,5 @@
 //! The literate build cases: every heading of `tests/cases/**/*.md` is one test.
-//! `OVENBIRD_TESTS_LEVEL=root|rootless|single-id|worker|docker|docker-builder` says whom the command runs as.
+//! `OVENBIRD_TESTS_LEVEL=root|rootless|single-id|traced|worker|docker|docker-builder` says whom the command runs as.
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use ovenbird_testing::case::{self, Case};
@@ -12,8 +12,9 @@ use ovenbird_testing::{repository, runner};
 fn main() {
     let arguments = Arguments::from_args();
     let level = match std::env::var("OVENBIRD_TESTS_LEVEL") {
-        Ok(word) => Level::parse(&word)
-            .unwrap_or_else(|| panic!("OVENBIRD_TESTS_LEVEL={word} is none of root, rootless, single-id, worker, docker, docker-builder")),
+        Ok(word) => Level::parse(&word).unwrap_or_else(|| {
+            panic!("OVENBIRD_TESTS_LEVEL={word} is none of root, rootless, single-id, traced, worker, docker, docker-builder")
+        }),
         Err(_) => Level::default(),
     };
     let cases = case::read_all(&repository().join("tests/cases")).unwrap_or_else(|error| panic!("{error}"));
@@ -26,7 +27,7 @@ fn one(case: &Case, level: Level) -> Result<(), Failed> {
     match level {
         Level::Own | Level::Worker => {}
         Level::Docker | Level::DockerBuilder => wanted.push(Need::Docker),
-        Level::Rootless | Level::SingleId => wanted.push(Need::Users),
+        Level::Rootless | Level::SingleId | Level::Traced => wanted.push(Need::Users),
     }
     if !needs::available(&case.name, &wanted) {
         return Ok(());

@@ -229,8 +229,24 @@ fn single_id_main_job() -> Result<()> {
 }
 
 #[test]
+fn traced_main_job() -> Result<()> {
+    main_job("main_job::traced", Level::Traced)
+}
+
+#[test]
 fn in_a_container_main_job() -> Result<()> {
-    let test = "main_job::in_a_container";
+    contained("main_job::in_a_container", &[], "chroot")
+}
+
+/// What the restricted standard of Kubernetes allows.
+#[test]
+fn in_a_container_without_rights_main_job() -> Result<()> {
+    let restricted = ["--user=1000", "--cap-drop=ALL", "--security-opt=no-new-privileges"];
+    contained("main_job::in_a_container_without_rights", &restricted, "traced")
+}
+
+/// The main job in a container with the engine's default seccomp profile.
+fn contained(test: &str, restrictions: &[&str], level: &str) -> Result<()> {
     if !needs::available(test, &[Need::Registry, Need::Debian, Need::Network, Need::Docker]) {
         return Ok(());
     }
@@ -245,14 +261,14 @@ fn in_a_container_main_job() -> Result<()> {
     let job = Job::new(Level::Own, DOCKERFILE, &registry.settings_toml())?;
     let (base, name) = (format!("{}/library/debian:latest", registry.address()), format!("{}/app:contained", registry.address()));
     docker.run(&["pull", "--quiet", &base])?;
-    // Default capabilities, seccomp profile and root file system. The host's network only because this engine has no bridge.
-    let script = "exec ovenbird build --root /state --settings /job/settings.toml --progress plain --secret id=token,src=/job/token -t \"$0\" --push /job/ctx";
-    let id = docker.run(&["create", "--network=host", &base, "sh", "-c", script, &name])?;
+    // Default seccomp profile and root file system. The host's network only because this engine has no bridge.
+    let script = "exec ovenbird build --root /tmp/state --settings /job/settings.toml --progress plain --secret id=token,src=/job/token -t \"$0\" --push /job/ctx";
+    let id = docker.run(&[&["create", "--network=host"], restrictions, &[&base, "sh", "-c", script, &name]].concat())?;
     docker.run(&["cp", &shared_binary()?.display().to_string(), &format!("{}:/usr/local/bin/ovenbird", id.trim())])?;
     docker.run(&["cp", &job.room.path().display().to_string(), &format!("{}:/job", id.trim())])?;
     let (code, log) = finish(docker.docker().args(["start", "--attach", id.trim()]), None, LIMIT)?;
     assert_eq!(code, Some(0), "{log}");
-    assert!(log.contains("chroot"), "{log}");
+    assert!(log.contains(level), "{log}");
     let (image, file) = pulled(&registry, "app:contained", job.room.path())?;
     no_secret(&file, Path::new("/nonexistent"))?;
     let found = owners(&image)?;
@@ -274,7 +290,7 @@ fn every_level_installs_the_same_owners() -> Result<()> {
     let dockerfile = "FROM debian\nRUN apt-get update && apt-get install -y --no-install-recommends at cron\n";
     let reached = |level| owners(&Job::new(level, dockerfile, &registry.settings_toml())?.image(&[])?);
     let root = reached(Level::Own)?;
-    for level in [Level::Rootless, Level::SingleId] {
+    for level in [Level::Rootless, Level::SingleId, Level::Traced] {
         let other = reached(level)?;
         let mut differences = Vec::new();
         for path in root.keys().chain(other.keys()) {
@@ -305,6 +321,7 @@ fn reproducible_in_every_place() -> Result<()> {
     if needs::available("main_job::rootless_reproducible", &[Need::Users]) {
         assert_eq!(first, digest(Level::Rootless)?, "rootless");
         assert_eq!(first, digest(Level::SingleId)?, "single-id");
+        assert_eq!(first, digest(Level::Traced)?, "traced");
     }
     Ok(())
 }
@@ -377,6 +394,11 @@ fn rootless_killed_in_the_middle() -> Result<()> {
 #[test]
 fn single_id_killed_in_the_middle() -> Result<()> {
     killed("main_job::single_id_killed", Level::SingleId, 987_603)
+}
+
+#[test]
+fn traced_killed() -> Result<()> {
+    killed("main_job::traced_killed", Level::Traced, 987_604)
 }
 
 #[test]

@@ -260,6 +260,133 @@ fn check_nothing_stays(room: &Room, places: &[&str]) {
     }
 }
 
+/// A program of the user's: notes what it was asked, and answers.
+const PLUGIN: &str = r#"#!/usr/bin/env python3
+import json, os, sys
+question = json.load(sys.stdin)
+if question["call"] == "describe":
+    args = {"type": "object", "properties": {"source": {"type": "string"}, "built": {"type": "string"}, "say": {"type": "string"}}}
+    print(json.dumps({"ovenbird": 1, "plugins": [{"name": "own", "phases": ["pre_build", "pre_publish", "post_build", "exit"], "args": args}]}))
+    sys.exit()
+build, phase = question["build"], question["phase"]
+with open("asked-" + phase + ".json", "w") as out:
+    json.dump(question, out)
+print("token", question["secrets"].get("token", {}).get("text"), file=sys.stderr)
+answer = {"ovenbird": 1, "result": {"phase": phase, "folder": os.path.isdir(question["args"].get("source", "/nowhere"))}}
+if phase == "pre_build":
+    # More than one message holds.
+    answer["changes"] = {"labels": {"own": "1"}, "add_files": [{"path": "large", "text": "large " * 400000}], "hide_files": ["run"]}
+if question["args"].get("say"):
+    answer["veto"] = question["args"]["say"]
+print(json.dumps(answer))
+"#;
+
+/// Plugins do the same in each place: those that come along run there, those of the user here, with the user's files and secrets.
+fn check_plugins(room: &Room, places: &[&str]) -> Result<()> {
+    let program = room.path("plugins/ovenbird-plugin-own");
+    fs::create_dir_all(room.path("plugins")).unwrap();
+    write(&program, PLUGIN);
+    set_mode(&program, 0o755)?;
+    let settings =
+        format!("plugin_folders = [{:?}]\n{}", room.path("plugins").display().to_string(), fs::read_to_string(&room.settings).unwrap());
+    write(&room.settings, &settings);
+    write(&room.path("injected"), "injected file\n");
+    fs::create_dir_all(room.path("flow")).unwrap();
+    write(&room.path("flow/Dockerfile"), "FROM busybox\nRUN cp /opt/given /seen\nCOPY . /app\n");
+    write(&room.path("flow/run"), "hidden");
+    let flow = r#"
+[[pre_build]]
+name = "own"
+secrets = ["token"]
+args = { source = "BUILD_SOURCE_PATH" }
+[[pre_build]]
+name = "inject-files"
+args = { files = [{ target = "/opt/given", source = "injected" }] }
+[[pre_build]]
+name = "gone"
+required = false
+[[pre_publish]]
+name = "test-image"
+args = { command = ["test -f /app/large && test ! -e /app/run && cat /seen"], expect = "injected file" }
+[[pre_publish]]
+name = "own"
+args = { built = "BUILT_IMAGE_ID" }
+[[pre_publish]]
+name = "package-list"
+args = { dest = "packages.json" }
+[[post_build]]
+name = "export-files"
+args = { paths = ["seen", "app/large"], dest = "exported" }
+[[exit]]
+name = "own"
+[[exit]]
+name = "store-metadata"
+args = { dest = "stored.json" }
+"#;
+    write(&room.path("flow.toml"), flow);
+    let json = |name: &str| -> serde_json::Value {
+        serde_json::from_str(&fs::read_to_string(room.path(name)).unwrap_or_default()).unwrap_or_default()
+    };
+    let build = |on: &str, more: &[&str]| -> Result<(Option<i32>, String)> {
+        for file in ["stored.json", "report.json", "packages.json", "asked-exit.json", "asked-pre_build.json"] {
+            let _ = fs::remove_file(room.path(file));
+        }
+        let _ = fs::remove_dir_all(room.path("exported"));
+        let shared: &[&str] = &[
+            "--reproducible",
+            "--secret",
+            "id=token,env=TOKEN",
+            "--workflow",
+            "flow.toml",
+            "--metadata-file",
+            "report.json",
+            "-t",
+            "flow:1",
+        ];
+        let mut command = room.build(on, "flow", &[shared, more].concat());
+        finish(command.current_dir(room.path(".")), None, LIMIT)
+    };
+    let mut digests = vec![];
+    for on in [&["here"], places].concat() {
+        let (code, log) = build(on, &[])?;
+        assert_eq!(code, Some(0), "{on}: {log}");
+        let report = json("report.json");
+        let outcome = |one: &serde_json::Value| format!("{}:{}={}", one["phase"], one["name"], one["outcome"]).replace('"', "");
+        let outcomes: Vec<String> = report["ovenbird"]["plugins"].as_array().unwrap().iter().map(outcome).collect();
+        assert_eq!(
+            outcomes.join(" "),
+            "pre_build:own=ok pre_build:inject-files=ok pre_build:gone=skipped pre_publish:test-image=ok pre_publish:own=ok \
+             pre_publish:package-list=ok post_build:export-files=ok exit:own=ok exit:store-metadata=ok",
+            "{on}: {log}"
+        );
+        assert_eq!(report["ovenbird"]["plugins"][0]["result"]["folder"], true, "{on}: the folder is one of this machine");
+        assert_eq!(report["ovenbird"]["images"][0]["inspect"]["Config"]["Labels"]["own"], "1");
+        assert_eq!(fs::read_to_string(room.path("exported/seen")).unwrap(), "injected file\n", "{on}");
+        assert_eq!(fs::metadata(room.path("exported/app/large")).unwrap().len(), 2_400_000, "{on}");
+        assert_eq!((&json("stored.json")["outcome"], json("packages.json").is_array()), (&"ok".into(), true), "{on}");
+        // The secret went to the program that was granted it, and is nowhere else.
+        assert!(json("asked-pre_build.json")["secrets"]["token"]["text"] == SECRET && log.contains("token ***"), "{on}: {log}");
+        assert_eq!(json("asked-pre_publish.json")["secrets"], serde_json::json!({}), "{on}");
+        assert_eq!(json("asked-pre_publish.json")["args"]["built"], report["containerimage.config.digest"], "{on}");
+        assert!(!log.contains(SECRET) && !report.to_string().contains(SECRET), "{on}: {log}");
+        digests.push(report["containerimage.digest"].clone());
+        // A no is a no, and exit runs; also where there is no worker.
+        let (code, log) = build(on, &["--plugin", "pre_publish:own,say=not like this"])?;
+        assert!(code == Some(9) && log.contains("pre_publish plugin own: not like this"), "{on}: {log}");
+        assert_eq!(
+            (&json("stored.json")["outcome"], &json("asked-exit.json")["build"]["outcome"]["status"]),
+            (&"failed".into(), &"failed".into())
+        );
+        assert_eq!(json("report.json")["ovenbird"]["plugins"].as_array().map(Vec::len), Some(7), "{on}: {log}");
+        let (code, log) = build(on, &["--plugin", "pre_build:own,sey=x"])?;
+        assert!(code == Some(2) && log.contains("unknown argument \"sey\"") && !log.contains("building"), "{on}: {log}");
+        let (code, log) = build(on, &["-f", "flow/none"])?;
+        assert!(code == Some(5) && json("stored.json")["outcome"] == "failed", "{on}: {log}");
+    }
+    assert!(digests.iter().all(|digest| *digest == digests[0]), "{digests:?}");
+    Ok(())
+}
+
 #[test]
 fn in_a_process() -> Result<()> {
     if !needs::available("places::in_a_process", &[Need::Run, Need::Registry]) {
@@ -269,6 +396,7 @@ fn in_a_process() -> Result<()> {
     let room = Room::new(&mirror_toml(&registry.address()))?;
     check_same(&room, &["process"])?;
     check_nothing_stays(&room, &["process"]);
+    check_plugins(&room, &["process"])?;
     Ok(())
 }
 
@@ -283,6 +411,10 @@ fn on_another_machine() -> Result<()> {
     let on = room.host("one", "there", "")?;
     check_same(&room, &[&on])?;
     check_nothing_stays(&room, &[&on]);
+    check_plugins(&room, &[&on])?;
+    // What is asked of the isolation is asked of it there.
+    let (code, log) = finish(&mut room.build(&on, "ctx", &["--isolation-level", "chroot", "--secret", "id=token,env=TOKEN"]), None, LIMIT)?;
+    assert!(log.contains("isolation: chroot") || code == Some(8), "{log}");
     for (on, expect) in [
         ("ssh://dead".to_owned(), "ssh://dead: no worker began"),
         ("ssh://one?command=/nowhere/ovenbird".into(), "is ovenbird installed there?"),
@@ -374,6 +506,7 @@ fn in_a_container() -> Result<()> {
     // One request, one digest, everywhere.
     check_same(&room, &["process", "container", &room.host("one", "there", "")?])?;
     check_nothing_stays(&room, &["container"]);
+    check_plugins(&room, &["container"])?;
     assert_eq!(containers(&dockerd), [""; 0]);
     // One that no caller waits for any more goes with the next build; those of others stay.
     let image = dockerd.run(&["images", "--format", "{{.Repository}}:{{.Tag}}", "ovenbird-self"])?.trim().to_owned();

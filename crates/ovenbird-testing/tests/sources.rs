@@ -136,10 +136,28 @@ fn names_of_commits() -> Result<()> {
         ("?wrong=1", "unexpected query \"wrong\""),
         ("?tag=a&branch=b", "branch conflicts with tag"),
         ("#--upload-pack=x", "is not a valid git URL"),
+        ("?commit=a", "commit \"a\" is no commit: that has 4 to 64 hexadecimal digits"),
     ] {
         let told = user.refused(&[&format!("{url}{suffix}")])?;
         assert!(told.contains(expect), "{suffix}: {told}");
     }
+    // Two commits that begin alike: some are found soon, for four digits.
+    let tree = repository.git(&["rev-parse", "HEAD^{tree}"])?;
+    let mut seen = std::collections::BTreeMap::new();
+    let alike = (0..100_000).find_map(|number| {
+        let commit = repository.git(&["commit-tree", tree.trim(), "-m", &number.to_string()]).unwrap().trim().to_owned();
+        let begin = commit[..4].to_owned();
+        let other = seen.insert(begin.clone(), commit.clone())?;
+        Some((begin, commit, other))
+    });
+    let (begin, one, other) = alike.unwrap();
+    for (name, commit) in [("one", &one), ("other", &other)] {
+        repository.git(&["update-ref", &format!("refs/heads/alike-{name}"), commit])?;
+    }
+    web.publish(&repository, "r.git")?;
+    let told = user.refused(&[&format!("{url}#{begin}")])?;
+    assert!(told.starts_with("5 ") && told.contains("is the beginning of several commits") && told.contains(&one), "{told}");
+    assert!(told.contains(&other) && told.contains("give more digits"), "{told}");
     // The time of the commit.
     let report = user.build(&[&url, "--build-arg", "SOURCE_DATE_EPOCH=context", "-o", "type=oci,dest=oci,tar=false"])?;
     let blob = |digest: &str| fs::read_to_string(user.room.path().join("oci/blobs").join(digest.replace(':', "/"))).unwrap();
@@ -363,6 +381,16 @@ fn large_files() -> Result<()> {
     let url = format!("file://{}", repository.path().display());
     assert_eq!(user.files(&[&url])?, ["big"]);
     assert_eq!(fs::read_to_string(user.room.path().join("out/big")).unwrap(), "much");
+    // A configuration of the tool that cannot be read, or that leads nowhere.
+    for (text, expect) in
+        [("[broken\n", ".lfsconfig of the repository cannot be read"), ("[lfs]\n\turl = http://127.0.0.1:1/none\n", "Git LFS")]
+    {
+        repository.commit(&[(".lfsconfig", text)])?;
+        let told = user.refused(&[&url])?;
+        assert!(told.starts_with("5 ") && told.contains(expect), "{text}: {told}");
+    }
+    repository.git(&["rm", "--quiet", ".lfsconfig"])?;
+    repository.commit(&[])?;
     // Without the tool there are pointers, and that is said.
     let bin = user.room.path().join("bin");
     fs::create_dir(&bin).unwrap();
@@ -475,5 +503,157 @@ fn a_stopped_fetch_ends() -> Result<()> {
         assert!(status.code() == Some(130) && began.elapsed() < Duration::from_secs(3), "{path}: {status} {:?}", began.elapsed());
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0, "nothing is left");
     }
+    Ok(())
+}
+
+/// A web server with one file behind a password, which says what else it was sent.
+struct Guarded {
+    address: String,
+}
+
+impl Guarded {
+    fn start(header: &'static str) -> Self {
+        use std::io::{Read as _, Write as _};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let (mut asked, mut piece) = (vec![], [0; 4096]);
+                while !asked.windows(4).any(|end| end == b"\r\n\r\n") {
+                    match stream.read(&mut piece) {
+                        Ok(read @ 1..) => asked.extend_from_slice(&piece[..read]),
+                        _ => break,
+                    }
+                }
+                let asked = String::from_utf8_lossy(&asked).to_ascii_lowercase();
+                let known = asked.contains(&format!("authorization: {}", header.to_ascii_lowercase()));
+                let answer = if known { "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n" } else { "HTTP/1.1 401 No\r\nContent-Length: 4\r\n" };
+                let _ = stream.write_all(format!("{answer}Connection: close\r\n\r\nfile").as_bytes());
+            }
+        });
+        Self { address }
+    }
+}
+
+#[test]
+fn passwords_in_addresses_of_a_dockerfile() -> Result<()> {
+    const TOKEN: &str = "t0ken-77-secret";
+    // basic me:t0ken-77-secret
+    let server = Guarded::start("basic bWU6dDBrZW4tNzctc2VjcmV0");
+    let user = User::new(Level::Own)?;
+    let url = format!("http://me:{TOKEN}@{}/f", server.address);
+    user.write("d/Dockerfile", &format!("FROM scratch\nADD {url} /one\nADD --chmod=644 {url} /two\n"), 0o644)?;
+    let build = |more: &[&str]| {
+        let flags = ["build", "d", "--explain", "--metadata-file", "m.json", "-o", "type=oci,tar=false,dest=oci"];
+        user.run(&[&flags, more].concat())
+    };
+    for more in [&[][..], &["--no-cache", "--progress", "rawjson"]] {
+        let (code, log) = build(more)?;
+        assert!(code == Some(0) && !log.contains(TOKEN) && log.contains("http://***@127.0.0.1"), "{log}");
+        let report: serde_json::Value = serde_json::from_str(&fs::read_to_string(user.room.path().join("m.json")).unwrap()).unwrap();
+        let history = report["ovenbird"]["images"][0]["inspect"]["History"].to_string();
+        assert!(history.contains("ADD --chmod=644 http://***@127.0.0.1"), "{history}");
+        // Neither the report nor the image, nor anything of the state.
+        user.nowhere(TOKEN, "d/Dockerfile");
+        user.nowhere("bWU6dDBrZW4tNzctc2VjcmV0", "");
+    }
+    assert_eq!(user.files(&["d"])?, ["one", "two"]);
+    // By a variable.
+    user.write("d/Dockerfile", &format!("FROM scratch\nARG T\nADD http://me:${{T}}@{}/f /\n", server.address), 0o644)?;
+    let (code, log) = build(&["--build-arg", &format!("T={TOKEN}")])?;
+    assert!(code == Some(0) && !log.contains(TOKEN) && log.contains("ADD http://***@127.0.0.1"), "{log}");
+    // Another password is no other step: what was fetched counts.
+    let key = |token: &str| -> Result<String> {
+        user.write("d/Dockerfile", &format!("FROM scratch\nADD http://me:{token}@{}/f /one\n", server.address), 0o644)?;
+        let (code, log) = user.run(&["id", "d"])?;
+        assert_eq!(code, Some(0), "{log}");
+        Ok(log.split_whitespace().last().unwrap_or_default().to_owned())
+    };
+    assert_eq!(key(TOKEN)?, key("another-one")?);
+    // Where it fails, the lines of the Dockerfile are shown.
+    let (code, log) = user.run(&["build", "d", "--metadata-file", "m.json"])?;
+    assert!(code == Some(5) && log.contains("401") && !log.contains("another-one"), "{log}");
+    user.nowhere("another-one", "d/Dockerfile");
+    user.write("d/Dockerfile", "FROM scratch\nADD --checksum=x http://me:another-one@h/f /one\n", 0o644)?;
+    for command in ["build", "lint"] {
+        let (code, log) = user.run(&[command, "d"])?;
+        assert!(code == Some(4) && log.contains("***@h/f") && !log.contains("another-one"), "{log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_password_in_the_address_of_the_source_stays_out_of_the_image() -> Result<()> {
+    if !ready("a_password_in_the_address_of_the_source_stays_out_of_the_image") {
+        return Ok(());
+    }
+    let (name, token) = WebServer::CREDENTIALS;
+    let web = WebServer::start(true)?;
+    let user = User::new(Level::Own)?;
+    let place = tempfile::tempdir().unwrap();
+    let repository = Repository::create(&place.path().join("r"))?;
+    repository.commit(&[("Dockerfile", DOCKERFILE), ("conf", &format!("password = {token}\n"))])?;
+    web.publish(&repository, "private/r.git")?;
+    user.write("home/.gitconfig", &format!("[http]\n\tsslCAInfo = {}\n", web.certificate().display()), 0o644)?;
+    let url = format!("{}/git/private/r.git", web.url()).replacen("://", &format!("://{name}:{token}@"), 1);
+    for on in ["here", "process"] {
+        let told = user.refused(&[&url, "--on", on, "-t", "leaks:1"])?;
+        assert!(
+            told.starts_with("9 ") && told.contains("the password in the address of the source at 127.0.0.1 is in the image: /conf"),
+            "{on}: {told}"
+        );
+        assert!(!told.contains(token), "{on}: {told}");
+        user.build(&[&url, "--on", on, "--allow-leak", "127.0.0.1"])?;
+    }
+    // One of a named context counts, too.
+    user.write("d/Dockerfile", "FROM scratch\nCOPY --from=repo conf /\n", 0o644)?;
+    let told = user.refused(&["d", "--build-context", &format!("repo={url}")])?;
+    assert!(told.starts_with("9 ") && told.contains("/conf"), "{told}");
+    Ok(())
+}
+
+#[test]
+fn damaged_and_hostile_sources() -> Result<()> {
+    let user = User::new(Level::Own)?;
+    user.write("ctx/Dockerfile", "FROM scratch\nCOPY f /f\n", 0o644)?;
+    user.write("ctx/f", &"text ".repeat(100), 0o644)?;
+    user.build(&["ctx", "-o", "type=oci,tar=false,dest=layout", "-o", "type=oci,tar=false,dest=whole"])?;
+    // A layer with a flipped byte, one that is cut, and one that is not there.
+    let blobs = user.room.path().join("layout/blobs/sha256");
+    let manifest = |path: &Path| fs::read_to_string(path).is_ok_and(|text| text.starts_with('{'));
+    let layer = fs::read_dir(&blobs).unwrap().flatten().map(|entry| entry.path()).find(|path| !manifest(path)).unwrap();
+    let whole = fs::read(&layer).unwrap();
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    for (bytes, expect) in [(Some(flipped), "is damaged"), (Some(whole[..whole.len() / 2].to_vec()), "is damaged"), (None, "No such file")]
+    {
+        match bytes {
+            Some(bytes) => fs::write(&layer, bytes).unwrap(),
+            None => fs::remove_file(&layer).unwrap(),
+        }
+        user.write("d/Dockerfile", "FROM scratch\nCOPY f /f\n", 0o644)?;
+        let told = user.refused(&["oci-layout://layout", "-f", "Dockerfile"])?;
+        assert!(told.starts_with("5 ") && told.contains(expect), "{expect}: {told}");
+        user.write("d/Dockerfile", "FROM x\nCOPY f /g\n", 0o644)?;
+        let told = user.refused(&["d", "--build-context", "x=oci-layout://layout", "--no-cache"])?;
+        assert!(told.starts_with("5 "), "{expect}: {told}");
+    }
+    if !ready("damaged_and_hostile_sources") {
+        return Ok(());
+    }
+    // A Dockerfile that is a link out of the repository.
+    let repository = Repository::create(&user.room.path().join("r"))?;
+    for (link, target) in [("out", "/etc/hostname"), ("up", "../../x"), ("folder", "/etc")] {
+        std::os::unix::fs::symlink(target, repository.path().join(link)).unwrap();
+    }
+    repository.commit(&[("Dockerfile", DOCKERFILE)])?;
+    let url = format!("file://{}", repository.path().display());
+    for (file, link, target) in [("out", "out", "/etc/hostname"), ("up", "up", "../../x"), ("folder/hostname", "folder", "/etc")] {
+        let told = user.refused(&[&url, "-f", file])?;
+        let expect = format!("{link} is a link to {target}, which is not in the build context");
+        assert!(told.starts_with("5 ") && told.contains(&expect), "{file}: {told}");
+    }
+    assert!(user.refused(&[&url, "-f", "none"])?.contains("there is no Dockerfile at none"));
     Ok(())
 }

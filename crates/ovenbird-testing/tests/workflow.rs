@@ -415,79 +415,305 @@ fn squashed_layers_have_the_same_files() -> Result<()> {
     Ok(())
 }
 
-/// Of the early tests of dock: build, plugin, dock and cli.
+/// What a plugin has started is gone when the build is: killed with `kill -9`, or left by a second Ctrl-C.
 #[test]
-fn build_json_of_dock() -> Result<()> {
-    if !needs::available("build_json_of_dock", &[Need::Registry]) {
+fn nothing_of_a_plugin_outlives_the_build() -> Result<()> {
+    let room = Room::new(COPY)?;
+    // In its group, in a session of its own, and one whose parent is gone.
+    room.shell(
+        "stay",
+        "trap '' INT TERM HUP; sleep 4017 & setsid sleep 4017 & (setsid sh -c 'sleep 4017 & sleep 4017' &) ; echo waiting >&2; sleep 4017",
+    );
+    let sleeping = || output(Command::new("pgrep").args(["-f", "^sleep 4017"])).map_or(0, |found| found.lines().count());
+    for signals in [&[rustix::process::Signal::KILL][..], &[rustix::process::Signal::INT; 2]] {
+        for phase in ["pre_build", "exit"] {
+            let mut command = room.command(&["ctx", "--plugin", &format!("{phase}:stay")]);
+            let log = fs::File::create(room.at("log")).unwrap();
+            let mut child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+            let begin = Instant::now();
+            while sleeping() < 5 && begin.elapsed() < LIMIT {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            assert_eq!(sleeping(), 5, "{}", fs::read_to_string(room.at("log")).unwrap());
+            for signal in signals {
+                rustix::process::kill_process(rustix::process::Pid::from_child(&child), *signal).unwrap();
+                std::thread::sleep(Duration::from_millis(300));
+            }
+            child.wait().unwrap();
+            let end = Instant::now();
+            while sleeping() > 0 && end.elapsed() < Duration::from_secs(8) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            assert_eq!(sleeping(), 0, "{phase} after {signals:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_plugins_are_asked_before_the_build() -> Result<()> {
+    let room = Room::new(COPY)?;
+    for (plugins, code, words) in [
+        (&["exit:notify,url_secret=hook"][..], 2, "it is not granted the secret \"hook\""),
+        (&["exit:notify,url=https://x.test,token_secret=tok,secret=other"], 2, "it is not granted the secret \"tok\""),
+        (&["pre_build:floating-tags-last,tags=stable"], 9, "no name of the build has the tag \"stable\""),
+        (&["pre_build:tag-from-config,repository=r.test/app,floating=stable", "pre_build:floating-tags-last,tags=stable"], 0, ""),
+    ] {
+        let flags: Vec<&str> = plugins.iter().flat_map(|plugin| ["--plugin", plugin]).collect();
+        let done = room.build(&[&["--secret", "id=other,env=TOKEN"], &flags[..]].concat())?;
+        assert!(done.code == Some(code) && done.log.contains(words), "{plugins:?}: {}", done.log);
+        assert!(code == 0 || !done.log.contains("COPY"), "nothing is built: {}", done.log);
+    }
+    Ok(())
+}
+
+#[test]
+fn names_by_plugins_alone() -> Result<()> {
+    if !needs::available("names_by_plugins_alone", &[Need::Registry]) {
         return Ok(());
     }
     let registry = Registry::start()?;
     let room = Room::new(COPY)?;
-    let ctx = room.at("ctx");
-    let address = registry.address();
-    let json = |more: &str| format!(r#"{{"git_url":"{}","image":"team/app:1"{more}}}"#, ctx.display());
-    let write = |text: &str| fs::write(room.at("build.json"), text).unwrap();
-    let run = |arguments: &[&str], env: Option<&str>| -> Result<Done> {
-        let mut command = room.command(arguments);
-        if let Some(env) = env {
-            command.env("BUILD_JSON", env);
-        }
-        let (code, log) = finish(&mut command, None, LIMIT)?;
-        Ok(room.done(code, log))
+    let name = format!("{}/team/app", registry.address());
+    let tags = format!("pre_build:tag-from-config,repository={name},primary=1.0,unique=x1");
+    for on in ["here", "process"] {
+        let done = room.build(&["--on", on, "--push", "--plugin", &tags])?;
+        assert_eq!(
+            (done.code, &done.report["pushed"]),
+            (Some(0), &serde_json::json!([format!("{name}:x1"), format!("{name}:1.0")])),
+            "{}",
+            done.log
+        );
+        let done = room.build(&["--on", on, "--push"])?;
+        assert!(done.code == Some(2) && done.log.contains("there is nothing to push to"), "{}", done.log);
+        let done = room.build(&["--on", on, "--push", "--plugin", "pre_build:labels,set.a=b"])?;
+        assert!(done.code == Some(2) && done.log.contains("there is nothing to push to"), "{}", done.log);
+    }
+    // The image of this build is in the index once, by whatever name it is known; or not at all.
+    let grouped = |more: &str| {
+        let group = format!("post_build:group-manifests,images={name}:1.0,names={name}:all{more}");
+        room.build(&["--push", "-t", &format!("{name}:1.0"), "--plugin", &group])
     };
-    // Pushed to each target registry, under the name of the image.
-    write(&json(&format!(
-        r#","target_registries":["{address}"],"prebuild_plugins":[{{"name":"labels","args":{{"set":{{"by":"dock"}}}}}}],"postbuild_plugins":[{{"name":"store-metadata","args":{{"dest":"stored.json"}}}}]"#
-    )));
-    let done = run(&["--build-json", "build.json"], None)?;
+    let done = grouped("")?;
+    assert_eq!(
+        (done.code, done.plugin("group-manifests")["result"]["platforms"].as_array().map(Vec::len)),
+        (Some(0), Some(1)),
+        "{}",
+        done.log
+    );
+    let done = grouped(",without_own=true")?;
+    assert!(done.code == Some(9) && done.log.contains("there is no image to put into the index"), "{}", done.log);
+    Ok(())
+}
+
+/// A build.json of dock, in a room with a registry that has the base images.
+struct Dock {
+    room: Room,
+    registry: Registry,
+}
+
+impl Dock {
+    /// `None`: the machine has no registry. The context has this Dockerfile.
+    fn new(test: &str, dockerfile: &str) -> Result<Option<Self>> {
+        if !needs::available(test, &[Need::Registry]) {
+            return Ok(None);
+        }
+        let registry = Registry::start_with(Options { bases: &[Base::Busybox], credentials: None })?;
+        Ok(Some(Self { room: Room::new(dockerfile)?, registry }))
+    }
+
+    fn json(&self, more: &str) -> String {
+        format!(r#"{{"git_url":"{}","image":"team/app:1"{more}}}"#, self.room.at("ctx").display())
+    }
+
+    /// Builds with a build.json that says this, too.
+    fn build(&self, more: &str) -> Result<Done> {
+        fs::write(self.room.at("build.json"), self.json(more)).unwrap();
+        self.run(&["--build-json", "build.json"], None)
+    }
+
+    fn run(&self, arguments: &[&str], variable: Option<&str>) -> Result<Done> {
+        let mut command = self.room.command(arguments);
+        command.envs(variable.map(|text| ("BUILD_JSON", text)));
+        let (code, log) = finish(&mut command, None, LIMIT)?;
+        Ok(self.room.done(code, log))
+    }
+}
+
+#[test]
+fn dock_build_pushes_to_each_target_registry() -> Result<()> {
+    let Some(dock) = Dock::new("dock_build_pushes_to_each_target_registry", COPY)? else { return Ok(()) };
+    let other = Registry::start()?;
+    let (first, second) = (dock.registry.address(), other.address());
+    let done = dock.build(&format!(r#","target_registries":["{first}","http://{second}/"]"#))?;
+    assert_eq!((done.code, &done.report["image_name"]), (Some(0), &Value::from(format!("{first}/team/app:1"))), "{}", done.log);
+    for address in [first, second] {
+        let name = format!("docker://{address}/team/app:1");
+        let there = output(Command::new("skopeo").args(["inspect", "--tls-verify=false", "--format={{.Digest}}", &name]))?;
+        assert_eq!(there.trim(), done.report["digest"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn dock_build_describes_the_built_image() -> Result<()> {
+    let Some(dock) = Dock::new("dock_build_describes_the_built_image", COPY)? else { return Ok(()) };
+    let done = dock.build(r#","prebuild_plugins":[{"name":"labels","args":{"set":{"by":"dock"}}}]"#)?;
     assert_eq!(done.code, Some(0), "{}", done.log);
-    assert_eq!(done.report["image_name"], format!("{address}/team/app:1"));
-    assert_eq!(done.report["images"][0]["inspect"]["Config"]["Labels"]["by"], "dock");
-    assert!(room.at("stored.json").exists());
-    let there = output(Command::new("skopeo").args([
-        "inspect",
-        "--tls-verify=false",
-        "--format={{.Digest}}",
-        &format!("docker://{address}/team/app:1"),
-    ]))?;
-    assert_eq!(there.trim(), done.report["digest"]);
-    // From the variable, with a substitution.
-    let done = run(&["--input", "env", "--substitute", "image=team/other:2"], Some(&json("")))?;
-    assert_eq!((done.code, &done.report["image_name"]), (Some(0), &Value::from("docker.io/team/other:2")), "{}", done.log);
-    // Results of plugins by name, in their order; what may fail does, and the rest goes on. A failed build runs no later phase.
-    room.shell("bad", "exit 1")
-        .shell("echo", "echo '{\"ovenbird\":1,\"result\":\"'$(echo \"$question\" | grep -o 'sha256:[0-9a-f]*\",\"k\"' | head -c 12)'\"}'");
-    write(&json(r#","prebuild_plugins":[{"name":"bad","can_fail":true},{"name":"labels","args":{"set":{}}}]"#));
-    let done = run(&["--build-json", "build.json"], None)?;
-    assert_eq!((done.code, done.outcomes().as_str()), (Some(0), "bad=warned labels=ok"), "{}", done.log);
-    write(&json(r#","prebuild_plugins":[{"name":"bad"}],"postbuild_plugins":[{"name":"labels","args":{"set":{}}}]"#));
-    let done = run(&["--build-json", "build.json"], None)?;
-    assert!(done.code == Some(2) && done.log.contains("it does not run in post_build"), "{}", done.log);
-    write(&json(r#","prebuild_plugins":[{"name":"bad"}],"postbuild_plugins":[{"name":"store-metadata","args":{"dest":"never.json"}}]"#));
-    let done = run(&["--build-json", "build.json"], None)?;
-    assert!(done.code == Some(9) && !room.at("never.json").exists(), "{}", done.log);
-    // Reserved values.
-    write(&json(r#","prepublish_plugins":[{"name":"test-image","args":{"command":["BUILT_IMAGE_ID","BASE_IMAGE"]}}]"#));
-    let done = run(&["--build-json", "build.json"], None)?;
+    let image = &done.report["images"][0];
+    assert_eq!(image["inspect"]["Config"]["Labels"]["by"], "dock");
+    assert_eq!(image["info"]["RepoTags"][0], "docker.io/team/app:1");
+    Ok(())
+}
+
+#[test]
+fn dock_build_describes_the_base_image() -> Result<()> {
+    let Some(dock) = Dock::new("dock_build_describes_the_base_image", "FROM busybox\nCOPY . /\n")? else { return Ok(()) };
+    let done = dock.build(&format!(r#","parent_registry":"{}""#, dock.registry.address()))?;
+    assert_eq!(done.code, Some(0), "{}", done.log);
+    let base = &done.report["base_images"][0];
+    for key in ["digest", "inspect", "info", "size"] {
+        assert!(!base[key].is_null(), "{key}: {base}");
+    }
+    assert!(base["inspect"]["RootFS"]["Layers"].as_array().is_some_and(|layers| !layers.is_empty()), "{base}");
+    Ok(())
+}
+
+#[test]
+fn dock_build_takes_base_images_from_the_parent_registry() -> Result<()> {
+    let Some(dock) = Dock::new("dock_build_takes_base_images_from_the_parent_registry", "FROM busybox\nCOPY . /\n")? else { return Ok(()) };
+    let parent = format!(r#","parent_registry":"{}""#, dock.registry.address());
+    let done = dock.build(&parent)?;
+    let name = done.report["base_images"][0]["name"].as_str().unwrap_or_default().to_owned();
+    assert!(done.code == Some(0) && name.starts_with(&dock.registry.address()), "{name}: {}", done.log);
+    // An image of another registry is not that.
+    fs::write(dock.room.at("ctx/Dockerfile"), "FROM other.example.org/busybox\n").unwrap();
+    let done = dock.build(&parent)?;
+    assert!(done.code == Some(9) && done.log.contains("other.example.org/busybox is not allowed"), "{}", done.log);
+    Ok(())
+}
+
+#[test]
+fn dock_build_that_fails_runs_no_later_phase() -> Result<()> {
+    let Some(dock) = Dock::new("dock_build_that_fails_runs_no_later_phase", "FROM scratch\nCOPY nothing /\n")? else { return Ok(()) };
+    let done = dock.build(r#","postbuild_plugins":[{"name":"store-metadata","args":{"dest":"never.json"}}],"exit_plugins":[{"name":"store-metadata","args":{"dest":"exit.json"}}]"#)?;
+    assert!(done.code.is_some_and(|code| code != 0) && !dock.room.at("never.json").exists(), "{}", done.log);
+    let stored: Value = serde_json::from_str(&fs::read_to_string(dock.room.at("exit.json")).unwrap()).unwrap();
+    assert_eq!(stored["outcome"], "failed");
+    Ok(())
+}
+
+#[test]
+fn dock_plugins_run_in_order_and_leave_results() -> Result<()> {
+    let Some(dock) = Dock::new("dock_plugins_run_in_order_and_leave_results", COPY)? else { return Ok(()) };
+    dock.room.shell("bad", "exit 1").shell("echo", "echo '{\"ovenbird\":1,\"result\":\"said\"}'");
+    let done = dock.build(
+        r#","prebuild_plugins":[{"name":"bad","can_fail":true},{"name":"labels","args":{"set":{"a":"b"}}}],"postbuild_plugins":[{"name":"echo"}]"#,
+    )?;
+    assert_eq!((done.code, done.outcomes().as_str()), (Some(0), "bad=warned labels=ok echo=ok"), "{}", done.log);
+    assert_eq!((&done.plugin("labels")["result"]["a"], &done.plugin("echo")["result"]), (&Value::from("b"), &Value::from("said")));
+    // Reserved values stand for what is known when a plugin runs.
+    let done = dock.build(r#","prepublish_plugins":[{"name":"test-image","args":{"command":["BUILT_IMAGE_ID","BASE_IMAGE"]}}]"#)?;
     assert!(done.code == Some(9) && done.log.contains("BASE_IMAGE among its arguments stands for nothing"), "{}", done.log);
-    // Unknown plugins and keys, no name, no file.
+    Ok(())
+}
+
+#[test]
+fn dock_plugin_that_fails_fails_the_build() -> Result<()> {
+    let Some(dock) = Dock::new("dock_plugin_that_fails_fails_the_build", COPY)? else { return Ok(()) };
+    dock.room.shell("bad", "exit 1");
+    for phase in ["prebuild", "prepublish", "postbuild"] {
+        let done = dock.build(&format!(
+            r#","{phase}_plugins":[{{"name":"bad"}}],"exit_plugins":[{{"name":"store-metadata","args":{{"dest":"{phase}.json"}}}}]"#
+        ))?;
+        assert!(done.code == Some(9) && dock.room.at(&format!("{phase}.json")).exists(), "{phase}: {}", done.log);
+    }
+    Ok(())
+}
+
+#[test]
+fn dock_plugins_that_are_not_known_are_refused() -> Result<()> {
+    let Some(dock) = Dock::new("dock_plugins_that_are_not_known_are_refused", COPY)? else { return Ok(()) };
     for (more, words) in [
         (r#","prebuild_plugins":[{"name":"koji"}]"#, "there is no plugin \"koji\""),
         (r#","prebuild_plugins":[{"args":{}}]"#, "missing field `name`"),
-        (r#","osbs":1"#, "the key \"osbs\" of the build.json is not supported"),
+        (r#","postbuild_plugins":[{"name":"labels","args":{"set":{}}}]"#, "it does not run in post_build"),
         (r#","plugin_files":["x.py"]"#, "the key \"plugin_files\""),
+        (r#","osbs":1"#, "the key \"osbs\" of the build.json is not supported"),
+        (r#","provider":"git""#, "the key \"provider\" of the build.json is not supported"),
+        (r#","source":{"git_branch":"main"}"#, "the key \"source.git_branch\" of the build.json"),
+        (r#","exit_plugins":[{"name":"notify","arguments":{}}]"#, "the key \"exit_plugins[0].arguments\" of the build.json"),
     ] {
-        write(&json(more));
-        let done = run(&["--build-json", "build.json"], None)?;
-        assert!(done.code == Some(2) && done.log.contains(words), "{more}: {}", done.log);
+        let done = dock.build(more)?;
+        assert!(done.code == Some(2) && done.log.contains(words) && !done.log.contains("COPY"), "{more}: {}", done.log);
     }
-    let done = run(&["--build-json", "none.json"], None)?;
-    assert!(done.code == Some(2) && done.log.contains("cannot read the build.json none.json"), "{}", done.log);
-    write(&json(""));
-    let done = run(&["--build-json", "build.json", "elsewhere"], None)?;
-    assert!(done.code == Some(2) && done.log.contains("would be ignored"), "{}", done.log);
-    let done = run(&["--input", "env"], None)?;
-    assert!(done.code == Some(2) && done.log.contains("BUILD_JSON: it is not set"), "{}", done.log);
-    assert!(Path::new("/run/share/build.json").exists() || run(&["--input", "path"], None)?.code == Some(2));
     Ok(())
+}
+
+#[test]
+fn dock_mode_here() -> Result<()> {
+    let Some(dock) = Dock::new("dock_mode_here", COPY)? else { return Ok(()) };
+    fs::write(dock.room.at("build.json"), dock.json("")).unwrap();
+    let here = dock.run(&["--on", "here", "--reproducible", "--build-json", "build.json"], None)?;
+    let process = dock.run(&["--on", "process", "--reproducible", "--build-json", "build.json"], None)?;
+    assert_eq!((here.code, process.code), (Some(0), Some(0)), "{} {}", here.log, process.log);
+    assert_eq!(here.report["digest"], process.report["digest"]);
+    Ok(())
+}
+
+#[test]
+fn dock_cli_reads_a_file() -> Result<()> {
+    let Some(dock) = Dock::new("dock_cli_reads_a_file", COPY)? else { return Ok(()) };
+    assert_eq!(dock.build("")?.report["image_name"], "docker.io/team/app:1");
+    let done = dock.run(&["--build-json", "none.json"], None)?;
+    assert!(done.code == Some(2) && done.log.contains("cannot read the build.json none.json"), "{}", done.log);
+    let done = dock.run(&["--build-json", "build.json", "elsewhere"], None)?;
+    assert!(done.code == Some(2) && done.log.contains("would be ignored"), "{}", done.log);
+    Ok(())
+}
+
+#[test]
+fn dock_cli_reads_a_variable_and_substitutes() -> Result<()> {
+    let Some(dock) = Dock::new("dock_cli_reads_a_variable_and_substitutes", COPY)? else { return Ok(()) };
+    let done = dock.run(&["--input", "env", "--substitute", "image=team/other:2"], Some(&dock.json("")))?;
+    assert_eq!((done.code, &done.report["image_name"]), (Some(0), &Value::from("docker.io/team/other:2")), "{}", done.log);
+    let done = dock.run(&["--input", "env"], None)?;
+    assert!(done.code == Some(2) && done.log.contains("BUILD_JSON: it is not set"), "{}", done.log);
+    Ok(())
+}
+
+#[test]
+fn dock_cli_reads_the_shared_folder() -> Result<()> {
+    let Some(dock) = Dock::new("dock_cli_reads_the_shared_folder", COPY)? else { return Ok(()) };
+    fs::write(dock.room.at("shared.json"), dock.json("")).unwrap();
+    let done = dock.run(&["--input", "path,path=shared.json"], None)?;
+    assert_eq!((done.code, &done.report["image_name"]), (Some(0), &Value::from("docker.io/team/app:1")), "{}", done.log);
+    assert!(Path::new("/run/share/build.json").exists() || dock.run(&["--input", "path"], None)?.code == Some(2));
+    Ok(())
+}
+
+/// Each of the 42 behaviours has a test, and each test of them a row.
+#[test]
+fn the_table_of_docks_behaviours() {
+    let table = include_str!("../../../docs/reference/dock.md");
+    let rows: Vec<Vec<&str>> =
+        table.lines().filter(|line| line.starts_with("| ") && line.contains('`')).map(|line| line.split('`').collect()).collect();
+    assert_eq!(rows.len(), 42);
+    let sources = [
+        ("docker_builder", include_str!("../../ovenbird/tests/docker_builder.rs")),
+        ("workflow", include_str!("workflow.rs")),
+        ("places", include_str!("places.rs")),
+    ];
+    let mut named = vec![];
+    for row in rows {
+        let [_, behaviour, _, test, ..] = row[..] else { panic!("{row:?}") };
+        let (file, name) = test.split_once("::").unwrap();
+        let source = sources.iter().find(|(known, _)| *known == file).unwrap().1;
+        assert!(source.contains(&format!("fn {name}(")), "{behaviour}: there is no test {test}");
+        named.push(test);
+    }
+    let own = sources[1].1.lines().filter_map(|line| line.strip_prefix("fn dock_")?.split('(').next());
+    for test in own {
+        assert!(named.contains(&format!("workflow::dock_{test}").as_str()), "workflow::dock_{test} is not in the table");
+    }
 }

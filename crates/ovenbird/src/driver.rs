@@ -320,6 +320,14 @@ pub(crate) fn check(request: &BuildRequest) -> Result<(), Error> {
     if request.force && request.if_needed.is_none() {
         return Err(Error::new(Kind::Usage, "--force goes with --if-needed: without it, every build is made"));
     }
+    if request.outputs.iter().filter(|o| o.uses_stdout()).count() > 1 {
+        return Err(Error::new(Kind::Usage, "several outputs go to standard output").hint("give all but one of them a file with dest=FILE"));
+    }
+    request.limits.check().and_then(|()| request.check_hostname()).map_err(|wrong| Error::from_chain(Kind::Usage, &wrong))
+}
+
+/// Are there the names that are asked for? Plugins may give some first.
+pub(crate) fn check_names(request: &BuildRequest, naming: &Naming) -> Result<(), Error> {
     for output in &request.outputs {
         if output.kind == OutputKind::Registry && request.references(Some(output))?.is_empty() {
             return Err(
@@ -327,10 +335,11 @@ pub(crate) fn check(request: &BuildRequest) -> Result<(), Error> {
             );
         }
     }
-    if request.outputs.iter().filter(|o| o.uses_stdout()).count() > 1 {
-        return Err(Error::new(Kind::Usage, "several outputs go to standard output").hint("give all but one of them a file with dest=FILE"));
+    if request.if_needed.is_some() && !naming.has_id() {
+        return Err(Error::new(Kind::Usage, "--if-needed finds an image by a name with {id} in it, and none was given")
+            .hint("add one: -t NAME:{id}"));
     }
-    request.limits.check().and_then(|()| request.check_hostname()).map_err(|wrong| Error::from_chain(Kind::Usage, &wrong))
+    Ok(())
 }
 
 impl<B: Workshop> Driver for LocalDriver<B> {
@@ -344,7 +353,7 @@ impl<B: Workshop> Driver for LocalDriver<B> {
             result = Err(error);
         }
         let mut record = self.record(request, &flow, &work);
-        (record.logs, record.steps) = (recorder.logs(), recorder.steps());
+        (record.logs, record.steps, record.container_ids) = (recorder.logs(), recorder.steps(), recorder.containers());
         record.conclude(result.as_ref().err(), job.cancel.is_cancelled());
         match result {
             Ok(report) => Ok(BuildReport { record, ..report }),
@@ -378,21 +387,21 @@ impl<B: Workshop> LocalDriver<B> {
     }
 
     fn work(&self, request: &BuildRequest, flow: &mut Flow, work: &mut Work, job: &Job) -> Result<BuildReport, Error> {
-        let checked = |request: &BuildRequest| {
+        let checked = |request: &BuildRequest, is_final: bool| {
             let naming = Naming::new(request, &self.policies)?;
-            check(&naming.probe(request)?.request)?;
-            if request.if_needed.is_some() && !naming.has_id() {
-                return Err(Error::new(Kind::Usage, "--if-needed finds an image by a name with {id} in it, and none was given")
-                    .hint("add one: -t NAME:{id}"));
+            let probed = naming.probe(request)?.request;
+            check(&probed)?;
+            if is_final {
+                check_names(&probed, &naming)?;
             }
-            Ok(naming)
+            Ok::<_, Error>(naming)
         };
-        checked(request)?;
+        checked(request, !flow.has(Phase::PreBuild))?;
         let mut timings = Timings::default();
         let start = Instant::now();
         let request = &self.prepare(request, flow, work, job)?;
         // Plugins may have changed the names.
-        let mut naming = self.looked(checked(request)?, request, work);
+        let mut naming = self.looked(checked(request, true)?, request, work);
         timings.source = start.elapsed();
         let start = Instant::now();
         let Some(tree) = work.tree.clone() else { return Err(Error::new(Kind::Bug, "there is no source")) };

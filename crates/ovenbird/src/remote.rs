@@ -5,23 +5,23 @@
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use ovenbird_engine::input::LocalContext;
-use ovenbird_engine::{Event, OutputFile, PathOrStdout};
+use ovenbird_engine::{Cancel, Event, OutputFile, PathOrStdout};
 use ovenbird_oci::store::Store;
 use ovenbird_oci::{archive, beside};
 
-use crate::builder::Job;
+use crate::builder::{Gone, Job};
 use crate::docker_engine::DockerEngine;
-use crate::driver::{Driver, check};
+use crate::driver::{Driver, check, check_names};
 use crate::error::{Detail, Error, Kind};
 use crate::launch::{Launcher, Life, Pipe, WorkerSpec};
 use crate::naming::Naming;
 use crate::pieces::Pieces;
-use crate::report::BuildReport;
-use crate::request::{BuildRequest, CacheDest, CacheFrom, ContextSource, Dest, Output, OutputKind};
+use crate::report::{self, BuildReport, Record, Recorder};
+use crate::request::{BuildRequest, CacheDest, CacheFrom, ContextSource, Dest, Output, OutputKind, Phase};
 use crate::settings::{Environment, Settings};
 use crate::source::{Fetcher, SourceTree};
 use crate::worker::chunks::{self, Wanted};
@@ -29,6 +29,8 @@ use crate::worker::folder::{self, SendError};
 use crate::worker::question::Answers;
 use crate::worker::wire::{Hello, Order, Receiver, Registry, Sender, ToCaller, ToWorker, WireError};
 use crate::worker::without_places;
+use crate::workflow::desk::Own;
+use crate::workflow::{Bench, Delivered, Draft, Flow, Stand, Standing};
 
 /// How long a worker may take to begin, connecting included.
 const BEGIN: Duration = Duration::from_mins(1);
@@ -67,7 +69,7 @@ impl<L: Launcher> RemoteDriver<L> {
         Self { launcher, spec, settings, environment, stdin: Mutex::new(Box::new(stdin)) }
     }
 
-    fn order(&self, request: &BuildRequest, tree: &SourceTree, naming: &Naming) -> Result<Order, Error> {
+    fn order(&self, request: &BuildRequest, tree: &SourceTree, naming: &Naming, flow: &Flow) -> Result<Order, Error> {
         let registries = self.settings.registries.iter().map(|(name, options)| Ok((name.clone(), Registry::of(name, options)?)));
         Ok(Order {
             request: without_places(request),
@@ -77,14 +79,18 @@ impl<L: Launcher> RemoteDriver<L> {
             registries: registries.collect::<Result<_, Error>>()?,
             // As text it must be exact, or it is somebody else's.
             origin: tree.origin.clone().or_else(|| tree.contexts.get("context")?.dir.to_str().map(str::to_owned)),
+            logins: tree.logins.keys().cloned().collect(),
+            git: report::git_of(&request.source, Some(tree)),
+            revision: tree.revision.clone(),
+            absent: flow.absent(),
             dockerfile_name: tree.dockerfile_name.clone(),
             dockerfile_bytes: tree.dockerfile.len() as u64,
         })
     }
 
     /// One worker from beginning to end.
-    fn attempt(&self, request: &BuildRequest, order: &ToWorker, tree: &SourceTree, job: &Job) -> Result<BuildReport, Error> {
-        let mut answers = Answers::new(request, tree, &self.settings, &self.environment)?;
+    fn attempt(&self, request: &BuildRequest, order: &ToWorker, tree: &SourceTree, flow: &Flow, job: &Job) -> Result<BuildReport, Error> {
+        let mut answers = Answers::new(request, Own { flow, tree, job }, &self.settings, &self.environment)?;
         let Pipe { to, from, life } = self.launcher.launch(&self.spec, job)?;
         let (to, mut from, life) = (Sender::new(to), Receiver::new(from), Mutex::new(life));
         let (begun, done) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -93,7 +99,8 @@ impl<L: Launcher> RemoteDriver<L> {
         // On this machine the worker would only have everything twice.
         let (want, wants) = (!self.launcher.has_our_files()).then(mpsc::channel).unzip();
         let outcome = std::thread::scope(|scope| {
-            let watch = Watch { job, to: &to, life: &life, begun: &begun, done: &done };
+            let stop = STOP + flow.longest(Phase::Exit);
+            let watch = Watch { job, to: &to, life: &life, begun: &begun, done: &done, stop };
             scope.spawn(move || watch.run());
             if let Some(every) = self.launcher.heartbeat() {
                 let (to, done) = (&to, &done);
@@ -156,9 +163,37 @@ impl<L: Launcher> RemoteDriver<L> {
 
 impl<L: Launcher> Driver for RemoteDriver<L> {
     fn run(&self, request: &BuildRequest, job: &Job) -> Result<BuildReport, Error> {
+        let recorder = Arc::new(Recorder::new(job.sink.clone()));
+        let job = &Job { sink: recorder.clone(), cancel: job.cancel.clone() };
+        let bench = Bench::new(&self.settings, &self.environment);
+        // Every plugin is found here, where the user's programs are, before anything is sent.
+        let mut flow = Flow::prepare(request, &bench, job)?;
+        let mut tree = None;
+        let result = self.work(request, &flow, &mut tree, job);
+        // What was said here is more than what was said there.
+        let seen =
+            |record: Record| Record { logs: recorder.logs(), steps: recorder.steps(), container_ids: recorder.containers(), ..record };
+        match result {
+            Ok(report) => Ok(BuildReport { record: seen(report.record), ..report }),
+            Err(mut error) => {
+                let record = match error.record.take() {
+                    Some(record) => *record,
+                    None => self.conclude(request, &mut flow, tree.as_ref(), &error, job),
+                };
+                Err(Error { record: Some(Box::new(seen(record))), ..error })
+            }
+        }
+    }
+}
+
+impl<L: Launcher> RemoteDriver<L> {
+    fn work(&self, request: &BuildRequest, flow: &Flow, kept: &mut Option<SourceTree>, job: &Job) -> Result<BuildReport, Error> {
         let mut naming = Naming::new(request, &self.settings.tags)?;
-        check(&naming.probe(request)?.request)?;
-        refuse_plugins(request, &self.launcher.place())?;
+        let probed = naming.probe(request)?.request;
+        check(&probed)?;
+        if !flow.has(Phase::PreBuild) {
+            check_names(&probed, &naming)?;
+        }
         if !self.launcher.has_our_files() {
             refuse(request, &self.launcher.place())?;
         }
@@ -166,29 +201,48 @@ impl<L: Launcher> Driver for RemoteDriver<L> {
             let mut stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner);
             Fetcher::new(&self.settings, &self.environment).fetch(request, &mut **stdin, job)?
         };
+        let tree = &*kept.insert(tree);
         let request = &tree.dated(request);
         naming.look_around(request, tree.revision.as_ref(), self.environment.now());
-        let order = ToWorker::Build(Box::new(self.order(request, &tree, &naming)?));
-        match self.attempt(request, &order, &tree, job) {
+        let order = ToWorker::Build(Box::new(self.order(request, tree, &naming, flow)?));
+        match self.attempt(request, &order, tree, flow, job) {
             // The worker removed what was damaged.
             Err(error) if error.is_damage() && !request.outputs.iter().any(Output::uses_stdout) => {
                 let message = format!("{error}; the image is built again");
                 job.sink.emit(Event::Warning { code: "corrupt-blob".into(), message, line: None });
-                self.attempt(request, &order, &tree, job)
+                self.attempt(request, &order, tree, flow, job)
             }
             done => done,
         }
     }
-}
 
-fn refuse_plugins(request: &BuildRequest, place: &str) -> Result<(), Error> {
-    if !request.workflow.is_empty() {
-        return Err(Error::refused(
-            "a plugin with a build in a worker",
-            format!("plugins, their programs and their secrets are here, and the build would be {place}; build here (--on here)"),
-        ));
+    /// Runs the exit plugins of a build that no worker has run them for, and says how it went.
+    fn conclude(&self, request: &BuildRequest, flow: &mut Flow, tree: Option<&SourceTree>, error: &Error, job: &Job) -> Record {
+        let cancelled = error.kind == Kind::Cancelled || job.cancel.is_cancelled();
+        if flow.has(Phase::Exit) {
+            flow.standing = if cancelled { Standing::Cancelled } else { Standing::Failed(flow.mask(error.to_string())) };
+            let draft = &mut tree.map_or_else(|| Draft::unread(request), |tree| Draft::new(request, tree));
+            // What was cancelled is the build.
+            let job = &Job { sink: job.sink.clone(), cancel: Cancel::default() };
+            let delivered = &Delivered::default();
+            if let Err(error) = flow.run(Phase::Exit, Stand { draft, tree, image: None, delivered, shop: &Gone, job }) {
+                job.sink.emit(Event::Warning { code: "plugin".into(), message: error.to_string(), line: None });
+            }
+        }
+        let (started, finished) = flow.times();
+        let mut record = Record {
+            started,
+            finished,
+            image_name: request.names.first().map(|name| flow.mask(name.clone())),
+            git: report::git_of(&request.source, tree),
+            dockerfile: tree
+                .map(|tree| report::DockerfileReport { name: tree.dockerfile_name.clone(), text: flow.mask(tree.dockerfile.clone()) }),
+            plugins: flow.reports.clone(),
+            ..Record::default()
+        };
+        record.conclude(Some(error), cancelled);
+        record
     }
-    Ok(())
 }
 
 /// What cannot be had from a worker that does not see this machine's files, by name.
@@ -348,6 +402,8 @@ struct Watch<'a> {
     life: &'a Mutex<Box<dyn Life>>,
     begun: &'a AtomicBool,
     done: &'a AtomicBool,
+    /// How long the worker may take to stop, exit plugins included.
+    stop: Duration,
 }
 
 impl Watch<'_> {
@@ -369,7 +425,7 @@ impl Watch<'_> {
         // Whoever sends a context holds the pipe for a moment only, but one that is stuck holds it for ever.
         std::thread::scope(|scope| {
             scope.spawn(|| self.to.send(&ToWorker::Cancel));
-            let end = Instant::now() + STOP;
+            let end = Instant::now() + self.stop;
             while !self.done.load(Ordering::SeqCst) && Instant::now() < end {
                 std::thread::sleep(LOOK);
             }
@@ -524,7 +580,7 @@ fn files(from: io::PipeReader, dir: &Path) -> Result<Option<String>, Error> {
         arrived.map_err(|error| Error::new(Kind::Driver, "the files of the image did not arrive").because(error.of_archive()))?;
     let mut devices = vec![];
     for (path, owner) in &owners {
-        if owner.node.is_some() {
+        if owner.device().is_some() {
             std::fs::remove_file(aside.path().join(path)).map_err(|error| cannot_write(&error))?;
             devices.push(path);
         }

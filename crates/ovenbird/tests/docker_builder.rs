@@ -258,6 +258,150 @@ fn base_images_of_a_registry_with_a_password() {
     }
 }
 
+/// The classic builder finds a step of another architecture in its cache; such an image gets no name.
+#[test]
+fn an_image_is_for_the_platform_that_was_asked_for() {
+    let Some(Room { engine, dockerd, .. }) = &room("docker_builder::platform") else { return };
+    let machine = Machine::new(&dockerd.host(), &[("DOCKER_BUILDKIT", "0")]);
+    let mut request = machine.context(&[("Dockerfile", "FROM scratch AS one\nCOPY f /\nFROM one\nLABEL a=b\n"), ("f", "1")]);
+    for platform in ["linux/amd64", "linux/arm64", "linux/amd64"] {
+        request.platforms = vec![platform.parse().unwrap()];
+        request.names = vec!["for:1".into()];
+        let report = machine.run(&request, &Arc::default()).unwrap();
+        let said = engine.inspect_image("for:1").unwrap();
+        assert_eq!(format!("linux/{}", said["Architecture"].as_str().unwrap()), platform);
+        assert_eq!(report.platforms[0].platform.to_string(), platform);
+    }
+}
+
+/// What an engine shows of its steps has no password of an address; what ran where, and on what, is in the report.
+#[test]
+fn what_a_report_says_of_an_engine() {
+    let Some(Room { dockerd, .. }) = &room("docker_builder::what_a_report_says_of_an_engine") else { return };
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in server.incoming().flatten() {
+            let _ = std::io::Read::read(&mut stream, &mut [0; 4096]);
+            let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx");
+        }
+    });
+    let machine = Machine::new(&dockerd.host(), &[("DOCKER_BUILDKIT", "0")]);
+    let dockerfile = format!("FROM busybox\nRUN true\nADD http://me:t0ken-99@{address}/f /f\nRUN exit $(grep -c x /f)\n");
+    let request = machine.context(&[("Dockerfile", &dockerfile)]);
+    let sink = Arc::new(Heard::default());
+    let error = machine.run(&request, &sink).unwrap_err();
+    assert_eq!(error.kind, Kind::Step, "{error}");
+    let record = *error.record.unwrap();
+    assert!(record.container_ids.len() >= 2 && record.container_ids.iter().all(|id| id.len() >= 12), "{:?}", record.container_ids);
+    let told = format!("{} {}", sink.text(), serde_json::to_string(&record).unwrap());
+    assert!(told.contains("ADD http://***@") && !told.contains("t0ken-99"), "{told}");
+
+    let request = machine.context(&[("Dockerfile", "FROM busybox\nRUN true\n")]);
+    let report = machine.run(&BuildRequest { no_cache: true, ..request }, &sink).unwrap();
+    let base = &report.record.base_images[0].image;
+    assert_eq!((report.record.container_ids.len(), &base.inspect["Manifest"]["Id"]), (1, &base.inspect["Id"]));
+}
+
+/// Every flag of `ovenbird build` that is no field of a request: with a Docker Engine honoured, or refused by its name.
+#[test]
+fn every_flag_is_honoured_or_refused() {
+    let test = "docker_builder::every_flag";
+    let Some(Room { dockerd, .. }) = &room(test) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("ctx")).unwrap();
+    std::fs::write(dir.path().join("ctx/Dockerfile"), "FROM scratch\nCOPY Dockerfile /\n").unwrap();
+    std::fs::write(
+        dir.path().join("ctx/build.json"),
+        format!("{{\"git_url\":\"{}\",\"image\":\"x:1\"}}", dir.path().join("ctx").display()),
+    )
+    .unwrap();
+    std::fs::write(dir.path().join("settings.toml"), "").unwrap();
+    let ovenbird = |arguments: &[&str]| {
+        let mut command = ovenbird_testing::command::ovenbird().unwrap();
+        command.current_dir(dir.path()).env("DOCKER_HOST", dockerd.host()).env("HOME", dir.path());
+        ovenbird_testing::command::finish(command.args(["--root", "state"]).args(arguments), None, Duration::from_secs(60)).unwrap()
+    };
+    // What each asks for; the words of the refusal, or a file that must be there, or what is said.
+    let refused = |flag: &str| Err(format!("{flag} with --builder docker is not supported"));
+    let rows: &[(&str, &[&str], Result<&str, String>)] = &[
+        ("explain", &["--explain"], refused("--explain")),
+        ("isolation-level", &["--isolation-level", "chroot"], refused("--isolation-level")),
+        ("builder", &[], Ok("")),
+        ("on", &["--on", "here"], Ok("")),
+        ("on", &["--on", "container"], Err("--builder docker does not go with --on container".into())),
+        ("on", &["--on", "process", "--explain"], refused("--explain")),
+        ("iidfile", &["--iidfile", "iid"], Ok("iid")),
+        ("metadata-file", &["--metadata-file", "metadata"], Ok("metadata")),
+        ("quiet", &["--quiet"], Ok("")),
+        ("progress", &["--progress", "rawjson"], Ok("{\"event\":")),
+        ("push", &["--push"], Err("there is nothing to push to".into())),
+        ("load", &["--load", "-t", "loaded:1"], Ok("")),
+        ("check", &["--check"], Ok("no findings")),
+        ("call", &["--call", "check"], Ok("no findings")),
+        ("root", &["--root", "elsewhere"], Ok("elsewhere")),
+        ("settings", &["--settings", "none.toml"], Err("none.toml".into())),
+        ("registry-option", &["--registry-option", "r.test,plain-http=x"], Err("plain-http".into())),
+        ("build-json", &["--build-json", "ctx/build.json"], Ok("")),
+        ("input", &["--input", "env"], Err("BUILD_JSON".into())),
+        ("substitute", &["--build-json", "ctx/build.json", "--substitute", "image=_"], Err("_".into())),
+        ("plugin", &["--plugin", "exit:store-metadata,dest=stored"], Ok("stored")),
+        ("workflow", &["--workflow", "none"], Err("none".into())),
+        ("image", &["--image", "x"], Err("--image".into())),
+        ("changed", &["--changed", "x"], Err("--changed".into())),
+        ("help", &["--help"], Ok("Usage")),
+        ("version", &["--version"], Ok("ovenbird")),
+    ];
+    for (flag, arguments, expect) in rows {
+        let context: &[&str] = if matches!(*flag, "build-json" | "substitute" | "input") { &[] } else { &["ctx"] };
+        let (code, log) = ovenbird(&[&["build", "--builder", "docker"], *arguments, context].concat());
+        match expect {
+            Ok(there) => assert!(code == Some(0) && (log.contains(there) || dir.path().join(there).exists()), "{arguments:?}: {log}"),
+            Err(words) => assert!(code.is_some_and(|code| code > 1) && log.contains(words), "{arguments:?}: {log}"),
+        }
+    }
+    // All others are fields of the request, which the test below looks at.
+    let of_request = [
+        "tag",
+        "file",
+        "build-arg",
+        "target",
+        "platform",
+        "build-context",
+        "secret",
+        "allow-leak",
+        "ssh",
+        "output",
+        "label",
+        "annotation",
+        "reproducible",
+        "if-needed",
+        "force",
+        "no-cache",
+        "no-cache-filter",
+        "cache-from",
+        "cache-to",
+        "pull",
+        "network",
+        "add-host",
+        "dns",
+        "hostname",
+        "allow",
+        "memory",
+        "cpus",
+        "ulimit",
+        "shm-size",
+        "parallel",
+    ];
+    let (_, help) = ovenbird(&["build", "--help"]);
+    let flags = help.lines().filter_map(|line| line.trim_start().split("--").nth(1).filter(|_| line.trim_start().starts_with('-')));
+    let flags: Vec<&str> = flags.map(|rest| rest.split([' ', '=', '[', ',']).next().unwrap_or_default()).collect();
+    assert!(flags.len() > 40, "{flags:?}");
+    for flag in flags {
+        assert!(of_request.contains(&flag) || rows.iter().any(|(known, ..)| *known == flag), "the table does not know --{flag}");
+    }
+}
+
 /// Every field of a request, and a value that asks for something: honoured, or refused by its name.
 #[test]
 fn every_field_is_honoured_or_refused() {
@@ -346,119 +490,194 @@ fn shell(script: &str) -> ContainerSpec {
     ContainerSpec { image: "busybox".into(), command: ["sh", "-c", script].map(Into::into).into(), ..ContainerSpec::default() }
 }
 
-/// The behaviours of dock's tasker, by the names of its own tests.
+/// Behaviours of dock's own early tests, each with its name: all are looked at, and those that fail are named.
+#[derive(Default)]
+struct Behaviours {
+    seen: Vec<String>,
+    failed: Vec<String>,
+}
+
+impl Behaviours {
+    fn of(&mut self, name: &str, check: impl FnOnce()) {
+        self.seen.push(name.to_owned());
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)).is_err() {
+            self.failed.push(name.to_owned());
+        }
+    }
+
+    /// None failed, and the table of the documentation has them all, and no other.
+    fn finish(self, part: &str) {
+        assert!(self.failed.is_empty(), "these behaviours of dock's {part} failed (see above): {}", self.failed.join(", "));
+        let table = include_str!("../../../docs/reference/dock.md");
+        let begin = format!("| {part} | `");
+        let listed: Vec<&str> =
+            table.lines().filter_map(|line| line.strip_prefix(&begin)).filter_map(|rest| rest.split('`').next()).collect();
+        assert_eq!(self.seen, listed, "docs/reference/dock.md has others for {part}");
+    }
+}
+
+/// dock's tests of its tasker (18) and of its utilities (10).
 #[test]
-fn tasker() {
-    let Some(Room { engine, dockerd, .. }) = &room("docker_builder::tasker") else { return };
+fn tasker_and_utilities_of_dock() {
+    let Some(Room { engine, dockerd, .. }) = &room("docker_builder::tasker_and_utilities_of_dock") else { return };
     let registry = Registry::start().unwrap();
     let machine = Machine::new(&dockerd.host(), &[]);
     let tasker = Tasker::new(machine.builder(), machine.dir.path(), Arc::new(Silent), Cancel::default());
     let reference = |name: &str| name.parse::<Reference>().unwrap();
     let at = |name: &str| reference(&format!("{}/{name}", registry.address()));
-
-    // run, wait, logs, inspect_container, remove_container
-    let id = tasker.run(&shell("echo out; echo err >&2; exit 4")).unwrap();
-    assert_eq!(tasker.wait(&id).unwrap(), 4);
-    let mut said: Vec<(Stream, String)> =
-        tasker.logs(&id, true).unwrap().map(|piece| piece.unwrap()).map(|(s, b)| (s, String::from_utf8(b.to_vec()).unwrap())).collect();
-    said.sort_by_key(|(_, text)| text.clone());
-    assert_eq!(said, [(Stream::Stderr, "err\n".into()), (Stream::Stdout, "out\n".into())]);
-    assert_eq!(tasker.inspect_container(&id).unwrap()["State"]["ExitCode"], 4);
-    tasker.remove_container(&id, false).unwrap();
-    assert!(tasker.inspect_container(&id).is_err());
-    let id = tasker.run(&shell("sleep 60")).unwrap();
-    assert!(tasker.remove_container(&id, false).is_err());
-    tasker.remove_container(&id, true).unwrap();
-    // run_invalid_command: an error, and no container is left
-    let error = tasker.run(&ContainerSpec { command: vec!["/no/such".into()], ..shell("") }).unwrap_err();
-    assert!(error.to_string().contains("/no/such"), "{error}");
-    assert_eq!(dockerd.run(&["ps", "-aq"]).unwrap(), "");
-
-    // image_exists, image_doesnt_exist, inspect_image, get_image_info by id and by name
-    assert!(tasker.image_exists("busybox").unwrap() && !tasker.image_exists("lerknglekrnglekrnglekrng").unwrap());
-    let id = tasker.inspect_image("busybox:latest").unwrap()["Id"].as_str().unwrap().to_owned();
-    assert_eq!(tasker.image_info_by_id(&id).unwrap().unwrap().names, ["busybox:latest"]);
-    assert_eq!(tasker.image_info_by_id("sha256:0000").unwrap(), None);
-    assert_eq!(tasker.image_info_by_id("").unwrap(), None);
-    assert_eq!(tasker.image_info_by_name("busybox").unwrap()[0].id, id);
-    assert_eq!(tasker.image_info_by_name("none").unwrap(), []);
-
-    // tag_image, with a registry and a path; the same name again; a name that is taken
-    let name = at("ns/img:1");
-    assert_eq!(tasker.tag_image("busybox", &name, false).unwrap(), name);
-    tasker.tag_image("busybox", &name, false).unwrap();
-    assert!(tasker.image_exists(&name.familiar()).unwrap());
-    let changed = tasker.run(&shell("echo kept > /kept")).unwrap();
-    tasker.wait(&changed).unwrap();
-    // commit_container
-    let made = tasker.commit_container(&changed, Some(&reference("ns/committed:2")), Some("why")).unwrap();
-    assert_eq!(tasker.inspect_image("ns/committed:2").unwrap()["Id"], made.as_str());
-    assert_eq!(tasker.inspect_image(&made).unwrap()["Comment"], "why");
-    assert!(tasker.tag_image("ns/committed:2", &name, false).is_err_and(|error| error.kind == Kind::Usage));
-    tasker.tag_image("ns/committed:2", &name, true).unwrap();
-
-    // push_image to a registry that the engine was never told of; tag_and_push; a push that fails is an error
-    let digest = tasker.push_image(&name).unwrap();
-    assert!(tasker.last_logs().iter().any(|line| line.contains("pushing")), "{:?}", tasker.last_logs());
-    let second = at("other:3");
-    assert_eq!(tasker.tag_and_push_image("ns/committed:2", &second, false).unwrap(), digest);
-    assert!(tasker.push_image(&reference("127.0.0.1:1/nobody:1")).is_err());
-
-    // remove_image, then pull_image brings it back; one that is not there is an error
-    for name in [&name, &second, &reference("ns/committed:2")] {
-        tasker.remove_image(&name.familiar(), false, false).unwrap();
-        assert!(!tasker.image_exists(&name.familiar()).unwrap());
-    }
-    assert_eq!(tasker.pull_image(&second).unwrap(), second);
-    let spec = ContainerSpec { image: second.familiar(), command: vec!["cat".into(), "/kept".into()], ..ContainerSpec::default() };
-    let id = tasker.run(&spec).unwrap();
-    tasker.wait(&id).unwrap();
-    assert_eq!(&tasker.logs(&id, true).unwrap().next().unwrap().unwrap().1[..], b"kept\n");
-    assert!(tasker.pull_image(&at("none:1")).is_err_and(|error| error.kind == Kind::Registry));
-
-    // build_image_from_path, with and without the cache; a failed build is an error with its code
-    std::fs::write(machine.dir.path().join("ctx/Dockerfile"), "from busybox\nRUN echo building\n").unwrap();
     let path: &Path = &machine.dir.path().join("ctx");
-    let report = tasker.build_image_from_path(path, "built:1", false).unwrap();
-    assert_eq!(engine.image_id("built:1").unwrap(), report.image_id());
-    assert!(tasker.last_logs().contains(&"building".to_owned()), "{:?}", tasker.last_logs());
-    tasker.build_image_from_path(path, "built:2", true).unwrap();
-    assert!(!tasker.last_logs().contains(&"building".to_owned()), "{:?}", tasker.last_logs());
-    std::fs::write(machine.dir.path().join("ctx/Dockerfile"), "FROM busybox\nRUN exit 9\n").unwrap();
-    assert_eq!(tasker.build_image_from_path(path, "failed:1", true).unwrap_err().kind, Kind::Step);
-    assert!(!tasker.image_exists("failed:1").unwrap());
+    let ran = |script: &str| {
+        let id = tasker.run(&shell(script)).unwrap();
+        (tasker.wait(&id).unwrap(), id)
+    };
+    let mut is = Behaviours::default();
+    is.of("run", || {
+        let (code, id) = ran("exit 4");
+        assert_eq!((code, &tasker.inspect_container(&id).unwrap()["State"]["ExitCode"]), (4, &4.into()));
+    });
+    is.of("run-invalid-command", || {
+        let before = dockerd.run(&["ps", "-aq"]).unwrap();
+        let error = tasker.run(&ContainerSpec { command: vec!["/no/such".into()], ..shell("") }).unwrap_err();
+        assert!(error.to_string().contains("/no/such"), "{error}");
+        assert_eq!(dockerd.run(&["ps", "-aq"]).unwrap(), before, "no container is left");
+    });
+    is.of("logs", || {
+        let (_, id) = ran("echo out; echo err >&2");
+        let said = tasker.logs(&id, true).unwrap().map(|piece| piece.unwrap());
+        let mut said: Vec<(Stream, String)> = said.map(|(stream, bytes)| (stream, String::from_utf8(bytes.to_vec()).unwrap())).collect();
+        said.sort_by_key(|(_, text)| text.clone());
+        assert_eq!(said, [(Stream::Stderr, "err\n".into()), (Stream::Stdout, "out\n".into())]);
+    });
+    is.of("remove-container", || {
+        let (_, id) = ran("true");
+        tasker.remove_container(&id, false).unwrap();
+        assert!(tasker.inspect_container(&id).is_err());
+        let id = tasker.run(&shell("sleep 60")).unwrap();
+        assert!(tasker.remove_container(&id, false).is_err(), "it runs");
+        tasker.remove_container(&id, true).unwrap();
+    });
+    is.of("image-exists", || assert!(tasker.image_exists("busybox").unwrap()));
+    is.of("image-doesnt-exist", || assert!(!tasker.image_exists("lerknglekrnglekrnglekrng").unwrap()));
+    is.of("inspect-image", || {
+        assert_eq!(tasker.inspect_image("busybox:latest").unwrap()["RepoTags"][0], "busybox:latest");
+    });
+    let id = tasker.inspect_image("busybox:latest").unwrap()["Id"].as_str().unwrap().to_owned();
+    is.of("get-image-info-by-id", || assert_eq!(tasker.image_info_by_id(&id).unwrap().unwrap().names, ["busybox:latest"]));
+    is.of("get-image-info-by-id-nonexistent", || {
+        assert_eq!((tasker.image_info_by_id("sha256:0000").unwrap(), tasker.image_info_by_id("").unwrap()), (None, None));
+    });
+    is.of("get-image-info-by-name", || assert_eq!(tasker.image_info_by_name("busybox").unwrap()[0].id, id));
+    is.of("get-image-info-by-name-nonexistent", || assert_eq!(tasker.image_info_by_name("none").unwrap(), []));
 
-    // build_image_from_git: what the repository shows, a commit, a folder with a Dockerfile, and a Dockerfile by its path
+    let (_, changed) = ran("echo kept > /kept");
+    is.of("commit-container", || {
+        let made = tasker.commit_container(&changed, Some(&reference("ns/committed:2")), Some("why")).unwrap();
+        assert_eq!(tasker.inspect_image("ns/committed:2").unwrap()["Id"], made.as_str());
+        assert_eq!(tasker.inspect_image(&made).unwrap()["Comment"], "why");
+    });
+    let name = at("ns/img:1");
+    is.of("tag-image", || {
+        assert_eq!(tasker.tag_image("busybox", &name, false).unwrap(), name);
+        tasker.tag_image("busybox", &name, false).unwrap();
+        assert!(tasker.image_exists(&name.familiar()).unwrap());
+        assert!(tasker.tag_image("ns/committed:2", &name, false).is_err_and(|error| error.kind == Kind::Usage), "the name is taken");
+        tasker.tag_image("ns/committed:2", &name, true).unwrap();
+    });
+    is.of("push-image", || {
+        // To a registry that the engine was never told of; a push that fails is an error.
+        tasker.push_image(&name).unwrap();
+        assert!(tasker.last_logs().iter().any(|line| line.contains("pushing")), "{:?}", tasker.last_logs());
+        assert!(tasker.push_image(&reference("127.0.0.1:1/nobody:1")).is_err());
+    });
+    let second = at("other:3");
+    is.of("tag-and-push", || {
+        assert_eq!(tasker.tag_and_push_image("ns/committed:2", &second, false).unwrap(), tasker.push_image(&name).unwrap());
+    });
+    is.of("remove-image", || {
+        for name in [&name, &second, &reference("ns/committed:2")] {
+            tasker.remove_image(&name.familiar(), false, false).unwrap();
+            assert!(!tasker.image_exists(&name.familiar()).unwrap());
+        }
+    });
+    let kept = |name: &Reference| {
+        let spec = ContainerSpec { image: name.familiar(), command: vec!["cat".into(), "/kept".into()], ..ContainerSpec::default() };
+        let id = tasker.run(&spec).unwrap();
+        assert_eq!(tasker.wait(&id).unwrap(), 0);
+        assert_eq!(&tasker.logs(&id, true).unwrap().next().unwrap().unwrap().1[..], b"kept\n");
+    };
+    is.of("pull-image", || {
+        assert_eq!(tasker.pull_image(&second).unwrap(), second);
+        kept(&second);
+        assert!(tasker.pull_image(&at("none:1")).is_err_and(|error| error.kind == Kind::Registry));
+    });
+    let write = |text: &str| std::fs::write(machine.dir.path().join("ctx/Dockerfile"), text).unwrap();
+    is.of("build-image-from-path", || {
+        write("FROM busybox\nRUN echo building\n");
+        let report = tasker.build_image_from_path(path, "built:1", false).unwrap();
+        assert_eq!(engine.image_id("built:1").unwrap(), report.image_id());
+        assert!(tasker.last_logs().contains(&"building".to_owned()), "{:?}", tasker.last_logs());
+        tasker.build_image_from_path(path, "built:2", true).unwrap();
+        assert!(!tasker.last_logs().contains(&"building".to_owned()), "{:?}", tasker.last_logs());
+    });
+    is.finish("tasker");
+
+    // What they say of names, Dockerfiles and repositories.
+    let mut is = Behaviours::default();
     let repository = Repository::create(&machine.dir.path().join("repository")).unwrap();
     let says = |text: &str| format!("FROM busybox\nLABEL says={text}\n");
-    let first = repository
-        .commit(&[("Dockerfile", &says("first")), ("sub/Dockerfile", &says("folder")), ("sub/b.Dockerfile", &says("path"))])
-        .unwrap();
+    let files = [("Dockerfile", says("first")), ("sub/Dockerfile", says("folder")), ("sub/b.Dockerfile", says("path"))];
+    let first = repository.commit(&files.each_ref().map(|(name, text)| (*name, text.as_str()))).unwrap();
     repository.commit(&[("Dockerfile", &says("second"))]).unwrap();
     let url = format!("file://{}", repository.path().display());
-    for (commit, path, expect) in [
-        (None, None, "second"),
-        (Some(first.trim()), None, "first"),
-        (Some(first.trim()), Some("Dockerfile"), "first"),
-        (None, Some("sub"), "folder"),
-        (None, Some("sub/Dockerfile"), "folder"),
-        (None, Some("/sub/b.Dockerfile"), "path"),
-    ] {
+    let says = |commit: Option<&str>, path: Option<&str>| {
         let git = GitSource { url: url.clone(), commit: commit.map(Into::into), path: path.map(Into::into) };
         tasker.build_image_from_git(&git, "cloned:1", true).unwrap();
-        assert_eq!(tasker.inspect_image("cloned:1").unwrap()["Config"]["Labels"]["says"], expect, "{git:?}");
-    }
-    let none = GitSource { url, commit: Some("none".into()), path: None };
-    assert_eq!(tasker.build_image_from_git(&none, "cloned:2", true).unwrap_err().kind, Kind::Source);
-    let folder = GitSource { url: path.display().to_string(), ..GitSource::default() };
-    assert_eq!(tasker.build_image_from_git(&folder, "cloned:2", true).unwrap_err().kind, Kind::Usage);
+        tasker.inspect_image("cloned:1").unwrap()["Config"]["Labels"]["says"].as_str().unwrap().to_owned()
+    };
+    is.of("join-image-name", || {
+        assert_eq!(reference("registry.example.org/ns/img").with_tag("1").familiar(), "registry.example.org/ns/img:1")
+    });
+    is.of("split-image-name", || {
+        let name = reference("ns/img:1");
+        assert_eq!((name.registry(), name.repository(), name.tag()), ("docker.io", "ns/img", Some("1")));
+    });
+    is.of("split-image-name-with-port", || {
+        let name = reference("registry:5000/ns/img");
+        assert_eq!((name.registry(), name.repository(), name.tag()), ("registry:5000", "ns/img", None));
+    });
+    is.of("split-image-name-with-digest", || {
+        let digest = ovenbird_oci::Digest::of(b"x");
+        let name = reference(&format!("example.org/img@{digest}"));
+        assert_eq!((name.repository(), name.digest()), ("img", Some(&digest)));
+    });
+    is.of("baseimage-from-dockerfile", || {
+        write("# a remark\nfrom busybox as base\nFROM base\nRUN true\n");
+        let report = tasker.build_image_from_path(path, "based:1", true).unwrap();
+        assert!(report.record.base_images[0].name.contains("busybox"), "{:?}", report.record.base_images);
+    });
+    is.of("dockerfile-at-the-root", || assert_eq!((says(None, None), says(None, Some("Dockerfile"))), ("second".into(), "second".into())));
+    is.of("dockerfile-in-a-folder", || {
+        assert_eq!((says(None, Some("sub")), says(None, Some("sub/Dockerfile"))), ("folder".into(), "folder".into()))
+    });
+    is.of("dockerfile-by-its-path", || assert_eq!(says(None, Some("/sub/b.Dockerfile")), "path"));
+    is.of("clone-at-a-commit", || {
+        assert_eq!(says(Some(first.trim()), None), "first");
+        let none = GitSource { url: url.clone(), commit: Some("none".into()), path: None };
+        assert_eq!(tasker.build_image_from_git(&none, "cloned:2", true).unwrap_err().kind, Kind::Source);
+        let folder = GitSource { url: path.display().to_string(), ..GitSource::default() };
+        assert_eq!(tasker.build_image_from_git(&folder, "cloned:2", true).unwrap_err().kind, Kind::Usage);
+    });
+    is.of("wait-for-command", || {
+        write("FROM busybox\nRUN echo said; exit 9\n");
+        assert_eq!(tasker.build_image_from_path(path, "failed:1", true).unwrap_err().kind, Kind::Step);
+        assert!(tasker.last_logs().contains(&"said".to_owned()) && !tasker.image_exists("failed:1").unwrap());
+    });
+    is.finish("utilities");
 
     // The container a build ran in, kept and pushed: an image that runs.
     let names = tasker.push_buildroot(&changed, &reference("team/app:1"), &[registry.address()], 1_700_000_000).unwrap();
     assert_eq!(names[0].familiar(), format!("{}/buildroot-team/app:2023-11-14-22-13-20", registry.address()));
     tasker.remove_image(&names[0].familiar(), true, false).unwrap();
     tasker.pull_image(&names[0]).unwrap();
-    let spec = ContainerSpec { image: names[0].familiar(), command: vec!["cat".into(), "/kept".into()], ..ContainerSpec::default() };
-    let id = tasker.run(&spec).unwrap();
-    assert_eq!(tasker.wait(&id).unwrap(), 0);
+    kept(&names[0]);
 }

@@ -26,7 +26,7 @@ pub(crate) struct BuildArgs {
     #[command(flatten)]
     subject: Subject,
     /// Image of ovenbird.toml to build, like its name as an argument, also where a folder has the same name. Repeatable
-    #[arg(long = "image", value_name = "IMAGE", conflicts_with = "words")]
+    #[arg(long = "image", value_name = "IMAGE")]
     images: Vec<String>,
     /// Of the images of ovenbird.toml, build only those that depend on this file, or on an image that does. Repeatable
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::AnyPath)]
@@ -75,10 +75,10 @@ pub(crate) struct BuildArgs {
     /// Same input, same digest: every time in the image is SOURCE_DATE_EPOCH, or 1970 when that is not set
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, help_heading = "Output")]
     reproducible: bool,
-    /// Write the image id (digest of the configuration) to a file
+    /// Write the image id (digest of the configuration) to a file; `-`: to standard output, instead of the digest
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) iidfile: Option<PathBuf>,
-    /// Write digests, names and timings to a JSON file
+    /// Write digests, names and timings to a JSON file; `-`: to standard output, instead of the digest
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) metadata_file: Option<PathBuf>,
     /// Show no progress: only the digest, or the error
@@ -281,7 +281,13 @@ impl BuildArgs {
             [] => self.subject.images(environment)?,
             images => {
                 let project = Project::find(environment.working_directory())?.ok_or_else(|| missing("--image"))?;
-                Some((project, images.to_vec()))
+                let mut asked = self.subject.words.clone();
+                if let Some(context) = asked.iter().find(|word| !project.has(word)) {
+                    let told = format!("--image names images of ovenbird.toml, and {context:?} beside it is none of them");
+                    return Err(Error::new(Kind::Usage, told).hint("what an image is built from is said in ovenbird.toml"));
+                }
+                asked.extend(images.iter().filter(|image| !self.subject.words.contains(image)).cloned());
+                Some((project, asked))
             }
         };
         let Some((project, mut asked)) = found else {

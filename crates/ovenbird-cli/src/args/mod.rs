@@ -46,7 +46,7 @@ pub(crate) struct Global {
     /// One more settings file (TOML), stronger than those of the machine and the user [env: OVENBIRD_SETTINGS]
     #[arg(long, global = true, value_name = "FILE")]
     settings: Option<PathBuf>,
-    /// Use this isolation level or fail: root, rootless, single-id, chroot. Without it, the best one that `ovenbird doctor` finds
+    /// Use this isolation level or fail: root, rootless, single-id, chroot, traced. Without it, the best one that `ovenbird doctor` finds
     #[arg(long, global = true, value_name = "LEVEL", value_parser = parse_level)]
     isolation_level: Option<Level>,
     /// How progress is shown on standard error: auto, plain, tty, rawjson (one event a line) or quiet [env: OVENBIRD_PROGRESS]
@@ -70,8 +70,13 @@ impl Global {
         }
     }
 
-    /// What of it is for a worker in a container.
-    pub(crate) fn in_container(&self) -> Vec<OsString> {
+    /// Was a level of isolation asked for?
+    pub(crate) fn asks_for_level(&self) -> bool {
+        self.isolation_level.is_some()
+    }
+
+    /// What of it is for a worker in a container or on another machine.
+    pub(crate) fn elsewhere(&self) -> Vec<OsString> {
         self.isolation_level.iter().flat_map(|level| ["--isolation-level".into(), level.name().into()]).collect()
     }
 
@@ -132,6 +137,9 @@ pub(crate) enum Command {
     /// Build for a caller at the other end of a pipe
     #[command(hide = true)]
     Worker(commands::worker::WorkerArgs),
+    /// Run a program that must not outlive its caller
+    #[command(hide = true)]
+    Leash(commands::leash::LeashArgs),
     /// Print a completion script for a shell
     Completions(commands::completions::CompletionsArgs),
     /// Print the version

@@ -13,8 +13,17 @@ use crate::args::{BuildArgs, Global, ProjectBuild};
 use crate::place::choose_driver;
 use crate::session::Session;
 
+/// Instead of a file.
+const STDOUT: &str = "-";
+
 pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, global: &Global) -> Result<(), Error> {
     let to_stdout = request.outputs.iter().any(ovenbird::request::Output::uses_stdout);
+    let told = told_on_stdout(args)?;
+    if to_stdout && told {
+        return Err(
+            Error::new(Kind::Usage, "an output and a report would both be written to standard output").hint("give one of them a file")
+        );
+    }
     if to_stdout && std::io::stdout().is_terminal() {
         return Err(
             Error::new(Kind::Usage, "an archive would be written to the terminal").hint("add dest=FILE, or redirect standard output")
@@ -45,12 +54,13 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, g
     if let Some(path) = &args.metadata_file {
         write(path, &super::json(&report.metadata())?)?;
     }
-    if to_stdout { Ok(()) } else { crate::print(&format!("{}\n", report.digest)) }
+    if to_stdout || told { Ok(()) } else { crate::print(&format!("{}\n", report.digest)) }
 }
 
 /// Builds images of `ovenbird.toml`. Prints a line for each that was asked for: its name and its digest.
 pub(crate) fn run_project(args: &BuildArgs, images: &ProjectBuild, session: &Session, global: &Global) -> Result<(), Error> {
     let settings = &session.settings;
+    let told = told_on_stdout(args)?;
     let ProjectBuild { project, asked, request } = images;
     let pushes = request.outputs.iter().any(|output| output.kind == OutputKind::Registry);
     let registries = if settings.default_registry.is_some() { Registries::OfTheUser } else { Registries::DockerHub };
@@ -83,7 +93,7 @@ pub(crate) fn run_project(args: &BuildArgs, images: &ProjectBuild, session: &Ses
         let all: serde_json::Map<_, _> = built.reports.iter().map(|(name, report)| (name.clone(), report.metadata())).collect();
         write(path, &super::json(&all)?)?;
     }
-    for name in asked {
+    for name in asked.iter().filter(|_| !told) {
         if let Some(report) = built.reports.get(name) {
             crate::print(&format!("{name} {}\n", report.digest))?;
         }
@@ -94,7 +104,20 @@ pub(crate) fn run_project(args: &BuildArgs, images: &ProjectBuild, session: &Ses
     }
 }
 
+/// Is something else than digests written to standard output?
+fn told_on_stdout(args: &BuildArgs) -> Result<bool, Error> {
+    let said = [&args.iidfile, &args.metadata_file].into_iter().flatten().filter(|path| path.as_os_str() == STDOUT).count();
+    if said > 1 {
+        return Err(Error::new(Kind::Usage, "--iidfile - and --metadata-file - would both write to standard output")
+            .hint("give one of them a file"));
+    }
+    Ok(said == 1)
+}
+
 fn write(path: &Path, text: &str) -> Result<(), Error> {
+    if path.as_os_str() == STDOUT {
+        return crate::print(&format!("{}\n", text.trim_end()));
+    }
     std::fs::write(path, text)
         .map_err(|e| Error::from_chain(Kind::Configuration, &e).while_doing(format!("cannot write {}", path.display())))
 }

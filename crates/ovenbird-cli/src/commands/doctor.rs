@@ -65,7 +65,7 @@ pub(crate) fn run(args: &DoctorArgs, session: &Session) -> Result<(), Error> {
             let chosen = if probe.chosen == Some(status.level) { "  (used)" } else { "" };
             let _ = writeln!(text, "isolation {:10} {mark}{chosen}", status.level.name());
             let _ = writeln!(text, "    {}", status.level.description());
-            if status.usable && !status.overlay && status.level != Level::Chroot {
+            if status.usable && !status.overlay && !matches!(status.level, Level::Chroot | Level::Traced) {
                 let _ = writeln!(text, "    No overlay mounts below the state directory: each step copies its root, which is slower.");
             }
             for missing in &status.missing {

@@ -9,6 +9,7 @@ pub(crate) mod export;
 pub(crate) mod id;
 pub(crate) mod images;
 pub(crate) mod inspect;
+pub(crate) mod leash;
 pub(crate) mod lint;
 pub(crate) mod load;
 pub(crate) mod login;
@@ -72,6 +73,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, Error> {
         Command::Login(args) => login::run(&args, &session()?),
         Command::Logout(args) => logout::run(&args, &session()?),
         Command::SelfImage(args) => self_image::run(&args, &session()?),
+        Command::Leash(args) => return leash::run(&args),
         Command::Worker(args) => {
             return match args.connects() {
                 Some(socket) => worker::connect(socket, &args),

@@ -1,8 +1,8 @@
 //! The leak gate: no image is made that holds a secret of its own build.
 //!
 //! Every way out of a build (a name, a push, an archive, a folder) begins with the image, so the gate stands before it: what the steps
-//! added and the config and annotations are searched for the secrets that were given, and for the credentials of the registries
-//! that the build talks to. Layers are searched while they are packed. What was searched for in a layer is remembered by keyed hashes, so that
+//! added and the config and annotations are searched for the secrets that were given, for the passwords in the addresses of its sources, and
+//! for the credentials of the registries that the build talks to. Layers are searched while they are packed. What was searched for in a layer is remembered by keyed hashes, so that
 //! a layer from the cache is read again only for a secret that is new. The base image is not searched: it is out already.
 
 use std::collections::BTreeSet;
@@ -59,10 +59,16 @@ impl Gate {
             let owner = Owner { what: format!("the password or token for the registry {id}"), id };
             found.extend(credential.forms().into_iter().filter(|f| f.len() >= SHORTEST).map(|bytes| (owner.clone(), bytes)));
         }
-        if let Some(unknown) = input.allow_leak.iter().find(|id| !input.secrets.contains_key(*id) && !registries.contains(*id)) {
+        for (host, login) in &input.logins {
+            let owner = Owner { what: format!("the password in the address of the source at {host}"), id: host.clone() };
+            found.extend(login.forms().into_iter().filter(|f| f.len() >= SHORTEST).map(|bytes| (owner.clone(), bytes)));
+        }
+        let is_known = |id: &String| input.secrets.contains_key(id) || registries.contains(id) || input.logins.contains_key(id);
+        if let Some(unknown) = input.allow_leak.iter().find(|id| !is_known(id)) {
             return Err(BuildError::Refused {
                 option: format!("--allow-leak {unknown}"),
-                reason: "neither a --secret of this build nor a registry it talks to has that name".into(),
+                reason: "no --secret of this build, registry it talks to or host with a password in the address of a source has that name"
+                    .into(),
             });
         }
         found.retain(|(owner, _)| !input.allow_leak.contains(&owner.id));

@@ -131,7 +131,7 @@ fn write_dir(snapshot: &Snapshot, dir: &Path, mtime: Option<i64>) -> Result<Vec<
 fn make_devices(dir: &Path, recorded: &Owners) -> io::Result<Vec<PathBuf>> {
     let mut skipped = vec![];
     for (path, owner) in recorded {
-        let Some((mode, major, minor)) = owner.node else { continue };
+        let Some((mode, major, minor)) = owner.device() else { continue };
         let place = dir.join(path);
         let stat = rustix::fs::lstat(&place)?;
         fs::remove_file(&place)?;

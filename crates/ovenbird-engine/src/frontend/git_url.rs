@@ -3,6 +3,7 @@
 
 use super::checks::parse_bool;
 use super::history::quote;
+use crate::plan::Login;
 
 /// A repository and what to take of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -99,7 +100,10 @@ fn apply_query(git: &mut GitSource, query: &str) -> Result<(), String> {
             }
             "ref" => set_once(&mut git.reference, "ref", value)?,
             "subdir" => set_once(&mut git.subdir, "subdir", value)?,
-            "checksum" | "commit" => git.checksum = Some(value),
+            "checksum" | "commit" => {
+                check_commit(&value).map_err(|why| format!("{key} {why}"))?;
+                git.checksum = Some(value);
+            }
             "tag" => tag = Some(with_prefix("refs/tags/", value)),
             "branch" => branch = Some(with_prefix("refs/heads/", value)),
             _ => return Err(format!("unexpected query {}", quote(&key))),
@@ -115,6 +119,17 @@ fn apply_query(git: &mut GitSource, query: &str) -> Result<(), String> {
         git.reference.clone_from(&git.checksum);
     }
     Ok(())
+}
+
+/// As git has it, fewer digits name no commit.
+const SHORTEST_COMMIT: usize = 4;
+
+/// Can it be a commit, or the beginning of one?
+pub(super) fn check_commit(text: &str) -> Result<(), String> {
+    if (SHORTEST_COMMIT..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(());
+    }
+    Err(format!("{} is no commit: that has {SHORTEST_COMMIT} to 64 hexadecimal digits", quote(text)))
 }
 
 fn with_prefix(prefix: &str, value: String) -> String {
@@ -149,6 +164,17 @@ pub(super) fn percent_decode(text: &str, plus: bool) -> String {
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The user and the password of an ordinary URL, and the URL without them.
+pub(super) fn split_login(url: &str) -> (Option<Login>, String) {
+    let plain = || (None, url.to_owned());
+    let Some((scheme, rest)) = url.split_once("://") else { return plain() };
+    let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let Some((login, host)) = authority.rsplit_once('@') else { return plain() };
+    let (user, password) = login.split_once(':').unwrap_or((login, ""));
+    let login = Login { user: percent_decode(user, false), password: percent_decode(password, false) };
+    (Some(login).filter(|login| !login.user.is_empty() || !login.password.is_empty()), format!("{scheme}://{host}{tail}"))
 }
 
 /// Name of the file that an ordinary URL becomes.
@@ -204,7 +230,9 @@ mod tests {
                 "https://a.example/b.git refs/heads/main   Some(true) Some(false)",
             ),
             ("https://a.example/b.git?keep-git-dir", "https://a.example/b.git    Some(true) None"),
-            ("https://a.example/b.git?commit=abc", "https://a.example/b.git abc  abc None None"),
+            ("https://a.example/b.git?commit=abcd", "https://a.example/b.git abcd  abcd None None"),
+            ("https://a.example/b.git?commit=a", "error: commit \"a\" is no commit: that has 4 to 64 hexadecimal digits"),
+            ("https://a.example/b.git?checksum=v1.0", "error: checksum \"v1.0\" is no commit: that has 4 to 64 hexadecimal digits"),
             ("https://a.example/b.git?ref=a%2Fb", "https://a.example/b.git a/b   None None"),
             ("https://a.example/b.git?ref=a#b", "error: ref conflicts: \"b\" vs \"a\""),
             ("https://a.example/b.git?tag=a&branch=b", "error: branch conflicts with tag"),
@@ -218,6 +246,20 @@ mod tests {
             ),
         ] {
             assert_eq!(show(source), expect, "{source}");
+        }
+    }
+
+    #[test]
+    fn logins() {
+        for (url, expect, rest) in [
+            ("http://h/f", None, "http://h/f"),
+            ("http://me:p%40w@h:1/f?a=b@c", Some(("me", "p@w")), "http://h:1/f?a=b@c"),
+            ("https://token@h", Some(("token", "")), "https://h"),
+            ("https://a:b:c@d@h/", Some(("a", "b:c@d")), "https://h/"),
+            ("https://:@h/", None, "https://h/"),
+        ] {
+            let login = expect.map(|(user, password)| Login { user: user.into(), password: password.into() });
+            assert_eq!(split_login(url), (login, rest.to_owned()), "{url}");
         }
     }
 

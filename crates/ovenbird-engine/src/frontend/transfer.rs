@@ -2,6 +2,7 @@
 
 use ovenbird_dockerfile::Span;
 use ovenbird_dockerfile::ast::{Source, Transfer};
+use ovenbird_dockerfile::redact::without_passwords;
 use ovenbird_oci::Digest;
 
 use super::checks::error;
@@ -64,6 +65,9 @@ impl Lowering<'_> {
                         return Err(say("inconsistent keep-git-dir configuration".into()));
                     }
                     keep_git_dir = git.keep_git_dir.or(keep_git_dir);
+                    if let Some(checksum) = &expanded.checksum {
+                        git_url::check_commit(checksum).map_err(|why| say(format!("checksum {why}")))?;
+                    }
                     let checksum = match (&expanded.checksum, git.checksum) {
                         (Some(flag), Some(query)) if *flag != query => return Err(say(format!("checksum mismatch {flag:?} != {query:?}"))),
                         (flag, query) => query.or_else(|| flag.clone()),
@@ -85,8 +89,9 @@ impl Lowering<'_> {
                     }
                     let checksum =
                         expanded.checksum.as_deref().map(str::parse::<Digest>).transpose().map_err(|reason| say(reason.to_string()))?;
-                    let filename = git_url::file_name(path);
-                    let op = Op::Http(HttpOp { url: path.clone(), filename: filename.clone(), checksum });
+                    let (login, url) = git_url::split_login(path);
+                    let filename = git_url::file_name(&url);
+                    let op = Op::Http(HttpOp { url, login, filename: filename.clone(), checksum });
                     let from = self.vertices.add(op, shown.clone(), lines, no_cache);
                     CopyAction {
                         unpack: transfer.unpack.unwrap_or(false),
@@ -229,7 +234,7 @@ impl Expanded<'_> {
         if let Some(chmod) = &self.chmod {
             word(&format!("--chmod={chmod}"));
         }
-        self.paths.iter().for_each(|path| word(path));
+        self.paths.iter().for_each(|path| word(&without_passwords(path)));
         self.files.iter().for_each(|(name, _)| word(&format!("<<{name}")));
         word(&self.written_dest);
         line + " # buildkit"

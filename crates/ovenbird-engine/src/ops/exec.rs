@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use ovenbird_oci::layer::{Owner, Owners};
+use ovenbird_oci::layer::{Owner, Owners, Ownership};
 use ovenbird_sandbox::{Limits, Mount, MountSource, Network, Root, SandboxError, Step, Stream};
 
 use crate::cache::Link;
@@ -88,7 +88,7 @@ pub fn run(
     let scratch = session.state.work_dir()?;
     let in_place = !session.overlay;
     let tree = view::View::new(&base);
-    let owners = lower_owners(&base, &tree).map_err(|error| BuildError::File {
+    let owners = lower_owners(&base, &tree, session.state.ownership()).map_err(|error| BuildError::File {
         step: step.name.clone(),
         line: step.line(),
         source: FileError::io("read", "the files of the base")(error),
@@ -184,7 +184,7 @@ pub fn run(
     let mut owners: Owners =
         outcome.owners.into_iter().map(|(path, uid, gid, node)| (path.into_os_string(), Owner { uid, gid, node })).collect();
     if let (Root::Dir(dir), Some(before)) = (&root, &before) {
-        owners = merged::diff(before, dir, &fs_dir, owners).map_err(|source| BuildError::File {
+        owners = merged::diff(before, dir, &fs_dir, owners, session.state.ownership()).map_err(|source| BuildError::File {
             step: step.name.clone(),
             line: step.line(),
             source,
@@ -210,7 +210,7 @@ fn refuse_nul(step: &StepName, op: &ExecOp) -> Result<(), BuildError> {
 }
 
 /// Intended owners of the merged tree where the disk does not hold them.
-fn lower_owners(base: &Snapshot, tree: &dyn Tree) -> std::io::Result<Owners> {
+fn lower_owners(base: &Snapshot, tree: &dyn Tree, ownership: Ownership) -> std::io::Result<Owners> {
     let mut owners = Owners::new();
     for path in base.layers.iter().flat_map(|layer| layer.owners.keys()) {
         // A higher layer may have something else there.
@@ -218,6 +218,7 @@ fn lower_owners(base: &Snapshot, tree: &dyn Tree) -> std::io::Result<Owners> {
         let node = match entry.kind {
             Kind::Char(major, minor) => Some((S_IFCHR | entry.mode, major, minor)),
             Kind::Block(major, minor) => Some((S_IFBLK | entry.mode, major, minor)),
+            Kind::File | Kind::Dir => ownership.permissions(entry.is_dir(), entry.mode).1,
             _ => None,
         };
         if (entry.uid, entry.gid, node) != (0, 0, None) {

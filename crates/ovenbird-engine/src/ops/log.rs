@@ -1,7 +1,10 @@
 //! A step's output on its way to the sink: secrets masked, text made valid, the end kept.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
+
+use ovenbird_dockerfile::redact::without_passwords;
 
 use crate::event::{Event, EventSink};
 
@@ -33,15 +36,19 @@ impl Masks {
         Self(values)
     }
 
-    /// The text with each value masked.
+    /// The text with each value masked, and the passwords in addresses.
     pub fn text(&self, text: String) -> String {
         let secrets = self.0.iter().filter_map(|value| std::str::from_utf8(value).ok());
-        secrets.fold(text, |text, secret| if text.contains(secret) { text.replace(secret, "***") } else { text })
+        let text = secrets.fold(text, |text, secret| if text.contains(secret) { text.replace(secret, "***") } else { text });
+        match without_passwords(&text) {
+            Cow::Owned(masked) => masked,
+            Cow::Borrowed(_) => text,
+        }
     }
 
     /// A sink that masks the text of every event.
     pub fn sink(&self, inner: Arc<dyn EventSink>) -> Arc<dyn EventSink> {
-        if self.0.is_empty() { inner } else { Arc::new(Masking { masks: self.clone(), inner }) }
+        Arc::new(Masking { masks: self.clone(), inner })
     }
 }
 
@@ -61,7 +68,7 @@ impl EventSink for Masking {
             Event::Progress { label, .. } => mask(label),
             Event::Warning { message, .. } => mask(message),
             // A step's output was masked by `LogText`, which also finds what is cut in two.
-            Event::Isolation { .. } | Event::Log { .. } | Event::Finished { .. } | Event::Breaks(_) => {}
+            Event::Isolation { .. } | Event::Log { .. } | Event::Finished { .. } | Event::Container { .. } | Event::Breaks(_) => {}
         }
         self.inner.emit(event);
     }
@@ -203,14 +210,14 @@ mod tests {
         let masks = Masks::of([b"hunter2\n".to_vec(), b"abc".to_vec(), b"first line\nsecond line\n".to_vec()]);
         let kept = Arc::new(Kept(std::sync::Mutex::default()));
         let sink = masks.sink(kept.clone());
-        let text = || String::from("RUN hunter2 abc second line");
+        let text = || String::from("RUN hunter2 abc second line http://me:Token1@host/x");
         sink.emit(Event::Started { vertex: 0, name: text(), line: None });
         sink.emit(Event::Explained { vertex: 0, causes: vec![text()] });
         sink.emit(Event::Failed { vertex: 0, error: text() });
         sink.emit(Event::Message { text: text() });
         for event in kept.0.lock().unwrap().iter() {
             let said = format!("{event:?}");
-            assert!(said.contains("RUN *** abc ***") && !said.contains("hunter2"), "{said}");
+            assert!(said.contains("RUN *** abc *** http://***@host/x") && !said.contains("hunter2"), "{said}");
         }
     }
 

@@ -141,7 +141,8 @@ impl Tree for Owned {
         let Some(mut entry) = self.tree.entry(path)? else { return Ok(None) };
         if let Some(owner) = self.owners.get(path.as_os_str()) {
             (entry.uid, entry.gid) = (owner.uid, owner.gid);
-            if let Some((mode, major, minor)) = owner.node {
+            entry.mode = owner.permissions().unwrap_or(entry.mode);
+            if let Some((mode, major, minor)) = owner.device() {
                 (entry.kind, entry.mode) = (Kind::from_mode(mode, (major, minor)), mode & 0o7777);
             }
         }
@@ -157,8 +158,7 @@ impl Tree for Owned {
 
 /// Writes what changed in `dir` since `before` into the existing empty folder `out`, in overlayfs form. `owners` are the intended owners
 /// of paths of `dir` after the step: a path whose owner was another one before counts as changed. Returns the owners that the disk does not hold.
-pub fn diff(before: &Index, dir: &Path, out: &Path, owners: Owners) -> Result<Owners, FileError> {
-    let ownership = if owners.is_empty() { Ownership::Real } else { Ownership::Recorded };
+pub fn diff(before: &Index, dir: &Path, out: &Path, owners: Owners, ownership: Ownership) -> Result<Owners, FileError> {
     let tree = Owned { tree: plain(dir), owners };
     let after = Index::of(dir)?;
     let mut changed: BTreeSet<PathBuf> = BTreeSet::new();
@@ -386,7 +386,8 @@ mod tests {
         fs::write(dir.join("written"), "more").unwrap();
         let out = root.path().join("out");
         fs::create_dir(&out).unwrap();
-        let changed = diff(&before, &dir, &out, owners(&[("kept", 5), ("given", 6), ("written", 5)])).unwrap();
+        let after = owners(&[("kept", 5), ("given", 6), ("written", 5)]);
+        let changed = diff(&before, &dir, &out, after, Ownership::Recorded).unwrap();
         assert_eq!(changed, owners(&[("given", 6), ("written", 5)]));
         assert!(!out.join("kept").exists() && out.join("given").exists() && out.join("written").exists());
     }

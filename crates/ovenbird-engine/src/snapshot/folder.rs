@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ovenbird_dockerfile::ignore::Patterns;
+use ovenbird_oci::layer::untold_owner;
 use rustix::fs::{AtFlags, Dir, Stat};
 use rustix::io::Errno;
 
@@ -68,7 +69,8 @@ impl Folder {
 
     fn describe(&self, stat: &Stat) -> Entry {
         let entry = Entry::from_stat(stat);
-        if self.owned { entry } else { Entry { uid: 0, gid: 0, ..entry } }
+        let (uid, gid) = if self.owned { untold_owner(entry.uid, entry.gid) } else { (0, 0) };
+        Entry { uid, gid, ..entry }
     }
 
     /// A folder that is there.

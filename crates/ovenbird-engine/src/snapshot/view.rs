@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ovenbird_oci::layer::Lower;
+use ovenbird_oci::layer::{Lower, untold_owner};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -196,11 +196,14 @@ impl View {
         let owners = &self.layers[layer].owners;
         if let Some(owner) = owners.get(path.as_os_str()) {
             (entry.uid, entry.gid) = (owner.uid, owner.gid);
-            if let Some((mode, major, minor)) = owner.node {
+            entry.mode = owner.permissions().unwrap_or(entry.mode);
+            if let Some((mode, major, minor)) = owner.device() {
                 entry.kind = Kind::from_mode(mode, (major, minor));
                 entry.mode = mode & 0o7777;
                 entry.size = 0;
             }
+        } else {
+            (entry.uid, entry.gid) = untold_owner(entry.uid, entry.gid);
         }
         entry
     }

@@ -21,7 +21,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -52,8 +52,26 @@ pub struct Owner {
     /// Group id in the image.
     pub gid: u32,
     /// For a device node kept as an empty regular file: full `st_mode` (type and permissions) and device number (major, minor).
+    /// For a regular file or a folder whose owner has more permissions on the disk than was meant: full `st_mode`, and zeros.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub node: Option<(u32, u32, u32)>,
+}
+
+impl Owner {
+    /// The device node that an empty file stands for.
+    pub fn device(&self) -> Option<(u32, u32, u32)> {
+        self.node.filter(|(mode, ..)| matches!(FileType::from_raw_mode(*mode), FileType::CharacterDevice | FileType::BlockDevice))
+    }
+
+    /// The permissions of a regular file or a folder, where they are not those on the disk.
+    pub fn permissions(&self) -> Option<u32> {
+        self.node.map(|(mode, ..)| mode & 0o7777).filter(|_| self.device().is_none())
+    }
+}
+
+/// User and group of a file of which no table says anything, by what the disk says: what an ordinary user has is root's in the image.
+pub fn untold_owner(uid: u32, gid: u32) -> (u32, u32) {
+    if rustix::process::geteuid().is_root() { (uid, gid) } else { (0, 0) }
 }
 
 /// Path relative to the diff folder (raw bytes) → intended metadata. Paths that are absent are what the disk says.
@@ -193,4 +211,18 @@ pub enum Ownership {
     Real,
     /// One id: owners and devices are recorded in the [`Owners`] table.
     Recorded,
+    /// One id without rights over permissions: those that would shut the owner out are recorded too.
+    Unprivileged,
+}
+
+impl Ownership {
+    /// The permissions that a regular file or a folder gets on the disk, and what is to be recorded of those that were meant.
+    pub fn permissions(self, folder: bool, mode: u32) -> (u32, Option<(u32, u32, u32)>) {
+        let wanted = if folder { 0o700 } else { 0o600 };
+        if self != Self::Unprivileged || mode & wanted == wanted {
+            return (mode, None);
+        }
+        let kind = if folder { FileType::Directory } else { FileType::RegularFile };
+        (mode | wanted, Some((kind.as_raw_mode() | mode & 0o7777, 0, 0)))
+    }
 }

@@ -18,7 +18,7 @@ use super::compress::compress;
 use super::search::{Found, Needles, Watch};
 use super::tar::{self, Header, Kind};
 use super::walk::{FOLDER, Walk, open_lent};
-use super::{CAPABILITY, LayerError, MAX_PATH, Owner, Owners, PackOptions, Packed, STASHED_CAPABILITY};
+use super::{CAPABILITY, LayerError, MAX_PATH, Owner, Owners, PackOptions, Packed, STASHED_CAPABILITY, untold_owner};
 
 /// Packs the diff folder into a blob of `store`: sorted, PAX, hard links kept, whiteouts turned into OCI form.
 pub fn pack(dir: &Path, owners: &Owners, options: &PackOptions, store: &Store) -> Result<Packed, LayerError> {
@@ -206,10 +206,13 @@ impl<'a, 'n> Packer<'a, 'n> {
     fn header(&self, stat: &Stat, owner: Option<&Owner>) -> Header {
         let mut header = Header::new(vec![], Kind::File);
         header.mode = stat.st_mode & 0o7777;
-        header.uid = owner.map_or(stat.st_uid, |o| o.uid).into();
-        header.gid = owner.map_or(stat.st_gid, |o| o.gid).into();
+        let (uid, gid) = owner.map_or_else(|| untold_owner(stat.st_uid, stat.st_gid), |o| (o.uid, o.gid));
+        (header.uid, header.gid) = (uid.into(), gid.into());
         header.mtime = self.mtime.unwrap_or(stat.st_mtime);
-        if let Some((mode, major, minor)) = owner.and_then(|o| o.node) {
+        if let Some(mode) = owner.and_then(Owner::permissions) {
+            header.mode = mode;
+        }
+        if let Some((mode, major, minor)) = owner.and_then(Owner::device) {
             header.mode = mode & 0o7777;
             header.device = (major, minor);
             header.kind = if FileType::from_raw_mode(mode) == FileType::BlockDevice { Kind::Block } else { Kind::Char };

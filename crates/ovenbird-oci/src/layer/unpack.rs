@@ -548,7 +548,7 @@ impl Unpacker<'_> {
                 let fd = rustix::fs::openat(self.cursor.fd(), name, flags, Mode::RUSR | Mode::WUSR).map_err(self.error("make", path))?;
                 let mut file = File::from(fd);
                 io::copy(&mut source, &mut file).map_err(|e| self.io("write", path, e))?;
-                self.finish_file(&file, path, &header, lower.owner.and_then(|owner| owner.node))
+                self.finish_file(&file, path, &header, lower.owner.and_then(|owner| owner.device()))
             }
             FileType::Symlink => {
                 let target = rustix::fs::readlink(&lower.path, vec![]).map_err(|_| nothing())?;
@@ -566,6 +566,7 @@ impl Unpacker<'_> {
         header.mode = stat.st_mode & 0o7777;
         if let Some(owner) = lower.owner {
             (header.uid, header.gid) = (owner.uid.into(), owner.gid.into());
+            header.mode = owner.permissions().unwrap_or(header.mode);
         } else if self.ownership == Ownership::Real {
             // Where the disk holds one id only, it says nothing.
             (header.uid, header.gid) = (stat.st_uid.into(), stat.st_gid.into());
@@ -614,11 +615,12 @@ impl Unpacker<'_> {
     /// they may forbid setting attributes), then time.
     fn finish_file(&mut self, fd: &impl AsFd, path: &[u8], header: &Header, node: Option<(u32, u32, u32)>) -> Result<(), LayerError> {
         let fd = fd.as_fd();
-        self.own(path, header, node, |uid, gid| rustix::fs::fchown(fd, Some(uid), Some(gid)))?;
+        let (mode, permissions) = self.ownership.permissions(false, header.mode);
+        self.own(path, header, node.or(permissions), |uid, gid| rustix::fs::fchown(fd, Some(uid), Some(gid)))?;
         for (name, value) in &header.xattrs {
             self.set_attribute(fd, path, name, value)?;
         }
-        rustix::fs::fchmod(fd, Mode::from_raw_mode(header.mode)).map_err(self.error("change the permissions of", path))?;
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(mode)).map_err(self.error("change the permissions of", path))?;
         rustix::fs::futimens(fd, &times(header)).map_err(self.error("set the time of", path))
     }
 
@@ -636,11 +638,12 @@ impl Unpacker<'_> {
 
     /// Owner and attributes of a folder now, permissions and time at the end.
     fn folder(&mut self, fd: &OwnedFd, path: Vec<u8>, header: &Header) -> Result<(), LayerError> {
-        self.own(&path, header, None, |uid, gid| rustix::fs::fchown(fd, Some(uid), Some(gid)))?;
+        let (mode, permissions) = self.ownership.permissions(true, header.mode);
+        self.own(&path, header, permissions, |uid, gid| rustix::fs::fchown(fd, Some(uid), Some(gid)))?;
         for (name, value) in &header.xattrs {
             self.set_attribute(fd.as_fd(), &path, name, value)?;
         }
-        self.folders.insert(path, (header.mode, times(header)));
+        self.folders.insert(path, (mode, times(header)));
         Ok(())
     }
 

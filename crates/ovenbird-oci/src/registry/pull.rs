@@ -24,8 +24,8 @@ const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd
 const MAX_DEPTH: usize = 4;
 /// Most manifests of one image.
 const MAX_MANIFESTS: usize = 2000;
-/// Pieces between socket and disk.
-const PIECES: usize = 16;
+/// Pieces between socket and disk, each of up to 400 KiB (what the HTTP client reads at once), and that for each layer that comes in.
+const PIECES: usize = 2;
 /// A broken download that came this far gets all its retries again.
 const PROGRESS: u64 = 1 << 20;
 

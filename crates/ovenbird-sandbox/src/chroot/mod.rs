@@ -3,7 +3,7 @@
 //! There is no isolation here beyond the container's own. What other levels mount is put into the root folder before the step
 //! ([`place`]) and taken out again after it; a small supervisor process ([`supervisor`]) ends everything that the step started.
 
-mod copy;
+pub(crate) mod copy;
 mod place;
 mod supervisor;
 

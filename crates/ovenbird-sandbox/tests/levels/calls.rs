@@ -9,6 +9,8 @@ use libc::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, c_int, c_long};
 
 /// In the place of a case's name.
 pub(crate) const NAME: &str = "calls";
+/// Some answers are the kernel's own.
+pub(crate) const KERNEL: &str = "OVENBIRD_SANDBOX_KERNEL";
 const BAD: *const u8 = std::ptr::without_provenance(8);
 
 type Owner = Result<(u32, u32), c_int>;
@@ -67,6 +69,8 @@ pub(crate) fn run() -> ExitCode {
         )
     };
     let (file, folder) = (Ok((5, 6)), Ok((7, 8)));
+    // The recorder of the single-id level leaves it to the kernel.
+    let up = if std::env::var_os(KERNEL).is_some() { Ok((0, 0)) } else { file };
     let mut rows: Vec<(&str, Owner, Owner)> = vec![
         ("fstat", stat_fd(fd), file),
         ("fstat of nothing", stat_fd(99), Err(libc::EBADF)),
@@ -91,7 +95,7 @@ pub(crate) fn run() -> ExitCode {
         ("too long a path", stat_at(AT_FDCWD, long.as_ptr(), 0), Err(libc::ENAMETOOLONG)),
         ("nearly too long a path", stat_at(AT_FDCWD, deep.as_ptr(), 0), file),
         ("own descriptor by path", stat_at(AT_FDCWD, own.as_ptr(), 0), file),
-        ("out of own descriptors is left to the kernel", stat_at(AT_FDCWD, path(c"/proc/self/fd/../../../f"), 0), Ok((0, 0))),
+        ("out of own descriptors ", stat_at(AT_FDCWD, path(c"/proc/self/fd/../../../f"), 0), up),
         ("statx", statx(AT_FDCWD, f, 0, basic), file),
         ("statx without a mask", statx(AT_FDCWD, f, 0, 0), file),
         ("statx of a descriptor", statx(fd, path(c""), AT_EMPTY_PATH, basic), file),

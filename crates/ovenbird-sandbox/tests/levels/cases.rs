@@ -10,14 +10,18 @@ use std::time::{Duration, Instant};
 
 use ovenbird_sandbox::{Level, Limits, Mount, MountSource, Network, Outcome, SandboxError, Step, StepUser, Stream};
 
-use crate::fixture::{Place, install, listing, open_files};
+use crate::fixture::{Place, in_place, install, listing, open_files};
+use crate::programs;
 
 const ALL: &[Level] = &Level::ALL;
 const NAMESPACES: &[Level] = &[Level::Root, Level::Rootless, Level::SingleId];
 const USERS: &[Level] = &[Level::Rootless, Level::SingleId];
 const ROOT: &[Level] = &[Level::Root];
-const SINGLE: &[Level] = &[Level::SingleId];
+/// Owners are recorded.
+const RECORDED: &[Level] = &[Level::SingleId, Level::Traced];
 const CHROOT: &[Level] = &[Level::Chroot];
+/// There are no namespaces to be had.
+const BARE: &[Level] = &[Level::Chroot, Level::Traced];
 
 /// Seconds of the step that gets killed; a fraction makes it findable.
 pub(crate) const FOR_EVER: &str = "7777";
@@ -26,9 +30,9 @@ pub(crate) const MARK: &str = "OVENBIRD_SANDBOX_MARK";
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) levels: &'static [Level],
-    script: &'static str,
-    set_up: fn(&Place, &mut Step),
-    check: fn(&Ran),
+    pub(crate) script: &'static str,
+    pub(crate) set_up: fn(&Place, &mut Step),
+    pub(crate) check: fn(&Ran),
 }
 
 /// What a case looks at.
@@ -36,22 +40,22 @@ pub(crate) struct Ran {
     level: Level,
     place: Place,
     result: Result<Outcome, SandboxError>,
-    out: String,
-    err: String,
+    pub(crate) out: String,
+    pub(crate) err: String,
     elapsed: Duration,
     before: Vec<String>,
     mounts: (String, String, String),
 }
 
 impl Ran {
-    fn outcome(&self) -> &Outcome {
+    pub(crate) fn outcome(&self) -> &Outcome {
         match &self.result {
             Ok(outcome) => outcome,
             Err(error) => panic!("{error}\n{}{}", self.out, self.err),
         }
     }
 
-    fn says(&self, want: &str) {
+    pub(crate) fn says(&self, want: &str) {
         assert_eq!(self.outcome().code, 0, "{}{}", self.out, self.err);
         assert_eq!(self.out, want, "stderr: {}", self.err);
     }
@@ -63,7 +67,7 @@ impl Ran {
         }
     }
 
-    fn changes(&self) -> std::path::PathBuf {
+    pub(crate) fn changes(&self) -> std::path::PathBuf {
         self.place.changes(self.level)
     }
 
@@ -75,7 +79,7 @@ impl Ran {
     }
 }
 
-fn nothing(_: &Place, _: &mut Step) {}
+pub(crate) fn nothing(_: &Place, _: &mut Step) {}
 
 fn bind(source: impl AsRef<Path>, target: &str, read_only: bool) -> Mount {
     Mount { target: target.into(), source: MountSource::Bind(source.as_ref().to_owned()), read_only }
@@ -99,6 +103,12 @@ pub(crate) fn missing(case: &str) -> Option<&'static str> {
 }
 
 pub(crate) fn all() -> Vec<Case> {
+    let mut all = programs::cases();
+    all.extend(own());
+    all
+}
+
+fn own() -> Vec<Case> {
     vec![
         Case {
             name: "streams_and_code",
@@ -136,13 +146,8 @@ pub(crate) fn all() -> Vec<Case> {
             set_up: nothing,
             check: |ran| {
                 ran.says("");
-                assert_eq!(
-                    listing(&ran.changes()).len(),
-                    if ran.level == Level::Chroot { ran.before.len() } else { 1 },
-                    "{:?}",
-                    ran.changed()
-                );
-                if ran.level == Level::Chroot {
+                assert_eq!(listing(&ran.changes()).len(), if in_place(ran.level) { ran.before.len() } else { 1 }, "{:?}", ran.changed());
+                if in_place(ran.level) {
                     assert_eq!(listing(&ran.changes()), ran.before);
                 }
                 assert_eq!(listing(&ran.place.path("scratch")).len(), 1, "the scratch folder is empty again");
@@ -258,7 +263,7 @@ pub(crate) fn all() -> Vec<Case> {
                 let disk = fs::symlink_metadata(ran.changes().join("tmp/f")).unwrap();
                 match ran.level {
                     Level::Root | Level::Chroot | Level::Rootless => assert_eq!((disk.uid(), disk.gid()), (1000, 1001)),
-                    Level::SingleId => {
+                    Level::SingleId | Level::Traced => {
                         let owners = &ran.outcome().owners;
                         let owned: Vec<_> = owners.iter().map(|(path, uid, gid, _)| (path.to_str().unwrap(), *uid, *gid)).collect();
                         assert_eq!(owned, [("tmp/d", 1000, 1001), ("tmp/f", 1000, 1001), ("tmp/l", 1000, 1001)]);
@@ -285,10 +290,13 @@ pub(crate) fn all() -> Vec<Case> {
         },
         Case {
             name: "network_none_refused",
-            levels: CHROOT,
+            levels: BARE,
             script: "true",
             set_up: |_, step| step.network = Network::None,
-            check: |ran| assert!(ran.error().contains("--network none is not possible at the chroot level"), "{}", ran.error()),
+            check: |ran| {
+                let want = format!("--network none is not possible at the {} level", ran.level.name());
+                assert!(ran.error().contains(&want), "{}", ran.error());
+            },
         },
         Case {
             name: "shm_size",
@@ -417,7 +425,7 @@ pub(crate) fn all() -> Vec<Case> {
         },
         Case {
             name: "owners_of_hard_links",
-            levels: SINGLE,
+            levels: RECORDED,
             script: "cd /low; echo more >> a; rm c; echo new > c; mkdir d; chmod 600 node; mknod fresh c 1 3; chmod 640 fresh",
             set_up: |place, step| {
                 fs::create_dir(place.path("lower/low")).unwrap();
@@ -431,17 +439,21 @@ pub(crate) fn all() -> Vec<Case> {
             },
             check: |ran| {
                 ran.says("");
-                let want = [
+                let mut want = vec![
                     ("low/a".into(), 40, 41, None),
                     ("low/fresh".into(), 0, 0, Some((libc::S_IFCHR | 0o640, 1, 3))),
                     ("low/node".into(), 0, 0, Some((libc::S_IFCHR | 0o600, 1, 5))),
                 ];
+                if in_place(ran.level) {
+                    // What was not changed is there too.
+                    want.splice(1..1, [("low/b".into(), 40, 41, None), ("low/e".into(), 40, 41, None)]);
+                }
                 assert_eq!(ran.outcome().owners, want);
             },
         },
         Case {
             name: "shm_size_refused",
-            levels: CHROOT,
+            levels: BARE,
             script: "true",
             set_up: |_, step| step.limits.shm_size = Some(1),
             check: |ran| assert!(ran.error().contains("--shm-size")),
@@ -562,7 +574,7 @@ pub(crate) fn all() -> Vec<Case> {
         },
         Case {
             name: "read_only_bind",
-            levels: NAMESPACES,
+            levels: &[Level::Root, Level::Rootless, Level::SingleId, Level::Traced],
             script: "cat /in/a; (echo y >/in/a) 2>/dev/null || echo ro",
             set_up: |place, step| {
                 fs::write(place.path("outside/a"), "x\n").unwrap();
@@ -675,7 +687,7 @@ pub(crate) fn all() -> Vec<Case> {
         },
         Case {
             name: "owners_of_mounts",
-            levels: &[Level::Root, Level::SingleId, Level::Chroot],
+            levels: &[Level::Root, Level::SingleId, Level::Chroot, Level::Traced],
             script: "stat -c %u:%g /run/s /c; ls -ldn /c | tr -s ' ' | cut -d ' ' -f 3,4",
             set_up: |place, step| {
                 step.mounts.push(Mount {
@@ -777,7 +789,7 @@ pub(crate) fn all() -> Vec<Case> {
         },
         Case {
             name: "owners",
-            levels: SINGLE,
+            levels: RECORDED,
             script: "cd /; echo >a; chown 1:2 a; echo >b; chown 3:4 b; mv b c; echo >d; chown 5:6 d; rm d; for i in 1 2 3 4 5; do echo >new$i; done; chown 0:9 low/f; mv low/g low/h; mknod node c 5 1; mknod pipe p; chown 0:0 low/k; chown -h 7:7 link; chroot /low /bin/busybox chown 8:8 /inside",
             set_up: |place, step| {
                 fs::create_dir_all(place.path("lower/low/bin")).unwrap();
@@ -798,23 +810,24 @@ pub(crate) fn all() -> Vec<Case> {
                         (path.to_str().unwrap(), *uid, *gid, node.map(|node| (node.0 & libc::S_IFMT, node.1, node.2)))
                     })
                     .collect();
-                assert_eq!(
-                    got,
-                    [
-                        ("a", 1, 2, None),
-                        ("c", 3, 4, None),
-                        ("link", 7, 7, None),
-                        ("low/f", 0, 9, None),
-                        ("low/h", 40, 41, None),
-                        ("low/inside", 8, 8, None),
-                        ("node", 0, 0, Some((libc::S_IFCHR, 5, 1)))
-                    ]
-                );
+                let mut want = vec![
+                    ("a", 1, 2, None),
+                    ("c", 3, 4, None),
+                    ("link", 7, 7, None),
+                    ("low/f", 0, 9, None),
+                    ("low/h", 40, 41, None),
+                    ("low/inside", 8, 8, None),
+                    ("node", 0, 0, Some((libc::S_IFCHR, 5, 1))),
+                ];
+                if in_place(ran.level) {
+                    want.insert(6, ("low/untouched", 40, 41, None));
+                }
+                assert_eq!(got, want);
             },
         },
         Case {
             name: "dropped_privileges_look_dropped",
-            levels: SINGLE,
+            levels: RECORDED,
             script: "adduser -D -H app 2>/dev/null; su app -c 'id -u; touch /tmp/f; chown 0 /tmp/f 2>/dev/null || echo refused; sh -c \"id -u\"'; id -u; sed -i s/x/y/ /etc/shadow; stat -c %u:%g /etc/shadow /tmp/f; su app -c 'mkfifo /tmp/p'; stat -c %u:%g /tmp/p",
             set_up: |place, step| {
                 for name in ["etc", "tmp", "home"] {
@@ -834,7 +847,7 @@ pub(crate) fn all() -> Vec<Case> {
         },
         Case {
             name: "stat_tells_the_owner",
-            levels: SINGLE,
+            levels: RECORDED,
             script: r#"
                 cd /
                 echo a >f; stat -c %u:%g low/f f; chown 5:6 f; stat -c "%u:%g path" f
@@ -862,27 +875,31 @@ pub(crate) fn all() -> Vec<Case> {
                 step.lower_owners = vec![("low/f".into(), 40, 41, None), ("/low/g".into(), 50, 51, None)];
             },
             check: |ran| {
-                ran.says(
-                    "40:41\n0:0\n5:6 path\n5:6 stream\n5:6 descriptor\n5:6 fstat, fchown\n5:6 relative\n5:6 cp -a\n40:41 lower cp -a\n\
+                // The machine's own root is mapped at one of the two levels only.
+                let machine = if ran.level == Level::Traced { "0:0" } else { "65534:65534" };
+                let want = "40:41\n0:0\n5:6 path\n5:6 stream\n5:6 descriptor\n5:6 fstat, fchown\n5:6 relative\n5:6 cp -a\n40:41 lower cp -a\n\
                      5:6 tar\n5:9 chgrp\n40:9 lower chgrp\n5:9 rename\n5:9 hard link\n0:0 link\n5:9 followed\n7:8 chown -h\n3:4 folder\n\
                      8:8 chroot\n1:1 outside\ncharacter special file 5,1 600\n0:0 another\n/copy\n/x/f\nno missing\nno m/x\nno loop\n\
-                     50:51 replaced\n0:0 machine\n65534:65534 machine\n",
-                );
+                     50:51 replaced\n0:0 machine\n";
+                ran.says(&format!("{want}{machine} machine\n"));
             },
         },
         Case {
             name: "stat_calls",
-            levels: SINGLE,
+            levels: RECORDED,
             script: "echo >/f; ln -s f /l; ln -s loop /loop; mkdir /d; chown 5:6 /f; chown 7:8 /d; cd /d; exec /inside",
             set_up: |place, step| {
                 install(Path::new("/proc/self/exe"), &place.path("lower/inside"), place);
                 step.env.push(format!("{}={}", crate::CASE, crate::calls::NAME).into());
+                if matches!(step.root, ovenbird_sandbox::Root::Overlay { .. }) {
+                    step.env.push(format!("{}=1", crate::calls::KERNEL).into());
+                }
             },
             check: |ran| ran.says(""),
         },
         Case {
             name: COREUTILS,
-            levels: SINGLE,
+            levels: RECORDED,
             script: "echo >/f; chown 5:6 /f; /gnu/stat -c %u:%g /f; /gnu/stat -c %u:%g - </f; /gnu/cp -a /f /g; /gnu/stat -c %u:%g /g",
             set_up: |place, _| {
                 fs::create_dir(place.path("lower/gnu")).unwrap();

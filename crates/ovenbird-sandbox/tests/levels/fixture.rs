@@ -34,17 +34,15 @@ pub(crate) fn command(level: Level) -> Result<Command, String> {
     let user = match level {
         Level::Root | Level::Chroot => return Ok(Command::new(program)),
         Level::Rootless => SUBID,
-        Level::SingleId => PLAIN,
+        Level::SingleId | Level::Traced => PLAIN,
     };
     ensure(user, level == Level::Rootless)?;
     let mut command = Command::new("setpriv");
-    command.args([
-        format!("--reuid={}", user.1),
-        format!("--regid={NOGROUP}"),
-        "--clear-groups".to_owned(),
-        "--inh-caps=-all".to_owned(),
-        program,
-    ]);
+    command.args([format!("--reuid={}", user.1), format!("--regid={NOGROUP}"), "--clear-groups".to_owned(), "--inh-caps=-all".to_owned()]);
+    if level == Level::Traced {
+        command.args(["--no-new-privs", "--bounding-set=-all"]);
+    }
+    command.arg(program);
     command.current_dir("/");
     Ok(command)
 }
@@ -125,7 +123,7 @@ impl Place {
 
     /// `sh -c script`, over an overlay where the level has one.
     pub(crate) fn step(&self, level: Level, script: &str) -> Step {
-        let root = if level == Level::Chroot {
+        let root = if in_place(level) {
             Root::Dir(self.path("lower"))
         } else {
             Root::Overlay { lowers: vec![self.path("lower")], upper: self.path("upper"), work: self.path("work") }
@@ -152,8 +150,13 @@ impl Place {
 
     /// Where the step's changes are.
     pub(crate) fn changes(&self, level: Level) -> PathBuf {
-        self.path(if level == Level::Chroot { "lower" } else { "upper" })
+        self.path(if in_place(level) { "lower" } else { "upper" })
     }
+}
+
+/// Levels without overlay: the root itself is changed.
+pub(crate) fn in_place(level: Level) -> bool {
+    matches!(level, Level::Chroot | Level::Traced)
 }
 
 /// Everything below a folder with kind, mode and time of change, sorted.

@@ -1,4 +1,5 @@
-//! Every case at every level that this machine has: root, an ordinary user with subordinate ids, one without, and chroot.
+//! Every case at every level that this machine has: root, an ordinary user with subordinate ids, one without, chroot, and
+//! an ordinary user who has given up every right.
 //!
 //! Each (case, level) is a test of its own and runs in a process of its own: this program again, as the level's user. It speaks the
 //! protocol of the standard harness as far as cargo and nextest use it. What cannot run says why and passes.
@@ -7,6 +8,7 @@
 mod calls;
 mod cases;
 mod fixture;
+mod programs;
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, ExitCode, Stdio};

@@ -271,9 +271,7 @@ impl DockerEngineBuilder {
         let described = names.into_iter().filter_map(|reference| {
             let said = self.docker.inspect_image(&reference.familiar()).ok()?;
             let id: Digest = said["Id"].as_str()?.parse().ok()?;
-            let text = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
-            let variant = Some(text("Variant")).filter(|variant| !variant.is_empty());
-            let platform = Platform { os: text("Os"), architecture: text("Architecture"), variant, os_version: None };
+            let platform = platform_of(&said);
             let size = said["Size"].as_u64().unwrap_or(0);
             let pushed = said["RepoDigests"][0].as_str().and_then(|name| name.rsplit_once('@')?.1.parse().ok());
             let config = json!({
@@ -285,7 +283,8 @@ impl DockerEngineBuilder {
                 image: Described {
                     platform,
                     manifest: Descriptor::new(media::OCI_MANIFEST, pushed.unwrap_or(id), 0),
-                    document: Value::Null,
+                    // Engines keep no manifest: this is what they know of the image.
+                    document: said.clone(),
                     config,
                     id: id.to_string(),
                     size,
@@ -310,6 +309,11 @@ impl DockerEngineBuilder {
         Ok(known)
     }
 
+    /// What an image of the engine is for.
+    fn platform_of(&self, id: &str) -> Result<Platform, Error> {
+        Ok(platform_of(&self.docker.inspect_image(id)?))
+    }
+
     fn id_of(&self, image: &Image) -> Option<String> {
         self.ids.lock().unwrap_or_else(PoisonError::into_inner).get(&image.target.digest).cloned()
     }
@@ -321,11 +325,31 @@ impl Builder for DockerEngineBuilder {
         let place = Place::of(source, &request.dockerfile);
         let technique = self.technique(&parsed, &place, job)?;
         let query = query(request, &place, technique)?;
-        let call = BuildCall { query, buildkit: technique.buildkit, credentials: self.credentials(&parsed, request, job) };
+        let mut call = BuildCall { query, buildkit: technique.buildkit, credentials: self.credentials(&parsed, request, job) };
         let name = if technique.buildkit { "BuildKit" } else { "the classic builder" };
         job.sink.emit(Event::Message { text: format!("building with {name} of the Docker Engine at {}", self.docker) });
-        let built = self.docker.build(&call, &job.cancel, &*job.sink, |out| context::write(source, &place, technique.buildkit, out));
-        let built = built.map_err(|failure| told(failure, source))?;
+        let run = |call: &BuildCall| {
+            let built = self.docker.build(call, &job.cancel, &*job.sink, |out| context::write(source, &place, technique.buildkit, out));
+            built.map_err(|failure| told(failure, source))
+        };
+        let mut built = run(&call)?;
+        if let (Some(asked), false) = (asked_platform(&parsed, request), technique.buildkit) {
+            let made = self.platform_of(&built.id)?;
+            // The classic builder's cache knows no architectures.
+            if !asked.matches(&made) && !request.no_cache {
+                let message =
+                    format!("the Docker Engine took a step for {made} from its cache, and the image is for {asked}: all steps run anew");
+                job.sink.emit(Event::Warning { code: "docker-cache".into(), message, line: None });
+                call.query.iter_mut().filter(|(key, _)| *key == "nocache").for_each(|(_, value)| *value = "1".into());
+                built = run(&call)?;
+            }
+            let made = self.platform_of(&built.id)?;
+            if !asked.matches(&made) {
+                let why = format!("the classic builder of the Docker Engine made an image for {made}");
+                return Err(Error::refused(&format!("--platform {asked} with --builder docker"), why)
+                    .hint("set DOCKER_BUILDKIT=1, or use --builder engine"));
+            }
+        }
         let image = self.take(&built.id, request, job)?;
         Ok(Image { ran: built.ran, cached: built.cached, bases: self.known_bases(&parsed, request), ..image })
     }
@@ -517,6 +541,28 @@ fn refuse(request: &BuildRequest, technique: Technique) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// What an image is for, in the engine's words.
+fn platform_of(said: &Value) -> Platform {
+    let text = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
+    let variant = Some(text("Variant")).filter(|variant| !variant.is_empty());
+    Platform { os: text("Os"), architecture: text("Architecture"), variant, os_version: None }
+}
+
+/// What the image must be for: as asked, unless the Dockerfile itself says what its base is for.
+fn asked_platform<'a>(dockerfile: &Dockerfile, request: &'a BuildRequest) -> Option<&'a Platform> {
+    let stages = &dockerfile.stages;
+    let named = |name: &str| stages.iter().position(|stage| stage.name.as_deref().is_some_and(|known| known.eq_ignore_ascii_case(name)));
+    let wanted = request.target.as_deref().and_then(|target| named(target).or_else(|| target.parse().ok()));
+    let mut at = wanted.unwrap_or(stages.len().saturating_sub(1));
+    loop {
+        let stage = stages.get(at)?;
+        match named(&stage.base).filter(|base| *base < at) {
+            Some(base) => at = base,
+            None => return request.platforms.first().filter(|_| stage.platform.is_none()),
+        }
+    }
 }
 
 /// The first thing of a Dockerfile that the classic builder does not know.

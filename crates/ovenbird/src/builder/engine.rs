@@ -189,6 +189,7 @@ impl EngineBuilder {
             annotations,
             publish_to: publish_to(request)?,
             head_start: head_start(request)?,
+            logins: source.logins.clone(),
             allow_leak: request.allow_leak.clone(),
             cache_from: request.cache_from.iter().map(cache_source).collect::<Result<_, _>>()?,
             files_wanted: request.outputs.iter().any(|output| matches!(output.kind, OutputKind::Local(_) | OutputKind::Tar(_))),

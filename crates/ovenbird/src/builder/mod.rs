@@ -3,6 +3,7 @@
 mod context;
 mod docker_engine;
 mod engine;
+mod gone;
 mod kind;
 mod library;
 mod workshop;
@@ -18,6 +19,7 @@ use ovenbird_oci::{Descriptor, Digest, Platform, Reference};
 pub use docker_engine::DockerEngineBuilder;
 pub use engine::{EngineBuilder, told};
 pub(crate) use engine::{agents, options, secrets};
+pub(crate) use gone::Gone;
 pub use kind::BuilderKind;
 pub use library::Library;
 pub(crate) use library::VERSION_LABEL;

@@ -14,6 +14,7 @@ use bollard::query_parameters::{BuildImageOptions, BuilderVersion};
 use futures_util::StreamExt as _;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
+use ovenbird_dockerfile::redact::without_passwords;
 use ovenbird_engine::event::LogStream;
 use ovenbird_engine::{Cancel, Event, EventSink};
 use ovenbird_oci::Digest;
@@ -258,8 +259,11 @@ impl Log<'_> {
             self.current = Some(number.to_owned());
         } else if line == " ---> Using cache" {
             self.with_current(|step, sink| step.cached(sink));
-        } else if line.starts_with(" ---> ") {
+        } else if let Some(said) = line.strip_prefix(" ---> ") {
             self.with_current(|step, sink| step.start(sink));
+            if let Some(id) = said.strip_prefix("Running in ") {
+                self.sink.emit(Event::Container { id: id.trim().to_owned() });
+            }
         } else if let Some(id) = line.strip_prefix("Successfully built ") {
             self.finish_current();
             self.id.get_or_insert_with(|| id.to_owned());
@@ -292,7 +296,7 @@ impl Log<'_> {
                 step.start(self.sink);
             }
             if completed.is_some() || !error.is_empty() {
-                step.finish(Some(error.as_str()).filter(|e| !e.is_empty()), self.sink);
+                step.finish(Some(&*without_passwords(&error)).filter(|e| !e.is_empty()), self.sink);
             }
         }
         for log in status.logs {
@@ -323,7 +327,7 @@ impl Log<'_> {
         if !self.steps.contains_key(key) {
             let step = Step {
                 vertex: self.order.len(),
-                name: name.to_owned(),
+                name: without_passwords(name).into_owned(),
                 since: Instant::now(),
                 state: State::Waiting,
                 tail: VecDeque::new(),
@@ -349,6 +353,7 @@ impl Log<'_> {
 
     fn failure(&mut self, message: &str) -> BuildFailure {
         let code = exit_code(message);
+        let message = &*without_passwords(message);
         let buildkit = self.buildkit;
         let failed = match &self.current {
             Some(key) => self.steps.get_mut(key),
@@ -468,6 +473,7 @@ mod tests {
                 Event::Finished { vertex, .. } => format!("{vertex} end"),
                 Event::Failed { vertex, .. } => format!("{vertex} failed"),
                 Event::Warning { message, .. } => format!("warning {message}"),
+                Event::Container { id } => format!("container {id}"),
                 other => format!("{other:?}"),
             });
         }
@@ -511,11 +517,13 @@ mod tests {
                 "0 end",
                 "1 cached [2/4] ENV a=b",
                 "2 start [3/4] RUN x",
+                "container 89ab",
                 "2 Stdout \"out\\n\"",
                 "2 Stderr \"err\\n\"",
                 "warning old",
                 "2 end",
                 "3 start [4/4] RUN y",
+                "container 89ac",
                 "3 Stdout \"half\"",
                 "3 Stdout \" line\\n\"",
                 "3 failed",

@@ -157,7 +157,7 @@ impl Launcher for ContainerLauncher {
             settings: self.settings.clone(),
             environment: self.environment.clone(),
         });
-        match start(&engine, &container, kept.clone()) {
+        match start(&engine, &container, kept.clone(), job) {
             // Engines inside containers have not every right to give.
             Err(error) if container.privileged && error.to_string().contains("apply caps") => {
                 let message = format!(
@@ -168,7 +168,7 @@ impl Launcher for ContainerLauncher {
                 container.privileged = false;
                 container.cap_add = CAPABILITIES.map(str::to_owned).to_vec();
                 container.security_options = SECURITY.map(str::to_owned).to_vec();
-                start(&engine, &container, kept)
+                start(&engine, &container, kept, job)
             }
             started => started,
         }
@@ -180,12 +180,13 @@ impl Launcher for ContainerLauncher {
 }
 
 /// Makes the container, attaches, starts it.
-fn start(engine: &Arc<DockerEngine>, container: &ContainerSpec, kept: Option<Kept>) -> Result<Pipe, Error> {
+fn start(engine: &Arc<DockerEngine>, container: &ContainerSpec, kept: Option<Kept>, job: &Job) -> Result<Pipe, Error> {
     let id = engine.create_container(container)?;
     let broken = |error: io::Error| Error::from_chain(Kind::Driver, &error).while_doing("cannot make a pipe to the container");
     let (to_worker, to) = io::pipe().map_err(broken)?;
     let (from, from_worker) = io::pipe().map_err(broken)?;
     let said = Arc::new(Mutex::new(Vec::new()));
+    let container = Event::Container { id: id.clone() };
     let life = Running { engine: Arc::clone(engine), id: id.clone(), said: Arc::clone(&said), code: Arc::default(), kept };
     let (tell, told) = mpsc::channel();
     let (engine, code) = (Arc::clone(engine), Arc::clone(&life.code));
@@ -229,7 +230,10 @@ fn start(engine: &Arc<DockerEngine>, container: &ContainerSpec, kept: Option<Kep
         });
     });
     match told.recv() {
-        Ok(Ok(())) => Ok(Pipe { to: Box::new(to), from: Box::new(from), life: Box::new(life) }),
+        Ok(Ok(())) => {
+            job.sink.emit(container);
+            Ok(Pipe { to: Box::new(to), from: Box::new(from), life: Box::new(life) })
+        }
         Ok(Err(error)) => Err(error.into()),
         Err(mpsc::RecvError) => Err(Error::new(Kind::Bug, "the thread of the container ended")),
     }

@@ -5,6 +5,7 @@
 mod caller;
 pub mod container;
 pub mod kubernetes;
+pub mod leash;
 pub mod process;
 pub mod ssh;
 

@@ -123,11 +123,12 @@ impl Host {
     }
 
     /// What the shell there runs.
-    fn remote_command(&self, arguments: &[OsString]) -> String {
+    fn remote_command(&self, WorkerSpec { flags, arguments }: &WorkerSpec) -> String {
         let mut words = vec![self.said.command.clone().unwrap_or_else(|| "ovenbird".into())];
         if let Some(root) = &self.said.root {
             words.extend(["--root".into(), root.display().to_string()]);
         }
+        words.extend(flags.iter().map(|flag| flag.to_string_lossy().into_owned()));
         words.push("worker".into());
         if let Some(slots) = self.said.slots {
             words.extend(["--slots".into(), slots.to_string()]);
@@ -137,7 +138,7 @@ impl Host {
         format!("exec {}", quoted.join(" "))
     }
 
-    fn ssh(&self, words: &[OsString]) -> Vec<OsString> {
+    fn ssh(&self, spec: &WorkerSpec) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = vec!["-T".into()];
         // Nobody is there to answer questions, and a host that went away must be noticed.
         for option in ["BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=3"] {
@@ -149,7 +150,7 @@ impl Host {
         if let Some(user) = &self.user {
             arguments.extend(["-l".into(), user.into()]);
         }
-        arguments.extend(["--".into(), self.name.clone().into(), self.remote_command(words).into()]);
+        arguments.extend(["--".into(), self.name.clone().into(), self.remote_command(spec).into()]);
         arguments
     }
 }
@@ -176,7 +177,7 @@ impl SshLauncher {
     /// Connects and listens to the first word.
     fn meet(host: &Host, spec: &WorkerSpec, job: &Job) -> Result<Met, Error> {
         let mut command = Command::new("ssh");
-        command.args(host.ssh(&spec.arguments));
+        command.args(host.ssh(spec));
         let Pipe { to, from, mut life } = start(command, "ssh")?;
         let (tell, told) = mpsc::channel();
         std::thread::spawn(move || {
@@ -312,7 +313,7 @@ mod tests {
             ("ssh://h?root=relative", "! "),
         ] {
             let got = match text.parse::<Host>() {
-                Ok(host) => host.ssh(&[]).join(" ".as_ref()).into_string().unwrap(),
+                Ok(host) => host.ssh(&WorkerSpec::default()).join(" ".as_ref()).into_string().unwrap(),
                 Err(error) => format!("! {error}"),
             };
             assert!(got.contains(expect), "{text}: {got}");
@@ -324,8 +325,11 @@ mod tests {
         let defaults = HostDefaults { slots: Some(3), command: Some("/c".into()), root: Some("/r".into()) };
         let host = "ssh://h?slots=1".parse::<Host>().unwrap().or(&defaults);
         assert_eq!(
-            host.remote_command(&["--builder".into(), "auto".into()]),
-            "exec '/c' '--root' '/r' 'worker' '--slots' '1' '--builder' 'auto'"
+            host.remote_command(&WorkerSpec {
+                flags: vec!["--isolation-level".into(), "chroot".into()],
+                arguments: vec!["--builder".into(), "auto".into()],
+            }),
+            "exec '/c' '--root' '/r' '--isolation-level' 'chroot' 'worker' '--slots' '1' '--builder' 'auto'"
         );
         assert_eq!("ssh://u@[::1]:9?slots=1".parse::<Host>().unwrap().to_string(), "ssh://u@[::1]:9");
     }

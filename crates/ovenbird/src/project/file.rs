@@ -167,6 +167,11 @@ fn image(folder: &Path, name: &str, mut entry: Entry) -> Result<Image, Error> {
         };
         contexts.insert(context, value);
     }
+    // `--changed` sees no other file, so the pattern would match nothing for ever.
+    let leads_out = |pattern: &&String| ovenbird_dockerfile::ignore::clean(pattern.trim_start_matches('!')).split('/').next() == Some("..");
+    if let Some(pattern) = entry.files.iter().flatten().find(leads_out) {
+        return Err(wrong("files", format!("{pattern:?} leads out of the folder of the project")));
+    }
     // Programs are seen from the file.
     entry.plugins.rebase(folder);
     Ok(Image {

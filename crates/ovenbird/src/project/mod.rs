@@ -476,6 +476,8 @@ mod tests {
             ("[image.a]\ntags = ['x:{what}']\n", "tags of image a"),
             ("[image.a]\nplugins = { build = [] }\n", "unknown field `build`"),
             ("[image.a]\nfiles = ['[']\n", "files of image a"),
+            ("[image.a]\nfiles = ['ok', '../**']\n", "files of image a: \"../**\" leads out of the folder"),
+            ("[image.a]\nfiles = ['!a/../../b']\n", "files of image a: \"!a/../../b\" leads out of the folder"),
             ("[defaults]\ndepends_on = ['a']\n[image.a]\n", "depends_on in [defaults]"),
         ] {
             let told = project(text).map_or_else(|error| error, |_| String::new());

@@ -12,6 +12,13 @@ pub(crate) fn git_of(source: &Source, tree: Option<&SourceTree>) -> Option<GitRe
     if let Some(revision) = tree.and_then(|tree| tree.revision.as_ref()) {
         return Some(GitReport { commit: revision.commit.clone(), branch: revision.branch.clone(), tag: revision.tag.clone() });
     }
+    if let Some(git) = tree.and_then(|tree| tree.git.clone()) {
+        return Some(git);
+    }
+    // The worker of a caller has another folder, of no repository.
+    if tree.is_some_and(|tree| tree.is_sent) {
+        return None;
+    }
     let Source::Path(dir) = source else { return None };
     let head = git::head(dir).ok()?;
     Some(GitReport { commit: head.sha, branch: head.branch, tag: head.tag })

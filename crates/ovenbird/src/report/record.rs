@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ovenbird_dockerfile::redact::without_passwords;
 use ovenbird_engine::event::VertexIndex;
 use ovenbird_engine::{Event, EventSink};
 use schemars::JsonSchema;
@@ -239,11 +240,12 @@ impl Record {
         self.outcome = if cancelled { Outcome::Cancelled } else { Outcome::Failed };
         self.return_code = if cancelled { Kind::Cancelled } else { error.kind }.exit_code();
         let kind = serde_json::to_value(error.kind).ok().and_then(|kind| kind.as_str().map(str::to_owned));
+        let shown = |text: &String| without_passwords(text).into_owned();
         self.error = Some(ErrorReport {
             kind: kind.unwrap_or_default(),
-            message: error.message.clone(),
-            causes: error.causes.clone(),
-            hints: error.hints.clone(),
+            message: shown(&error.message),
+            causes: error.causes.iter().map(shown).collect(),
+            hints: error.hints.iter().map(shown).collect(),
         });
     }
 
@@ -276,6 +278,7 @@ struct State {
     bytes: u64,
     order: Vec<VertexIndex>,
     steps: BTreeMap<VertexIndex, StepReport>,
+    containers: Vec<String>,
     /// The last text did not end with its line.
     open: bool,
 }
@@ -325,6 +328,11 @@ impl Recorder {
         LogReport { dropped: state.bytes - bytes.len() as u64, bytes: state.bytes, text: String::from_utf8_lossy(&bytes).into_owned() }
     }
 
+    /// The containers so far.
+    pub(crate) fn containers(&self) -> Vec<String> {
+        self.state().containers.clone()
+    }
+
     /// The steps so far.
     pub(crate) fn steps(&self) -> Vec<StepReport> {
         let state = self.state();
@@ -370,6 +378,7 @@ impl EventSink for Recorder {
                     state.line(&format!("warning: {message} [{code}]{at}"));
                 }
                 Event::Message { text } => state.line(text),
+                Event::Container { id } if state.containers.len() < MOST_STEPS => state.containers.push(id.clone()),
                 _ => {}
             }
         }
@@ -389,6 +398,8 @@ mod tests {
         recorder.emit(Event::Started { vertex: 1, name: "[1/2] RUN a".into(), line: Some(2) });
         recorder.emit(Event::Log { vertex: 1, stream: LogStream::Stdout, text: "x".repeat(MOST_LOG) });
         recorder.emit(Event::Finished { vertex: 1, took: Duration::from_millis(1500) });
+        recorder.emit(Event::Container { id: "89ab".into() });
+        assert_eq!(recorder.containers(), ["89ab"]);
         recorder.emit(Event::Cached { vertex: 2, name: "[2/2] COPY b".into() });
         recorder.emit(Event::Started { vertex: 3, name: "[3/3] RUN c".into(), line: Some(4) });
         let logs = recorder.logs();

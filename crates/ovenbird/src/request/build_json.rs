@@ -54,8 +54,50 @@ struct Document {
     plugin_files: Option<Vec<Value>>,
     #[serde(default)]
     source: Option<SourceDocument>,
-    #[serde(flatten)]
-    other: Map<String, Value>,
+}
+
+/// Keys of a build.json, and of what is in it.
+const KEYS: [&str; 12] = [
+    "git_url",
+    "git_commit",
+    "git_dockerfile_path",
+    "source",
+    "image",
+    "parent_registry",
+    "target_registries",
+    "prebuild_plugins",
+    "prepublish_plugins",
+    "postbuild_plugins",
+    "exit_plugins",
+    "plugin_files",
+];
+const SOURCE_KEYS: [&str; 4] = ["provider", "uri", "dockerfile_path", "provider_params"];
+const PARAM_KEYS: [&str; 3] = ["git_commit", "git_branch", "git_commit_depth"];
+const PLUGIN_KEYS: [&str; 5] = ["name", "args", "can_fail", "is_allowed_to_fail", "required"];
+
+/// Refuses the first key that is not known, with its place, whatever else is wrong.
+fn check_keys(value: &Value) -> Result<(), Error> {
+    let check = |place: &str, value: &Value, known: &[&str]| {
+        let unknown = value.as_object().into_iter().flatten().find(|(key, _)| !known.contains(&key.as_str()));
+        let Some((key, _)) = unknown else { return Ok(()) };
+        let key = if place.is_empty() { key.clone() } else { format!("{place}.{key}") };
+        let error = wrong(format!("the key {key:?} of the build.json is not supported"));
+        let hint = if SOURCE_KEYS.contains(&key.as_str()) {
+            format!("it belongs into source: {{\"source\": {{\"{key}\": …}}}}")
+        } else {
+            format!("known are {}", known.join(", "))
+        };
+        Err(error.hint(hint))
+    };
+    check("", value, &KEYS)?;
+    check("source", &value["source"], &SOURCE_KEYS)?;
+    check("source.provider_params", &value["source"]["provider_params"], &PARAM_KEYS)?;
+    for phase in ["prebuild_plugins", "prepublish_plugins", "postbuild_plugins", "exit_plugins"] {
+        for (number, plugin) in value[phase].as_array().into_iter().flatten().enumerate() {
+            check(&format!("{phase}[{number}]"), plugin, &PLUGIN_KEYS)?;
+        }
+    }
+    Ok(())
 }
 
 /// `source` of later versions.
@@ -129,11 +171,8 @@ pub fn parse(text: &str, substitutions: &[String]) -> Result<BuildRequest, Error
     let unreadable = |e: serde_json::Error| wrong("the build.json cannot be used").because(e.to_string());
     let mut value: Value = serde_json::from_str(text).map_err(unreadable)?;
     substitutions.iter().try_for_each(|one| substitute(&mut value, one))?;
+    check_keys(&value)?;
     let document: Document = serde_json::from_value(value).map_err(unreadable)?;
-    if let Some(key) = document.other.keys().next() {
-        return Err(wrong(format!("the key {key:?} of the build.json is not supported"))
-            .hint("known are git_url, git_commit, git_dockerfile_path, source, image, parent_registry, target_registries, prebuild_plugins, prepublish_plugins, postbuild_plugins and exit_plugins"));
-    }
     if document.plugin_files.as_ref().is_some_and(|files| !files.is_empty()) {
         return Err(wrong("the key \"plugin_files\" of the build.json is not supported: files of Python classes are not loaded")
             .hint("make each plugin a program (docs/guides/plugins.md) and put it on the PATH as ovenbird-plugin-NAME"));
@@ -331,7 +370,7 @@ mod tests {
             (
                 r#"{"git_url":"https://h/r","image":"a","prebuild_plugins":[{"name":"x","arg":{}}]}"#,
                 &[],
-                "! the build.json cannot be used: unknown field `arg`",
+                "! the key \"prebuild_plugins[0].arg\" of the build.json is not supported",
             ),
             (r#"{"image":"a"}"#, &[], "! the build.json has no source"),
             (r#"{"git_url":"https://h/r"}"#, &[], "! the build.json cannot be used: missing field `image`"),

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use ovenbird_engine::ops::remote::host_of;
+use ovenbird_oci::keychain::{Credential, Secret};
 use serde::{Deserialize, Serialize};
 
 /// What an address of a context begins with.
@@ -41,6 +43,19 @@ impl RemoteUrl {
             return (None, self.0.clone());
         }
         (Some((user.to_owned(), password.to_owned())), format!("{scheme}://{host}{tail}"))
+    }
+}
+
+impl RemoteUrl {
+    /// The host, and what its address says of who asks: a password, or a token where the name of a user is.
+    pub(crate) fn login(&self) -> Option<(String, Credential)> {
+        let (found, address) = self.split_credentials();
+        let (user, password) = found?;
+        let credential = match password.as_str() {
+            "" => Credential::RegistryToken(Secret::new(user)),
+            _ => Credential::Password { username: user, password: Secret::new(password) },
+        };
+        Some((host_of(&address).to_owned(), credential))
     }
 }
 

@@ -70,7 +70,7 @@ pub fn parse_level(text: &str) -> Result<Level, String> {
     Level::ALL
         .into_iter()
         .find(|level| level.name() == text)
-        .ok_or_else(|| format!("{text:?} is not an isolation level: expected root, rootless, single-id or chroot"))
+        .ok_or_else(|| format!("{text:?} is not an isolation level: expected root, rootless, single-id, chroot or traced"))
 }
 
 /// What flags say; wins over everything else.

@@ -10,7 +10,7 @@ use ovenbird_engine::Event;
 use ovenbird_engine::ops::file::decompress;
 use ovenbird_oci::layer::{self, Ownership, remove_tree};
 use ovenbird_oci::registry::{Client, ProgressFn};
-use ovenbird_oci::store::Store;
+use ovenbird_oci::store::{Store, StoreError};
 use ovenbird_oci::{Descriptor, Digest, Index, Manifest, Platform, Reference};
 
 use super::remote::Got;
@@ -109,7 +109,10 @@ pub(super) fn read(fetcher: &Fetcher, layout: &str, url: &RemoteUrl, job: &Job) 
     // Copied first, so that what is unpacked is what was verified.
     let store = Store::open(&folder.path().join("store"))?;
     for layer in &manifest.layers {
-        store.write_stream(open(&layer.digest)?, Some(&layer.digest))?;
+        store.write_stream(open(&layer.digest)?, Some(&layer.digest)).map_err(|error| match error {
+            StoreError::Corrupt { .. } | StoreError::Damaged { .. } => failed(url, format!("blob {} is damaged", layer.digest)),
+            other => other.into(),
+        })?;
     }
     apply(&manifest.layers, &dir, folder.path(), url, job, &|digest| Ok(store.open_blob(digest)?))?;
     let _ = remove_tree(&folder.path().join("store"));

@@ -17,9 +17,11 @@ use std::time::Duration;
 use ovenbird_dockerfile::ignore::PatternError;
 use ovenbird_engine::input::LocalContext;
 use ovenbird_oci::beside;
+use ovenbird_oci::keychain::Credential;
 
 use crate::builder::Job;
 use crate::error::{Error, Kind};
+use crate::report::GitReport;
 use crate::request::BuildRequest;
 use crate::request::remote::masked;
 use crate::settings::{Environment, Settings};
@@ -42,6 +44,12 @@ pub struct SourceTree {
     pub origin: Option<String>,
     /// The commit of the main context, where that was fetched from a repository.
     pub revision: Option<Revision>,
+    /// It was sent by somebody on another machine, or in another process: paths of the request are theirs.
+    pub(crate) is_sent: bool,
+    /// What git says of the main context, for one that was sent.
+    pub(crate) git: Option<GitReport>,
+    /// What stood in the addresses of the contexts, by host.
+    pub(crate) logins: BTreeMap<String, Credential>,
     /// Of contexts: when the commit or the file was made, seconds since 1970.
     times: BTreeMap<String, i64>,
     /// What was fetched lives as long as this.
@@ -70,7 +78,18 @@ impl SourceTree {
         contexts: BTreeMap<String, LocalContext>,
         unpacked: ovenbird_oci::beside::Folder,
     ) -> Self {
-        Self { dockerfile, dockerfile_name, contexts, origin: None, revision: None, times: BTreeMap::new(), _unpacked: vec![unpacked] }
+        Self {
+            dockerfile,
+            dockerfile_name,
+            contexts,
+            origin: None,
+            revision: None,
+            is_sent: true,
+            git: None,
+            logins: BTreeMap::new(),
+            times: BTreeMap::new(),
+            _unpacked: vec![unpacked],
+        }
     }
 }
 
@@ -84,6 +103,9 @@ impl SourceTree {
             contexts,
             origin: None,
             revision: None,
+            is_sent: false,
+            git: None,
+            logins: BTreeMap::new(),
             times: BTreeMap::new(),
             _unpacked: vec![],
         }
@@ -97,6 +119,9 @@ impl SourceTree {
             contexts: self.contexts.clone(),
             origin: self.origin.clone(),
             revision: self.revision.clone(),
+            is_sent: self.is_sent,
+            git: self.git.clone(),
+            logins: self.logins.clone(),
             times: self.times.clone(),
             _unpacked: vec![],
         }
@@ -129,6 +154,14 @@ pub enum SourceError {
         path: PathBuf,
         /// Files that could be meant, as `-f` would take them.
         candidates: Vec<PathBuf>,
+    },
+    /// A link to what is not in the context.
+    #[error("{} is a link to {}, which is not in the build context: links of what was fetched or unpacked must not lead out of it", path.display(), target.display())]
+    LinkOut {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
     },
     /// Reading failed.
     #[error("cannot read {what}: {source}")]
@@ -211,6 +244,7 @@ impl SourceError {
                 vec!["give its place with `-f FILE` (seen from the working directory), or its text with `-f -`".into()]
             }
             Self::NoDockerfile { candidates, .. } => candidates.iter().map(|c| format!("did you mean `-f {}`?", c.display())).collect(),
+            Self::LinkOut { path, .. } => vec![format!("put the file itself at {}", path.display())],
             Self::NotText { .. } => vec!["save the file as UTF-8".into()],
             Self::StdinTwice => vec!["give a folder as the context: `ovenbird build -f - . < Dockerfile`".into()],
             Self::Missing { .. }

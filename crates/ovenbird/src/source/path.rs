@@ -50,7 +50,7 @@ impl Root {
 }
 
 pub(super) fn fetch(fetcher: &Fetcher, request: &BuildRequest, stdin: &mut dyn Read, job: &Job) -> Result<SourceTree, Error> {
-    let (mut inline, mut revision, mut origin, mut times) = (None, None, None, BTreeMap::new());
+    let (mut inline, mut revision, mut origin, mut times, mut logins) = (None, None, None, BTreeMap::new(), BTreeMap::new());
     let root = match &request.source {
         Source::Path(path) => Root::Trusted(folder("build context", path)?),
         Source::Stdin if request.dockerfile == DockerfileFrom::Stdin => return Err(SourceError::StdinTwice.into()),
@@ -70,6 +70,7 @@ pub(super) fn fetch(fetcher: &Fetcher, request: &BuildRequest, stdin: &mut dyn R
             Root::Trusted(folder("build context", Path::new(url.expose()))?)
         }
         Source::Remote(url) => {
+            logins.extend(url.login());
             let got = remote::fetch(fetcher, url, true, request, job)?;
             (inline, revision) = (got.dockerfile, got.revision);
             origin = Some(revision.as_ref().map_or_else(
@@ -107,6 +108,7 @@ pub(super) fn fetch(fetcher: &Fetcher, request: &BuildRequest, stdin: &mut dyn R
         let root = match context {
             ContextSource::Path(path) => Root::Trusted(folder(&format!("build context {name:?}"), path)?),
             ContextSource::Remote(url) => {
+                logins.extend(url.login());
                 let got = remote::fetch(fetcher, url, false, request, job).map_err(of_this)?;
                 times.extend(got.time.map(|time| (name.clone(), time)));
                 Root::Foreign { folder: got.folder, dir: got.dir }
@@ -119,7 +121,18 @@ pub(super) fn fetch(fetcher: &Fetcher, request: &BuildRequest, stdin: &mut dyn R
     }
     kept.push(root);
     let unpacked = kept.into_iter().filter_map(|root| if let Root::Foreign { folder, .. } = root { Some(folder) } else { None });
-    Ok(SourceTree { dockerfile: text, dockerfile_name: name, contexts, origin, revision, times, _unpacked: unpacked.collect() })
+    Ok(SourceTree {
+        dockerfile: text,
+        dockerfile_name: name,
+        contexts,
+        origin,
+        revision,
+        is_sent: false,
+        git: None,
+        logins,
+        times,
+        _unpacked: unpacked.collect(),
+    })
 }
 
 /// The folder itself, links resolved, so that a later change of the working directory does not matter.
@@ -180,6 +193,11 @@ fn not_found(root: &Root, path: PathBuf, source: io::Error) -> SourceError {
     if source.kind() != io::ErrorKind::NotFound {
         return SourceError::Read { what: path.display().to_string(), source };
     }
+    if let Root::Foreign { dir, .. } = root
+        && let Some(error) = link_out(dir, &path)
+    {
+        return error;
+    }
     let mut candidates: Vec<PathBuf> = std::fs::read_dir(root.dir())
         .into_iter()
         .flatten()
@@ -195,6 +213,21 @@ fn not_found(root: &Root, path: PathBuf, source: io::Error) -> SourceError {
     candidates.sort();
     candidates.truncate(3);
     SourceError::NoDockerfile { path, candidates }
+}
+
+/// The first link on the way to a file that leads nowhere inside the context.
+fn link_out(dir: &Path, path: &Path) -> Option<SourceError> {
+    let root = dir.canonicalize().ok()?;
+    let mut seen = PathBuf::new();
+    for part in path.components() {
+        seen.push(part);
+        // Up to here no link leads out, so nothing outside is looked at.
+        let Ok(target) = std::fs::read_link(dir.join(&seen)) else { continue };
+        if !dir.join(&seen).canonicalize().is_ok_and(|real| real.starts_with(&root)) {
+            return Some(SourceError::LinkOut { path: seen, target });
+        }
+    }
+    None
 }
 
 /// The context as a path for people: relative to the working directory when it is below it.
@@ -388,7 +421,7 @@ mod tests {
         assert!(f.told("-", Some("none"), &tar).starts_with("! there is no Dockerfile at none / did you mean `-f Dockerfile`?"));
         let outside = f.dir.path().join("secret").display().to_string();
         let hostile = [entry("Dockerfile", Some(&outside), ""), end].concat();
-        assert!(f.told("-", None, &hostile).starts_with("! there is no Dockerfile"));
+        assert!(f.told("-", None, &hostile).starts_with("! Dockerfile is a link to "));
         let gone = f.fetch("-", None, &tar).map(|tree| tree.contexts["context"].dir.clone()).unwrap();
         assert!(!gone.exists(), "an unpacked context is removed");
     }

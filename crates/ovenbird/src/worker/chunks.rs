@@ -23,7 +23,7 @@ const ENTRY: usize = 36;
 
 /// Shortest and longest chunk.
 const SHORTEST: usize = 1 << 10;
-const LONGEST: usize = 128 << 10;
+const LONGEST: usize = 512 << 10;
 
 /// Most bytes and most packs of a depot.
 const MOST_BYTES: u64 = 4 << 30;
@@ -139,9 +139,13 @@ const GEAR: [u64; 256] = {
     table
 };
 
-/// Cuts what is written to it. Source: gear hashing, as in "FastCDC" (USENIX ATC 2016).
+/// Cuts what is written to it; a flush says that here would be a good place. Source: gear hashing, as in "FastCDC" (USENIX ATC 2016).
 pub(crate) struct Cutter {
     mask: u64,
+    /// What is this long is cut at a good place.
+    average: usize,
+    /// What is this long is cut anywhere.
+    longest: usize,
     rolling: u64,
     piece: Vec<u8>,
     list: List,
@@ -150,7 +154,8 @@ pub(crate) struct Cutter {
 impl Cutter {
     pub(crate) fn new(fineness: u32) -> Self {
         // The upper bits depend on the most bytes.
-        Self { mask: !0 << (64 - fineness), rolling: 0, piece: vec![], list: List::default() }
+        let average = 1 << fineness;
+        Self { mask: !0 << (64 - fineness), average, longest: (8 * average).min(LONGEST), rolling: 0, piece: vec![], list: List::default() }
     }
 
     /// Cuts here, whatever the content says. How many chunks there are now.
@@ -174,8 +179,8 @@ impl Write for Cutter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut rest = bytes;
         while !rest.is_empty() {
-            let most = rest.len().min(LONGEST - self.piece.len());
-            let (mut taken, mut ends) = (most, self.piece.len() + most == LONGEST);
+            let most = rest.len().min(self.longest - self.piece.len());
+            let (mut taken, mut ends) = (most, self.piece.len() + most == self.longest);
             for (at, byte) in rest[..most].iter().enumerate() {
                 self.rolling = (self.rolling << 1).wrapping_add(GEAR[usize::from(*byte)]);
                 if self.rolling & self.mask == 0 && self.piece.len() + at + 1 >= SHORTEST {
@@ -193,6 +198,9 @@ impl Write for Cutter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        if self.piece.len() >= self.average {
+            self.cut();
+        }
         Ok(())
     }
 }
@@ -249,8 +257,9 @@ impl<W: Write> Write for Selector<'_, W> {
         Ok(most)
     }
 
+    /// Whoever selects also sends: nothing goes before there is enough of it.
     fn flush(&mut self) -> io::Result<()> {
-        self.to.flush()
+        Ok(())
     }
 }
 
@@ -491,7 +500,7 @@ mod tests {
         stream.truncate(300_000);
         assert!(send(dir.path(), &stream) < 64 << 10);
         assert_eq!(send(dir.path(), &[]), 0);
-        assert_eq!(send(dir.path(), &vec![7; 1 << 20]), LONGEST, "the same chunk is sent once");
+        assert_eq!(send(dir.path(), &vec![7; 1 << 20]), 32 << 10, "the same chunk is sent once");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use ovenbird_dockerfile::{Diagnostic, Severity, Span};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Detail, Error, Kind};
+use crate::report::Record;
 
 /// Longest text of a Dockerfile that is sent back.
 const MAX_TEXT: usize = 1 << 20;
@@ -17,6 +18,8 @@ pub(crate) struct Failure {
     causes: Vec<String>,
     hints: Vec<String>,
     detail: Option<Shown>,
+    /// How the build went, where there was one.
+    record: Option<Box<Record>>,
 }
 
 /// [`Detail`].
@@ -84,7 +87,8 @@ impl Failure {
                 Detail::Instruction { line, dockerfile: (name, shown) } => Shown::Instruction { line, dockerfile: text(name, shown)? },
             })
         });
-        Self { kind: error.kind, message: error.message, causes: error.causes, hints: error.hints, detail }
+        let record = error.record;
+        Self { kind: error.kind, message: error.message, causes: error.causes, hints: error.hints, detail, record }
     }
 
     /// As it was, for the caller who sent this Dockerfile.
@@ -117,7 +121,7 @@ impl Failure {
                 Shown::Instruction { line, dockerfile } => Detail::Instruction { line, dockerfile: text(dockerfile) },
             })
         });
-        Error { kind: self.kind, message: self.message, causes: self.causes, hints: self.hints, detail, record: None }
+        Error { kind: self.kind, message: self.message, causes: self.causes, hints: self.hints, detail, record: self.record }
     }
 }
 

@@ -98,7 +98,14 @@ fn send_heads(dir: &Path, ignore: Patterns, out: &mut dyn Write) -> Result<(), S
 }
 
 fn send_bodies(dir: &Path, ignore: Patterns, out: &mut dyn Write) -> Result<(), SendError> {
-    each(dir, ignore, |tree, visit, header| if body(header) > 0 { write_body(tree, visit, header, out) } else { Ok(()) })
+    each(dir, ignore, |tree, visit, header| {
+        if body(header) == 0 {
+            return Ok(());
+        }
+        write_body(tree, visit, header, out)?;
+        // Between files is a good place to cut: contents that repeat themselves have few.
+        out.flush().map_err(SendError::Pipe)
+    })
 }
 
 /// A folder as chunks: those of its heads, then those of its bodies.

@@ -34,17 +34,16 @@ use crate::builder::{BuilderKind, DockerEngineBuilder, EngineBuilder, Job};
 use crate::docker_engine::DockerEngine;
 use crate::driver::{Driver as _, Given, LocalDriver};
 use crate::error::{Error, Kind};
-use crate::naming::TagPolicies;
 use crate::report::BuildReport;
 use crate::request::{BuildRequest, ContextSource, DockerfileFrom, SecretOrigin, Source};
 use crate::settings::{Environment, Settings};
 use crate::source::SourceTree;
-use crate::workflow::Workshop;
+use crate::workflow::{Bench, Desk, Workshop};
 use chunks::{Depot, List, Wanted};
 use failure::Failure;
 use outputs::Outputs;
-use question::{Questions, refused};
-use wire::{Asked, Bulk, Hello, Order, Receiver, Registry, Sender, ToCaller, ToWorker, WireError};
+use question::{OfCaller, Questions, refused};
+use wire::{Answered, Asked, Bulk, Hello, Order, Receiver, Registry, Sender, ToCaller, ToWorker, WireError};
 
 /// Longest Dockerfile.
 const MAX_DOCKERFILE: u64 = 16 << 20;
@@ -261,8 +260,9 @@ fn in_memory(bytes: &[u8]) -> io::Result<(OwnedFd, PathBuf)> {
 }
 
 fn build(place: Place, received: Received, to: &Arc<Sender>, questions: &Arc<Questions>, cancel: &Cancel) -> Result<BuildReport, Error> {
-    let Received { order, tree } = received;
-    let Order { request, values, policies, now, registries, .. } = *order;
+    let Received { order, mut tree } = received;
+    let Order { request, values, policies, now, registries, logins, git, revision, absent, .. } = *order;
+    (tree.git, tree.revision) = (git, revision);
     let Place { mut settings, environment, level, overlay, builder, echo, credentials, .. } = place;
     // Files in memory live as long as these.
     let mut held = vec![];
@@ -284,6 +284,14 @@ fn build(place: Place, received: Received, to: &Arc<Sender>, questions: &Arc<Que
         };
         settings.registries.insert(name, registry.with_files(ca, client_identity));
     }
+    for host in logins {
+        let asked = questions.ask(Asked::Login { host: host.clone() });
+        if let (Answered::Credential { credential, .. }, _) =
+            asked.map_err(|reason| refused(&format!("the password for {host}"), reason))?
+        {
+            tree.logins.insert(host, credential.into());
+        }
+    }
     settings.keychain = KeychainOptions { custodian: Some(questions.custodian(credentials)), ..KeychainOptions::default() };
     (settings.docker_config, settings.auth_file) = (None, None);
     let mut request: BuildRequest = request;
@@ -295,7 +303,9 @@ fn build(place: Place, received: Received, to: &Arc<Sender>, questions: &Arc<Que
     let outputs = Outputs::prepare(&mut request, &settings.temp, to, builder == BuilderKind::Docker)?;
     let job = Job { sink: Arc::new(Wire(Arc::clone(to), echo)), cancel: cancel.clone() };
     let engine = EngineBuilder::open(&settings, &environment, level, overlay)?;
-    let given = (policies, now, Given { tree, values });
+    let caller = OfCaller::new(Arc::clone(questions), absent);
+    let bench = Bench { policies, now, desk: Desk::of(Arc::new(caller)), ..Bench::new(&settings, &environment) };
+    let given = (bench, Given { tree, values });
     let docker = match builder {
         BuilderKind::Docker => Some(DockerEngine::new(&settings.docker)?),
         BuilderKind::Auto if !engine.runs_steps() => DockerEngine::new(&settings.docker).ok().filter(|docker| docker.reach().is_ok()),
@@ -311,11 +321,12 @@ fn build(place: Place, received: Received, to: &Arc<Sender>, questions: &Arc<Que
 fn run<B: Workshop>(
     builder: B,
     settings: &Settings,
-    (policies, now, given): (TagPolicies, i64, Given),
+    (bench, given): (Bench, Given),
     request: &BuildRequest,
     job: &Job,
 ) -> Result<BuildReport, Error> {
-    LocalDriver::new(builder, settings.temp.as_path(), io::empty()).with_names(policies, now).with_given(given).run(request, job)
+    let driver = LocalDriver::new(builder, settings.temp.as_path(), io::empty()).with_names(bench.policies.clone(), bench.now);
+    driver.with_plugins(bench).with_given(given).run(request, job)
 }
 
 /// Events as messages.

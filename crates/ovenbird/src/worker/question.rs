@@ -1,22 +1,28 @@
 //! What a worker asks its caller: secrets, certificates and credentials. The worker has none of its own.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use ovenbird_dockerfile::parse;
 use ovenbird_engine::frontend::{Images, Lowered, lower};
 use ovenbird_oci::Reference;
 use ovenbird_oci::keychain::{self, Custodian, Keychain, KeychainOptions, Query, Question, Secret};
+use ovenbird_oci::reference::is_host;
+use serde_json::Value;
 
 use super::wire::{Answered, Asked, Credential, MAX_RAW, Sender, ToCaller};
 use crate::builder::options;
 use crate::error::{Error, Kind};
-use crate::request::{BuildRequest, CacheDest, CacheFrom, ContextSource};
+use crate::request::{BuildRequest, CacheDest, CacheFrom, ContextSource, Phase};
 use crate::settings::{Environment, Settings};
 use crate::source::SourceTree;
+use crate::workflow::desk::{self, At, Caller, Own, Target};
 
 impl From<keychain::Credential> for Credential {
     fn from(credential: keychain::Credential) -> Self {
@@ -75,6 +81,18 @@ impl Questions {
         }
     }
 
+    /// Asks for bytes that may be more than one message holds.
+    fn all_bytes(&self, question: Asked) -> Result<Vec<u8>, String> {
+        let mut all = self.bytes(question)?;
+        let mut last = all.len();
+        while last == MAX_RAW && all.len() <= MOST_BYTES {
+            let piece = self.bytes(Asked::More)?;
+            last = piece.len();
+            all.extend(piece);
+        }
+        if all.len() > MOST_BYTES { Err(format!("the caller gives more than {MOST_BYTES} bytes")) } else { Ok(all) }
+    }
+
     /// An answer came. One that nobody waits for is dropped.
     pub(crate) fn answer(&self, id: u64, reply: Reply) {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|waiting| waiting.remove(&id));
@@ -126,6 +144,68 @@ impl Questions {
     }
 }
 
+/// Largest answer, in bytes.
+const MOST_BYTES: usize = 65 << 20;
+
+/// Bytes of a file that go with one question.
+const PIECE: usize = 1 << 20;
+
+/// Most bytes of a question to a program.
+const MOST_QUESTION: usize = 7 << 20;
+
+/// The caller, for plugins.
+pub(crate) struct OfCaller {
+    questions: Arc<Questions>,
+    absent: Vec<At>,
+    /// One at a time: an answer may come in several pieces.
+    turn: Mutex<()>,
+}
+
+impl OfCaller {
+    pub(crate) fn new(questions: Arc<Questions>, absent: Vec<At>) -> Self {
+        Self { questions, absent, turn: Mutex::default() }
+    }
+}
+
+impl Caller for OfCaller {
+    fn read(&self, plugin: At, path: &Path) -> Result<Vec<u8>, String> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.questions.all_bytes(Asked::ReadFile { plugin, path: path.to_owned() })
+    }
+
+    fn write(&self, plugin: At, target: &Target, content: &mut dyn Read) -> Result<(), String> {
+        // What may not be written to later gets its permissions last.
+        let plain = Target { mode: None, ..target.clone() };
+        let ask = |target: &Target, piece: &[u8], more| {
+            self.questions.ask(Asked::WriteFile { plugin, target: target.clone(), piece: STANDARD.encode(piece), more }).map(drop)
+        };
+        let mut more = false;
+        loop {
+            let mut piece = vec![];
+            Read::take(&mut *content, PIECE as u64).read_to_end(&mut piece).map_err(|error| error.to_string())?;
+            if piece.is_empty() && more {
+                break;
+            }
+            ask(&plain, &piece, more)?;
+            more = true;
+        }
+        if target.mode.is_some() { ask(target, &[], true) } else { Ok(()) }
+    }
+
+    fn run(&self, plugin: At, question: &Value) -> Result<Value, String> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if question.to_string().len() > MOST_QUESTION {
+            return Err("what it would be told is too large for the pipe between the caller and a worker; build with --on here".into());
+        }
+        let answer = self.questions.all_bytes(Asked::RunProgram { plugin, question: question.clone() })?;
+        serde_json::from_slice(&answer).map_err(|error| error.to_string())
+    }
+
+    fn is_absent(&self, plugin: At) -> bool {
+        self.absent.contains(&plugin)
+    }
+}
+
 /// Most questions of one build: each step and each blob may ask a few times.
 const MAX_QUESTIONS: usize = 100_000;
 
@@ -136,23 +216,39 @@ pub(crate) struct Answers<'a> {
     environment: &'a Environment,
     keychain: Keychain,
     registries: BTreeSet<String>,
+    tree: &'a SourceTree,
+    own: Own<'a>,
+    /// What is left of an answer that was too long for one message.
+    left: Vec<u8>,
     asked: usize,
 }
 
 impl<'a> Answers<'a> {
     pub(crate) fn new(
         request: &'a BuildRequest,
-        tree: &SourceTree,
+        own: Own<'a>,
         settings: &'a Settings,
         environment: &'a Environment,
     ) -> Result<Self, Error> {
+        let tree = own.tree;
         let keychain = settings.client_options().keychain();
-        Ok(Self { request, settings, environment, keychain, registries: named(request, tree, settings)?, asked: 0 })
+        Ok(Self {
+            request,
+            settings,
+            environment,
+            keychain,
+            registries: named(request, tree, settings)?,
+            tree,
+            own,
+            left: vec![],
+            asked: 0,
+        })
     }
 
     /// The answer, and the bytes behind it.
     pub(crate) fn answer(&mut self, question: Asked) -> (Answered, Vec<u8>) {
-        self.asked += 1;
+        // Files have any number of pieces.
+        self.asked += usize::from(!matches!(question, Asked::WriteFile { .. } | Asked::More));
         if self.asked > MAX_QUESTIONS {
             return (Answered::Refused("it asked too often".into()), vec![]);
         }
@@ -162,7 +258,13 @@ impl<'a> Answers<'a> {
         }
     }
 
-    fn find(&self, question: Asked) -> Result<(Answered, Vec<u8>), String> {
+    /// As much of it as goes into one message.
+    fn piece_of(&mut self, mut bytes: Vec<u8>) -> (Answered, Vec<u8>) {
+        self.left = bytes.split_off(bytes.len().min(MAX_RAW));
+        (Answered::Bytes, bytes)
+    }
+
+    fn find(&mut self, question: Asked) -> Result<(Answered, Vec<u8>), String> {
         match question {
             Asked::Secret { id } => {
                 let Some(spec) = self.request.secrets.iter().find(|spec| spec.id == id) else {
@@ -172,6 +274,10 @@ impl<'a> Answers<'a> {
                 let source = found.into_values().next().ok_or("there is none")?;
                 let bytes = source.read().map_err(|error| format!("secret {id:?} cannot be read: {error}"))?;
                 Ok((Answered::Bytes, bytes))
+            }
+            Asked::Login { host } => {
+                let login = self.tree.logins.get(&host).ok_or_else(|| format!("no address of the request has a password for {host}"))?;
+                Ok((Answered::Credential { credential: login.clone().into(), expires: None }, vec![]))
             }
             Asked::ClientIdentity { registry } => {
                 self.check(&registry)?;
@@ -202,6 +308,27 @@ impl<'a> Answers<'a> {
                     vec![],
                 ))
             }
+            Asked::ReadFile { plugin, path } => {
+                let bytes = self.own.read(plugin, &path)?;
+                Ok(self.piece_of(bytes))
+            }
+            Asked::WriteFile { plugin, target, piece, more } => {
+                let piece = STANDARD.decode(piece).map_err(|error| error.to_string())?;
+                self.own.write(plugin, &target, &piece, more)?;
+                Ok((Answered::Nothing, vec![]))
+            }
+            Asked::RunProgram { plugin, question } => {
+                let answer = self.own.run(plugin, question).map_err(|error| error.to_string())?;
+                if let Some((request, tree)) = desk::as_changed(self.request, self.tree, &answer) {
+                    // A Dockerfile that cannot be read names nothing more; the worker says what is wrong.
+                    self.registries.extend(named(&request, &tree, self.settings).unwrap_or_default());
+                }
+                Ok(self.piece_of(answer.to_string().into_bytes()))
+            }
+            Asked::More => {
+                let bytes = std::mem::take(&mut self.left);
+                Ok(self.piece_of(bytes))
+            }
             Asked::CreateRepository { registry, repository } => {
                 self.check(&registry)?;
                 let made = wait_for(self.keychain.create_repository(&registry, &repository))?.map_err(|error| error.to_string())?;
@@ -223,6 +350,7 @@ fn wait_for<T>(work: impl Future<Output = T>) -> Result<T, String> {
 /// Registries that a request names: of its names and caches, of the images of its Dockerfile, and the mirrors and endpoints of those.
 fn named(request: &BuildRequest, tree: &SourceTree, settings: &Settings) -> Result<BTreeSet<String>, Error> {
     let mut registries = BTreeSet::new();
+    let mut beside_names = vec![];
     let mut add = |name: &str| {
         // Variables stand behind the registry.
         let plain = name.split(['{', '@']).next().unwrap_or_default().trim_end_matches(['/', ':', '-', '.', '_']);
@@ -246,6 +374,12 @@ fn named(request: &BuildRequest, tree: &SourceTree, settings: &Settings) -> Resu
             add(name.strip_prefix("docker-image://").unwrap_or(name));
         }
     }
+    for text in plugins_names(request) {
+        match text.split('/').next().filter(|host| text == *host && is_host(host)) {
+            Some(host) => beside_names.push(host.to_owned()),
+            None => add(&text),
+        }
+    }
     let parsed = parse(&tree.dockerfile);
     for options in options(tree, request)? {
         // The first round asks for every image that the Dockerfile itself names. A wrong Dockerfile names none: the worker says what is wrong.
@@ -255,6 +389,7 @@ fn named(request: &BuildRequest, tree: &SourceTree, settings: &Settings) -> Resu
             }
         }
     }
+    registries.extend(beside_names);
     let beside: Vec<String> = registries
         .iter()
         .filter_map(|registry| settings.registries.get(registry))
@@ -268,6 +403,29 @@ fn named(request: &BuildRequest, tree: &SourceTree, settings: &Settings) -> Resu
     Ok(registries)
 }
 
+/// Plugins whose arguments name images, repositories and registries.
+const WITH_NAMES: [&str; 6] = ["bump-release", "change-from", "group-manifests", "parent-wait", "push-all", "tag-from-config"];
+
+/// Every text in the arguments of those plugins.
+fn plugins_names(request: &BuildRequest) -> Vec<String> {
+    let entries = Phase::ALL.into_iter().flat_map(|phase| request.workflow.entries(phase));
+    let entries = entries.filter(|entry| entry.file.is_none() && WITH_NAMES.contains(&entry.name.as_str()));
+    let (mut texts, mut open) = (vec![], vec![]);
+    for entry in entries {
+        texts.extend(entry.typed.iter().map(|(_, value)| value.clone()));
+        open.extend(entry.args.values());
+    }
+    while let Some(value) = open.pop() {
+        match value {
+            Value::String(text) => texts.push(text.clone()),
+            Value::Array(items) => open.extend(items),
+            Value::Object(fields) => open.extend(fields.values()),
+            _ => {}
+        }
+    }
+    texts
+}
+
 /// For a caller's error.
 pub(crate) fn refused(what: &str, reason: String) -> Error {
     Error::new(Kind::Source, format!("the worker cannot have {what}")).because(reason)
@@ -278,7 +436,9 @@ mod tests {
     use super::*;
     use crate::builder::Job;
     use crate::request::Source;
+    use crate::request::workflow::Entry;
     use crate::source::Fetcher;
+    use crate::workflow::{Bench, Flow};
     use ovenbird_engine::Cancel;
     use ovenbird_engine::event::Silent;
 
@@ -292,7 +452,7 @@ mod tests {
             "ARG R=base.test:5000\nFROM ${R}/a:1 AS x\nFROM scratch\nCOPY --from=x / /\nCOPY --from=other.test/b / /\n",
         )
         .unwrap();
-        let auths = r#"{"auths":{"base.test:5000":{"auth":"dTpw"},"push.test":{"auth":"dTpw"},"secret.test":{"auth":"dTpw"},"other.test":{"auth":"dTpw"}}}"#;
+        let auths = r#"{"auths":{"base.test:5000":{"auth":"dTpw"},"push.test":{"auth":"dTpw"},"secret.test":{"auth":"dTpw"},"plugin.test":{"auth":"dTpw"},"other.test":{"auth":"dTpw"}}}"#;
         std::fs::write(dir.path().join("config.json"), auths).unwrap();
         let variables = [("HOME", "/nowhere"), ("DOCKER_CONFIG", dir.path().to_str().unwrap())];
         let environment = Environment::fixed(variables.map(|(k, v)| (k.to_owned(), v.to_owned())).into(), "/", None);
@@ -302,7 +462,18 @@ mod tests {
         request.secrets = vec![format!("id=token,src={}", file.display()).parse().unwrap()];
         let job = Job { sink: Arc::new(Silent), cancel: Cancel::default() };
         let tree = Fetcher::new(&settings, &environment).fetch(&request, &mut std::io::empty(), &job).unwrap();
-        let mut answers = Answers::new(&request, &tree, &settings, &environment).unwrap();
+        let mut labels = Entry::new("labels");
+        labels.args.insert("set".into(), serde_json::json!({}));
+        request.workflow.push(Phase::PreBuild, labels);
+        let mut push = Entry::new("push-all");
+        push.args.insert("registries".into(), serde_json::json!(["plugin.test/team"]));
+        request.workflow.push(Phase::PreBuild, push);
+        let mut store = Entry::new("store-metadata");
+        store.args.insert("dest".into(), "stored".into());
+        request.workflow.push(Phase::Exit, store);
+        let bench = Bench::new(&settings, &environment);
+        let flow = Flow::prepare(&request, &bench, &job).unwrap();
+        let mut answers = Answers::new(&request, Own { flow: &flow, tree: &tree, job: &job }, &settings, &environment).unwrap();
         let mut told = |question| match answers.answer(question) {
             (Answered::Bytes, bytes) => format!("{} bytes", bytes.len()),
             (Answered::Credential { .. }, _) => "credential".into(),
@@ -318,12 +489,33 @@ mod tests {
             recorded,
         };
         assert_eq!(told(Asked::Secret { id: "token".into() }), "8 bytes");
+        // Files and programs of this machine: what the request's own plugins name, and nothing else.
+        let file = |dest: &str, inside: Option<&str>| Target { dest: dest.into(), inside: inside.map(Into::into), mode: None };
+        let exit = At { phase: Phase::Exit, place: 0 };
+        let write = |plugin, target| Asked::WriteFile { plugin, target, piece: STANDARD.encode("x"), more: false };
+        for (question, expect) in [
+            (write(exit, file("/etc/passwd", None)), "! no argument of the plugin names it"),
+            (write(exit, file("stored/x", None)), "! no argument of the plugin names it"),
+            (write(exit, file("../linux_amd64-stored", None)), "! no argument of the plugin names it"),
+            (write(exit, file("stored", Some("x"))), "! the plugin does not write such a file"),
+            (write(exit, file("evil-stored", None)), "! no argument of the plugin names it"),
+            (write(At { phase: Phase::PreBuild, place: 0 }, file("stored", None)), "! the plugin writes no file"),
+            (write(At { phase: Phase::Exit, place: 7 }, file("stored", None)), "! the request has no such plugin"),
+            (Asked::ReadFile { plugin: exit, path: "/etc/shadow".into() }, "! no argument of the plugin names it"),
+            (
+                Asked::RunProgram { plugin: exit, question: serde_json::json!({}) },
+                "! the worker asks for a program that the request does not name",
+            ),
+        ] {
+            assert_eq!(told(question), expect);
+        }
         assert_eq!(told(Asked::Secret { id: "other".into() }), "! the request has no secret \"other\"");
         assert_eq!(told(Asked::Secret { id: "/etc/shadow".into() }), "! the request has no secret \"/etc/shadow\"");
         for (registry, expect) in [
             ("base.test:5000", "credential"),
             ("other.test", "credential"),
             ("push.test", "credential"),
+            ("plugin.test", "credential"),
             ("secret.test", "nothing"),
             ("docker.io", "nothing"),
         ] {

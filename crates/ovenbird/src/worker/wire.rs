@@ -7,23 +7,27 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use ovenbird_engine::Event;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::failure::Failure;
 use crate::naming::TagPolicies;
-use crate::report::BuildReport;
+use crate::report::{BuildReport, GitReport};
 use crate::request::BuildRequest;
 use crate::request::tag::Values;
+use crate::source::Revision;
+use crate::workflow::desk::{At, Target};
 
 /// Version of the protocol.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// What this program can do beside the protocol's core, for later versions to ask for.
-pub const CAPABILITIES: [&str; 6] = ["contexts", "outputs", "credentials", "cancel", "alive", "offers"];
+pub const CAPABILITIES: [&str; 7] = ["contexts", "outputs", "credentials", "plugins", "cancel", "alive", "offers"];
 
 /// Longest line, in bytes.
 const MAX_LINE: u64 = 8 << 20;
@@ -110,6 +114,14 @@ pub(crate) struct Order {
     pub(crate) registries: BTreeMap<String, Registry>,
     /// Where the main context is for the caller: builds of the same one are compared.
     pub(crate) origin: Option<String>,
+    /// Hosts whose address had a password: it is asked for, so that no image holds it.
+    pub(crate) logins: Vec<String>,
+    /// What git says of the main context.
+    pub(crate) git: Option<GitReport>,
+    /// Where the main context was fetched from.
+    pub(crate) revision: Option<Revision>,
+    /// Plugins that the caller has not, and that need not be there.
+    pub(crate) absent: Vec<At>,
     pub(crate) dockerfile_name: String,
     /// Pieces of its text follow as [`ToWorker::Data`].
     pub(crate) dockerfile_bytes: u64,
@@ -197,12 +209,22 @@ pub(crate) enum Credential {
 pub(crate) enum Asked {
     /// The bytes of a secret of the request.
     Secret { id: String },
+    /// What the address of a context says of who asks.
+    Login { host: String },
     /// Client certificate and key for a registry.
     ClientIdentity { registry: String },
     /// Credentials for a repository. `recorded`: only what can be had without running anything.
     Credential { registry: String, repository: String, address: Option<String>, refused: Option<Credential>, recorded: bool },
     /// To make a repository where the registry wants that.
     CreateRepository { registry: String, repository: String },
+    /// The content of a file that an argument of a plugin names.
+    ReadFile { plugin: At, path: PathBuf },
+    /// To write a piece of a file that an argument of a plugin names, in base64; `more`: behind what was written.
+    WriteFile { plugin: At, target: Target, piece: String, more: bool },
+    /// The answer of a program of the caller's to this question.
+    RunProgram { plugin: At, question: Value },
+    /// The next bytes of an answer that is longer than one message.
+    More,
 }
 
 /// The answer.

@@ -5,27 +5,28 @@
 //!   several plugins (a file of Python classes does).
 //! - `{"ovenbird":1,"call":"run","name",…}` → `{"ovenbird":1,"result":…,"changes":{…},"veto":TEXT,"error":TEXT}`.
 //!
-//! What the program says on standard error is log. Its environment is clean, its time and its output are bounded, and its process
-//! group is killed when it ends or is stopped. It is not isolated otherwise: it runs as this user.
+//! What the program says on standard error is log. Its environment is clean, its time and its output are bounded, and all that it started is
+//! killed when it ends or is stopped, or when this process is gone ([`leash`]). It is not isolated otherwise: it runs as this user.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::CommandExt as _;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ovenbird_engine::Cancel;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::desk::Caller;
 use super::{Bench, Content, MAIN, Plugin, Prepared, Scene, Standing, veto};
 use crate::builder::Job;
 use crate::error::{Error, Kind};
+use crate::launch::leash::{self, Leashed};
 use crate::request::Phase;
 use crate::request::workflow::{Entry, OWN_KEYS};
 
@@ -172,13 +173,29 @@ impl Changes {
     }
 }
 
+/// A program of the user's on this machine.
 #[derive(Clone)]
-struct Program {
+pub(crate) struct Program {
     path: PathBuf,
     name: String,
     args: Map<String, Value>,
     working_directory: PathBuf,
     search_path: String,
+}
+
+/// One on the machine of a worker's caller.
+#[derive(Clone)]
+struct OfCaller {
+    name: String,
+    caller: Arc<dyn Caller>,
+}
+
+/// A plugin that the caller of a worker has found.
+pub(super) fn of_caller(name: &str, caller: Arc<dyn Caller>) -> Prepared {
+    let plugin = OfCaller { name: name.to_owned(), caller };
+    let same = plugin.clone();
+    // What its arguments stand for is the caller's to know.
+    Prepared { plugin: Box::new(plugin), args: Map::new(), again: Box::new(move |_| Ok(Box::new(same.clone()))), program: None }
 }
 
 /// Finds the program of an entry, and has it describe itself. `None`: there is none.
@@ -217,8 +234,9 @@ pub(super) fn find(
         return Err(protocol(format!("its argument {key:?} has the name of a key of --plugin")));
     }
     let args = complete(&own.args).map_err(wrong)?;
+    let own = program.clone();
     let again = move |args| Ok(Box::new(Program { args, ..program.clone() }) as Box<dyn Plugin>);
-    Ok(Some((phases, Prepared { plugin: again(args.clone()).map_err(wrong)?, args, again: Box::new(again) })))
+    Ok(Some((phases, Prepared { plugin: again(args.clone()).map_err(wrong)?, args, again: Box::new(again), program: Some(own) })))
 }
 
 fn look_up(entry: &Entry, bench: &Bench) -> Result<Option<PathBuf>, Error> {
@@ -247,105 +265,129 @@ fn is_program(path: &Path) -> bool {
 
 impl Plugin for Program {
     fn run(&self, scene: &mut Scene) -> Result<Value, Error> {
-        let asked = self.question(scene)?;
+        let mut asked = question(scene, &self.name)?;
+        asked["args"] = Value::Object(self.args.clone());
+        asked["secrets"] = secrets(&scene.secrets);
         // Exit plugins also run when the build was cancelled.
         let cancel = (scene.phase != Phase::Exit).then_some(&scene.job.cancel);
-        let answer = self.call(&asked, Duration::from_secs(scene.timeout), cancel, &mut |line| scene.say(line))?;
-        let wrong = |reason: String| Error::from(CallError::Protocol { program: self.path.clone(), reason });
-        let answer: Answer = serde_json::from_value(answer).map_err(|e| wrong(e.to_string()))?;
-        if answer.ovenbird != VERSION {
-            return Err(wrong(format!("it speaks version {}, and this program version {VERSION}", answer.ovenbird)));
-        }
-        if let Some(reason) = answer.veto {
-            return Err(veto(reason));
-        }
-        if let Some(error) = answer.error {
-            return Err(veto(format!("failed: {error}")));
-        }
-        if !answer.changes.are_none() {
-            if scene.phase != Phase::PreBuild {
-                return Err(veto("it changes the build, which only a pre_build plugin may"));
-            }
-            answer.changes.apply(scene)?;
-        }
-        Ok(answer.result)
+        let answer = self.ask(&asked, Duration::from_secs(scene.timeout), cancel, &mut |line| scene.say(line))?;
+        take(answer, &self.path.display().to_string(), scene)
     }
 }
 
-impl Program {
-    fn question(&self, scene: &Scene) -> Result<Value, Error> {
-        let request = &scene.draft.request;
-        let secrets: Map<String, Value> = scene
-            .secrets
-            .iter()
-            .map(|(id, bytes)| {
-                let value = match std::str::from_utf8(bytes) {
-                    Ok(text) => json!({ "text": text }),
-                    Err(_) => json!({ "base64": STANDARD.encode(bytes) }),
-                };
-                (id.clone(), value)
-            })
-            .collect();
-        let image = match scene.image.as_deref() {
-            None => Value::Null,
-            Some(image) => {
-                let platforms: Vec<Value> = scene
-                    .shop
-                    .describe(image)?
-                    .into_iter()
-                    .map(|one| {
-                        json!({
-                            "platform": one.platform.to_string(), "id": one.id, "digest": one.manifest.digest.to_string(), "size": one.size,
-                            "config": one.config, "manifest": one.document,
-                        })
+impl Plugin for OfCaller {
+    fn run(&self, scene: &mut Scene) -> Result<Value, Error> {
+        let mut asked = question(scene, &self.name)?;
+        let known =
+            ["BUILT_IMAGE_ID", "BASE_IMAGE"].into_iter().filter_map(|name| Some((name.to_owned(), scene.reserved(name).ok()?.into())));
+        asked["reserved"] = Value::Object(known.collect());
+        let answer = self.caller.run(scene.at, &asked).map_err(|why| {
+            // Its own cancel comes through the pipe, too.
+            if scene.job.cancel.is_cancelled() && scene.phase != Phase::Exit { Error::new(Kind::Cancelled, why) } else { veto(why) }
+        })?;
+        take(answer, &self.name, scene)
+    }
+}
+
+/// Secrets as a program is given them.
+pub(super) fn secrets(granted: &BTreeMap<String, Vec<u8>>) -> Value {
+    let value = |bytes: &Vec<u8>| match std::str::from_utf8(bytes) {
+        Ok(text) => json!({ "text": text }),
+        Err(_) => json!({ "base64": STANDARD.encode(bytes) }),
+    };
+    granted.iter().map(|(id, bytes)| (id.clone(), value(bytes))).collect::<Map<_, _>>().into()
+}
+
+/// Does what an answer says.
+fn take(answer: Value, program: &str, scene: &mut Scene) -> Result<Value, Error> {
+    let wrong = |reason: String| veto(format!("{program} did not answer in the plugin protocol: {reason}"));
+    let answer: Answer = serde_json::from_value(answer).map_err(|e| wrong(e.to_string()))?;
+    if answer.ovenbird != VERSION {
+        return Err(wrong(format!("it speaks version {}, and this program version {VERSION}", answer.ovenbird)));
+    }
+    if let Some(reason) = answer.veto {
+        return Err(veto(reason));
+    }
+    if let Some(error) = answer.error {
+        return Err(veto(format!("failed: {error}")));
+    }
+    if !answer.changes.are_none() {
+        if scene.phase != Phase::PreBuild {
+            return Err(veto("it changes the build, which only a pre_build plugin may"));
+        }
+        answer.changes.apply(scene)?;
+    }
+    Ok(answer.result)
+}
+
+/// What a program is asked, without its arguments and secrets.
+fn question(scene: &Scene, name: &str) -> Result<Value, Error> {
+    let request = &scene.draft.request;
+    let image = match scene.image.as_deref() {
+        None => Value::Null,
+        Some(image) => {
+            let platforms: Vec<Value> = scene
+                .shop
+                .describe(image)?
+                .into_iter()
+                .map(|one| {
+                    json!({
+                        "platform": one.platform.to_string(), "id": one.id, "digest": one.manifest.digest.to_string(), "size": one.size,
+                        "config": one.config, "manifest": one.document,
                     })
-                    .collect();
-                json!({ "digest": image.target.digest.to_string(), "media_type": image.target.media_type, "platforms": platforms })
-            }
-        };
-        let outcome = match scene.standing {
-            Standing::Well => json!({ "status": "ok" }),
-            Standing::Failed(error) => json!({ "status": "failed", "error": error }),
-            Standing::Cancelled => json!({ "status": "cancelled" }),
-        };
-        let plugins: Vec<Value> = scene
-            .done
-            .iter()
-            .map(|done| json!({ "phase": done.phase, "name": done.name, "outcome": done.outcome, "result": done.result, "error": done.error }))
-            .collect();
-        Ok(json!({
-            "ovenbird": VERSION, "call": "run", "name": self.name, "phase": scene.phase, "args": self.args, "secrets": secrets,
-            "build": {
-                "dockerfile": scene.draft.dockerfile, "labels": request.labels, "annotations": request.annotations,
-                "build_args": request.build_args, "names": request.names, "target": request.target,
-                "platforms": request.platforms.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                "context": scene.tree.and_then(|tree| tree.contexts.get(MAIN)).map(|context| context.dir.display().to_string()),
-                "image": image,
-                "local_names": scene.delivered.names,
-                "pushed": scene.delivered.pushed.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                "outcome": outcome, "plugins": plugins,
-            },
-        }))
+                })
+                .collect();
+            json!({ "digest": image.target.digest.to_string(), "media_type": image.target.media_type, "platforms": platforms })
+        }
+    };
+    let outcome = match scene.standing {
+        Standing::Well => json!({ "status": "ok" }),
+        Standing::Failed(error) => json!({ "status": "failed", "error": error }),
+        Standing::Cancelled => json!({ "status": "cancelled" }),
+    };
+    let plugins: Vec<Value> = scene
+        .done
+        .iter()
+        .map(|done| json!({ "phase": done.phase, "name": done.name, "outcome": done.outcome, "result": done.result, "error": done.error }))
+        .collect();
+    Ok(json!({
+        "ovenbird": VERSION, "call": "run", "name": name, "phase": scene.phase,
+        "build": {
+            "dockerfile": scene.draft.dockerfile, "labels": request.labels, "annotations": request.annotations,
+            "build_args": request.build_args, "names": request.names, "target": request.target,
+            "platforms": request.platforms.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "context": scene.tree.and_then(|tree| tree.contexts.get(MAIN)).map(|context| context.dir.display().to_string()),
+            "image": image,
+            "local_names": scene.delivered.names,
+            "pushed": scene.delivered.pushed.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "outcome": outcome, "plugins": plugins,
+        },
+    }))
+}
+
+impl Program {
+    /// Asks it to run.
+    pub(super) fn ask(
+        &self,
+        question: &Value,
+        limit: Duration,
+        cancel: Option<&Cancel>,
+        log: &mut dyn FnMut(String),
+    ) -> Result<Value, Error> {
+        Ok(self.call(question, limit, cancel, log)?)
     }
 
     /// One question, one answer.
     fn call(&self, question: &Value, limit: Duration, cancel: Option<&Cancel>, log: &mut dyn FnMut(String)) -> Result<Value, CallError> {
         let program = || self.path.clone();
-        let mut command = Command::new(&self.path);
-        command
-            .env_clear()
-            .env("PATH", &self.search_path)
-            .env("LANG", "C.UTF-8")
-            .current_dir(&self.working_directory)
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = start(&mut command).map_err(|source| CallError::Start { program: program(), source })?;
-        let group = Group(Pid::from_child(&child));
+        let not_run = |source| CallError::Start { program: program(), source };
+        let question = question.to_string().into_bytes();
+        let mut command = leash::command(&self.path, question.len());
+        command.env_clear().env("PATH", &self.search_path).env("LANG", "C.UTF-8").current_dir(&self.working_directory);
+        let mut leashed = Leashed::start(&mut command, question).map_err(not_run)?;
         let (answers, answer) = channel();
         let (lines, log_lines) = channel();
-        feed(&mut child, question.to_string().into_bytes(), answers, lines);
+        listen(&mut leashed.child, answers, lines);
         let begin = Instant::now();
         let (mut tail, mut logged) = (vec![], 0);
         // So many at a time that a program which never stops talking is still looked at.
@@ -368,33 +410,20 @@ impl Program {
             }
             (false, tail.clone())
         };
-        loop {
+        let status = loop {
             let (silent, _) = drain(&log_lines, POLL);
-            // Not reaped yet: as long as it is there, nobody else can have the number of its group.
-            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-            if waitid(WaitId::Pid(group.0), options)
-                .map_err(|errno| CallError::Start { program: program(), source: errno.into() })?
-                .is_some()
-            {
-                break;
+            if let Some(status) = leashed.ended().map_err(not_run)? {
+                break status;
             }
             if silent {
                 std::thread::sleep(POLL);
             }
-            let stopped = match cancel {
-                Some(cancel) if cancel.is_cancelled() => Some(CallError::Cancelled),
-                _ if begin.elapsed() > limit => Some(CallError::TimedOut { program: program(), seconds: limit.as_secs() }),
-                _ => None,
-            };
-            if let Some(error) = stopped {
-                drop(group);
-                let _ = child.wait();
-                return Err(error);
+            match cancel {
+                Some(cancel) if cancel.is_cancelled() => return Err(CallError::Cancelled),
+                _ if begin.elapsed() > limit => return Err(CallError::TimedOut { program: program(), seconds: limit.as_secs() }),
+                _ => {}
             }
-        }
-        // What it started and left behind.
-        drop(group);
-        let status = child.wait().map_err(|source| CallError::Start { program: program(), source })?;
+        };
         let (_, tail) = drain(&log_lines, Duration::from_millis(200));
         let bytes = match answer.recv_timeout(LEFT_OPEN) {
             Ok(Some(bytes)) => bytes,
@@ -412,34 +441,8 @@ impl Program {
     }
 }
 
-/// Starts a program. One that was written a moment ago may still be open for writing in a process that another thread is just starting.
-fn start(command: &mut Command) -> std::io::Result<Child> {
-    let begin = Instant::now();
-    loop {
-        match command.spawn() {
-            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy && begin.elapsed() < Duration::from_secs(1) => {
-                std::thread::sleep(POLL);
-            }
-            other => return other,
-        }
-    }
-}
-
-/// Killed with all that is in it when it goes.
-struct Group(Pid);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let _ = kill_process_group(self.0, Signal::KILL);
-    }
-}
-
-/// Threads for the three pipes: each ends with its pipe.
-fn feed(child: &mut Child, question: Vec<u8>, answers: Sender<Option<Vec<u8>>>, lines: Sender<String>) {
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that does not read its question answers without it.
-        std::thread::spawn(move || drop(stdin.write_all(&question)));
-    }
+/// Threads for what a program says: each ends with its pipe.
+fn listen(child: &mut Child, answers: Sender<Option<Vec<u8>>>, lines: Sender<String>) {
     if let Some(stdout) = child.stdout.take() {
         std::thread::spawn(move || {
             let mut bytes = vec![];

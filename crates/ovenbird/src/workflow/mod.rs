@@ -5,6 +5,7 @@
 //! plugin does reaches the build. A plugin must not know of other plugins but by their results.
 
 mod built_in;
+pub(crate) mod desk;
 mod draft;
 mod external;
 mod inside;
@@ -13,7 +14,8 @@ mod text;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ovenbird_engine::Event;
 use ovenbird_engine::ops::log::Masks;
@@ -22,10 +24,15 @@ use ovenbird_oci::{Descriptor, Platform, Reference};
 use serde_json::{Map, Value};
 
 pub use built_in::{Reference as BuiltInReference, reference};
+pub use desk::Desk;
 pub(crate) use draft::{Content, Draft, MAIN};
+
+use desk::At;
+use external::Program;
 
 use crate::builder::{Builder, Image, Job, Library};
 use crate::error::{Error, Kind};
+use crate::naming::TagPolicies;
 use crate::report::{PluginOutcome, PluginReport};
 use crate::request::workflow::{Entry, OnFailure, Workflow};
 use crate::request::{BuildRequest, Phase};
@@ -46,10 +53,14 @@ pub struct Bench {
     pub folders: Vec<PathBuf>,
     /// How registries are spoken to.
     pub client: ClientOptions,
+    /// Tags of names without one.
+    pub policies: TagPolicies,
     /// Where temporary files go.
     pub temp: PathBuf,
     /// Seconds since 1970 when the job began.
     pub now: i64,
+    /// Where the user's files and programs are.
+    pub desk: Desk,
 }
 
 impl Bench {
@@ -59,8 +70,10 @@ impl Bench {
             environment: environment.clone(),
             folders: settings.plugin_folders.clone(),
             client: settings.client_options(),
+            policies: settings.tags.clone(),
             temp: settings.temp.clone(),
             now: environment.now(),
+            desk: Desk::default(),
         }
     }
 
@@ -70,8 +83,10 @@ impl Bench {
             environment: Environment::fixed(BTreeMap::new(), "/", None),
             folders: vec![],
             client: ClientOptions::default(),
+            policies: TagPolicies::default(),
             temp: temp.to_owned(),
             now: 0,
+            desk: Desk::default(),
         }
     }
 }
@@ -140,6 +155,7 @@ pub(crate) struct Delivered {
 /// All that a plugin sees and does.
 pub(crate) struct Scene<'a> {
     pub(crate) phase: Phase,
+    pub(crate) at: At,
     /// In pre_build a plugin may change it; later it is as it was built.
     pub(crate) draft: &'a mut Draft,
     /// `None`: it could not be had.
@@ -194,6 +210,11 @@ pub(crate) trait Plugin: Send {
         Ok(())
     }
 
+    /// Ids of the secrets that it must be granted.
+    fn secrets(&self) -> Vec<&str> {
+        vec![]
+    }
+
     /// Runs; what comes back is its result in the report. An error of kind [`Kind::Veto`] is a no.
     fn run(&self, scene: &mut Scene) -> Result<Value, Error>;
 }
@@ -215,6 +236,8 @@ pub(crate) struct Prepared {
     args: Map<String, Value>,
     /// The same with other arguments.
     again: Box<dyn Fn(Map<String, Value>) -> Result<Box<dyn Plugin>, String>>,
+    /// It is a program of the user's.
+    program: Option<Program>,
 }
 
 /// Texts that arguments may be, and that are replaced when the plugin runs.
@@ -278,9 +301,9 @@ impl<'a> Flow<'a> {
         }
         flow.read_secrets(request)?;
         for phase in Phase::ALL {
-            for entry in request.workflow.entries(phase) {
+            for (place, entry) in request.workflow.entries(phase).iter().enumerate() {
                 let step = flow
-                    .prepare_step(phase, entry, request, job)
+                    .prepare_step(At { phase, place }, entry, request, job)
                     .map_err(|error| Error { message: flow.masks.text(error.message), ..error })?;
                 flow.steps.entry(phase).or_default().push(step);
             }
@@ -309,7 +332,8 @@ impl<'a> Flow<'a> {
         Ok(())
     }
 
-    fn prepare_step(&self, phase: Phase, entry: &Entry, request: &BuildRequest, job: &Job) -> Result<Step, Error> {
+    fn prepare_step(&self, at: At, entry: &Entry, request: &BuildRequest, job: &Job) -> Result<Step, Error> {
+        let phase = at.phase;
         let named = format!("the plugin {phase}:{}", entry.name);
         let wrong = |why: String| Error::new(Kind::Usage, format!("{named} cannot be used")).because(why);
         let complete = |schema: &Value| {
@@ -318,9 +342,13 @@ impl<'a> Flow<'a> {
             schema::check(schema, &args)?;
             Ok(args)
         };
-        let found = match (&entry.file, built_in::find(&entry.name)) {
-            (None, Some(built_in)) => Some((built_in.phases.to_vec(), built_in.prepare(&complete).map_err(wrong)?)),
-            _ => external::find(entry, self.bench, &complete, job)?,
+        let found = match (&entry.file, built_in::find(&entry.name), self.bench.desk.caller()) {
+            (None, Some(built_in), _) => Some((built_in.phases.to_vec(), built_in.prepare(&complete).map_err(wrong)?)),
+            (.., None) => external::find(entry, self.bench, &complete, job)?,
+            // The caller has found it, and has checked its arguments.
+            (.., Some(caller)) => {
+                (!caller.is_absent(at)).then(|| (Phase::ALL.to_vec(), external::of_caller(&entry.name, Arc::clone(caller))))
+            }
         };
         let Some((phases, plugin)) = found else {
             if !entry.required {
@@ -339,8 +367,42 @@ impl<'a> Flow<'a> {
             let phases: Vec<&str> = phases.iter().map(|phase| phase.as_str()).collect();
             return Err(wrong(format!("it does not run in {phase}, but in {}", phases.join(", "))));
         }
+        if let Some(id) = plugin.plugin.secrets().into_iter().find(|id| !entry.secrets.iter().any(|granted| granted == id)) {
+            return Err(wrong(format!("it is not granted the secret {id:?}")).hint(format!("add secret={id} to it")));
+        }
         plugin.plugin.check(request).map_err(wrong)?;
         Ok(Step { entry: entry.clone(), plugin: Some(plugin) })
+    }
+
+    /// A plugin that is there.
+    pub(crate) fn prepared(&self, At { phase, place }: At) -> Option<&Prepared> {
+        self.steps.get(&phase)?.get(place)?.plugin.as_ref()
+    }
+
+    fn entry(&self, At { phase, place }: At) -> Option<&Entry> {
+        Some(&self.steps.get(&phase)?.get(place)?.entry)
+    }
+
+    /// Plugins that are not there, and need not be.
+    pub(crate) fn absent(&self) -> Vec<At> {
+        let all = self.steps.iter().flat_map(|(phase, steps)| steps.iter().enumerate().map(|(place, step)| (*phase, place, step)));
+        all.filter(|(.., step)| step.plugin.is_none()).map(|(phase, place, _)| At { phase, place }).collect()
+    }
+
+    /// The secrets that a plugin is granted.
+    fn granted(&self, entry: &Entry) -> BTreeMap<String, Vec<u8>> {
+        entry.secrets.iter().filter_map(|id| Some((id.clone(), self.secrets.get(id)?.clone()))).collect()
+    }
+
+    /// How long the plugins of a phase may take.
+    pub(crate) fn longest(&self, phase: Phase) -> Duration {
+        let times = self.steps.get(&phase).into_iter().flatten().map(|step| step.entry.timeout.unwrap_or(DEFAULT_TIMEOUT));
+        Duration::from_secs(times.sum())
+    }
+
+    /// A line of the log of a plugin.
+    fn say(&self, phase: Phase, name: &str, line: &str, job: &Job) {
+        job.sink.emit(Event::Message { text: self.masks.text(format!("[{phase} {name}] {line}")) });
     }
 
     /// When the job began, and now.
@@ -364,11 +426,11 @@ impl<'a> Flow<'a> {
         // Put back: a build whose blobs were damaged runs its phases once more.
         let steps = self.steps.remove(&phase).unwrap_or_default();
         let mut first = None;
-        for step in &steps {
+        for (place, step) in steps.iter().enumerate() {
             let done = if stand.job.cancel.is_cancelled() && phase != Phase::Exit {
                 Err(Error::new(Kind::Cancelled, "the build was cancelled"))
             } else {
-                self.step(phase, step, &mut stand)
+                self.step(At { phase, place }, step, &mut stand)
             };
             if let Err(error) = done {
                 first.get_or_insert(error);
@@ -381,7 +443,8 @@ impl<'a> Flow<'a> {
         first.map_or(Ok(()), Err)
     }
 
-    fn step(&mut self, phase: Phase, step: &Step, stand: &mut Stand) -> Result<(), Error> {
+    fn step(&mut self, at: At, step: &Step, stand: &mut Stand) -> Result<(), Error> {
+        let phase = at.phase;
         let Step { entry, plugin } = step;
         let name = &entry.name;
         let began = self.start.elapsed();
@@ -396,9 +459,10 @@ impl<'a> Flow<'a> {
         };
         sink.emit(Event::Message { text: format!("[{phase} {name}] running") });
         let before = stand.draft.clone();
-        let secrets = entry.secrets.iter().filter_map(|id| Some((id.clone(), self.secrets.get(id)?.clone()))).collect();
+        let secrets = self.granted(entry);
         let mut scene = Scene {
             phase,
+            at,
             draft: stand.draft,
             tree: stand.tree,
             image: stand.image.as_deref_mut(),

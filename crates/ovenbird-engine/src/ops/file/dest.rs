@@ -364,6 +364,7 @@ impl Dest {
     /// Gives a folder of the output another mode.
     pub(crate) fn change_mode(&mut self, handle: &DirHandle, mode: u32) -> Result<(), FileError> {
         rustix::fs::fchmod(&handle.fd, Mode::from_raw_mode(mode | 0o700)).map_err(FileError::io("set the mode of", &handle.path))?;
+        self.sink.forget_mode(&handle.path);
         let stat = rustix::fs::fstat(&handle.fd).map_err(FileError::io("read", &handle.path))?;
         let time = Some((stat.st_mtime, stat.st_mtime_nsec as u32));
         self.finals.entry(handle.path.clone()).or_insert(Final { mode, mtime: time }).mode = mode;
@@ -621,8 +622,9 @@ impl Dest {
             if last.mtime.is_some() {
                 done = rustix::fs::utimensat(&self.root, name, &meta.times(), AtFlags::SYMLINK_NOFOLLOW);
             }
-            if done.is_ok() && last.mode & 0o700 != 0o700 {
-                done = rustix::fs::chmodat(&self.root, name, Mode::from_raw_mode(last.mode), AtFlags::empty());
+            let mode = self.sink.folder_mode(path, last.mode);
+            if done.is_ok() && mode & 0o700 != 0o700 {
+                done = rustix::fs::chmodat(&self.root, name, Mode::from_raw_mode(mode), AtFlags::empty());
             }
             match done {
                 Ok(()) => {}
@@ -631,7 +633,7 @@ impl Dest {
                     if last.mtime.is_some() {
                         rustix::fs::futimens(&fd, &meta.times()).map_err(FileError::io("set the time of", path))?;
                     }
-                    rustix::fs::fchmod(&fd, Mode::from_raw_mode(last.mode)).map_err(FileError::io("set the mode of", path))?;
+                    rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(FileError::io("set the mode of", path))?;
                 }
                 Err(error) => return Err(FileError::io("set the time of", path)(error)),
             }

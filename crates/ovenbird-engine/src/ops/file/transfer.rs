@@ -88,8 +88,6 @@ impl Meta {
 /// Where everything is written to: what the threads share.
 pub(crate) struct Sink {
     ownership: Ownership,
-    /// Who owns what this process makes.
-    ids: (u32, u32),
     owners: Mutex<Owners>,
     /// Of a copying thread.
     failure: Mutex<Option<FileError>>,
@@ -115,8 +113,7 @@ pub(crate) struct FileJob {
 
 impl Sink {
     pub(crate) fn new(ownership: Ownership) -> Self {
-        let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Self { ownership, ids, owners: Mutex::default(), failure: Mutex::default(), reflinks: AtomicBool::new(true), lent: None }
+        Self { ownership, owners: Mutex::default(), failure: Mutex::default(), reflinks: AtomicBool::new(true), lent: None }
     }
 
     /// One that may leave the content of large files where it is.
@@ -159,12 +156,28 @@ impl Sink {
                     done => done.map_err(FileError::io("set the owner of", path)),
                 }
             }
-            Ownership::Recorded => {
-                if (meta.uid, meta.gid) != self.ids {
+            Ownership::Recorded | Ownership::Unprivileged => {
+                if (meta.uid, meta.gid) != (0, 0) {
                     self.record(path, Owner { uid: meta.uid, gid: meta.gid, node: None });
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// The permissions that a folder is to get on the disk; the rest is recorded.
+    pub(crate) fn folder_mode(&self, path: &Path, mode: u32) -> u32 {
+        let (disk, node) = self.ownership.permissions(true, mode);
+        if node.is_some() {
+            self.owners().entry(path.as_os_str().to_owned()).or_insert(Owner { uid: 0, gid: 0, node }).node = node;
+        }
+        disk
+    }
+
+    /// Whatever was recorded of the permissions of a folder does not hold any more.
+    pub(crate) fn forget_mode(&self, path: &Path) {
+        if let Some(owner) = self.owners().get_mut(path.as_os_str()) {
+            owner.node = None;
         }
     }
 
@@ -189,7 +202,7 @@ impl Sink {
         let mode = Mode::from_raw_mode(meta.mode);
         let device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
         // A 0/0 device would be a whiteout.
-        let made = if device && (self.ownership == Ownership::Recorded || (major, minor) == (0, 0)) {
+        let made = if device && (self.ownership != Ownership::Real || (major, minor) == (0, 0)) {
             Err(Errno::PERM)
         } else {
             rustix::fs::mknodat(dir, name, kind, mode, rustix::fs::makedev(major, minor))
@@ -200,7 +213,9 @@ impl Sink {
                 rustix::fs::chmodat(dir, name, mode, AtFlags::empty()).map_err(FileError::io("set the mode of", path))?;
             }
             Err(Errno::PERM) => {
-                create(dir, name, 0o600).map_err(FileError::io("make", path))?;
+                // Whoever asks a step for the bits is told those of the file.
+                let file = create(dir, name, 0o600).map_err(FileError::io("make", path))?;
+                rustix::fs::fchmod(&file, mode).map_err(FileError::io("set the mode of", path))?;
                 let node = Some((kind.as_raw_mode() | meta.mode, major, minor));
                 self.record(path, Owner { uid: meta.uid, gid: meta.gid, node });
             }
@@ -231,15 +246,16 @@ impl Sink {
     }
 
     fn finish_file(&self, file: &File, path: &Path, xattrs: &[(OsString, Vec<u8>)], meta: &Meta) -> Result<(), FileError> {
+        let (mode, node) = self.ownership.permissions(false, meta.mode);
         if self.ownership == Ownership::Real {
             let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
             rustix::fs::fchown(file, Some(uid), Some(gid)).map_err(FileError::io("set the owner of", path))?;
-        } else if (meta.uid, meta.gid) != self.ids {
-            self.record(path, Owner { uid: meta.uid, gid: meta.gid, node: None });
+        } else if (meta.uid, meta.gid) != (0, 0) || node.is_some() {
+            self.record(path, Owner { uid: meta.uid, gid: meta.gid, node });
         }
         set_xattrs(xattrs, |name, value| rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()))
             .map_err(FileError::io("set the attributes of", path))?;
-        rustix::fs::fchmod(file, Mode::from_raw_mode(meta.mode)).map_err(FileError::io("set the mode of", path))?;
+        rustix::fs::fchmod(file, Mode::from_raw_mode(mode)).map_err(FileError::io("set the mode of", path))?;
         rustix::fs::futimens(file, &meta.times()).map_err(FileError::io("set the time of", path))
     }
 

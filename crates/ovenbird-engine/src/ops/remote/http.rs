@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use ovenbird_oci::Digest;
 
 use super::download::{self, DownloadError};
+use super::repository::basic;
 use super::{Fetched, fetch_error, file, found, host_of, named_secret};
 use crate::error::BuildError;
 use crate::event::Event;
@@ -42,7 +43,8 @@ pub fn fetch(session: &Session, step: &StepName, op: &HttpOp) -> Result<Fetched,
 async fn download(session: &Session<'_>, step: &StepName, op: &HttpOp, path: &std::path::Path) -> Result<(Digest, SystemTime), BuildError> {
     let host = host_of(&op.url);
     let bearer = || Some(format!("Bearer {}", named_secret(session, &[format!("HTTP_AUTH_TOKEN_{host}")])?));
-    let authorization = named_secret(session, &[format!("HTTP_AUTH_HEADER_{host}")]).or_else(bearer);
+    let login = || op.login.as_ref().map(|login| basic(&login.user, &login.password));
+    let authorization = named_secret(session, &[format!("HTTP_AUTH_HEADER_{host}")]).or_else(bearer).or_else(login);
     let event = |current, total, done| Event::Progress {
         id: format!("download {}", op.url),
         label: format!("downloading {}", op.filename),

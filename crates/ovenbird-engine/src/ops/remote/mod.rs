@@ -5,6 +5,7 @@ pub mod git;
 pub mod http;
 pub mod repository;
 
+use ovenbird_dockerfile::redact::without_passwords;
 use ovenbird_oci::Digest;
 
 use crate::cache::{self, CacheKey, Link, Record};
@@ -27,7 +28,7 @@ fn file(session: &Session, key: Digest, work: WorkDir) -> Result<Fetched, BuildE
 }
 
 fn fetch_error(step: &StepName, url: &str, reason: impl Into<String>) -> BuildError {
-    BuildError::Fetch { url: url.to_owned(), line: step.line(), reason: reason.into() }
+    BuildError::Fetch { url: without_passwords(url).into_owned(), line: step.line(), reason: reason.into() }
 }
 
 /// A secret that BuildKit looks for by name (`GIT_AUTH_TOKEN.host`, `HTTP_AUTH_TOKEN_host`).

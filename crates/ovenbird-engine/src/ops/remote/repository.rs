@@ -30,12 +30,17 @@ const TICK: Duration = Duration::from_millis(5);
 /// What a file that stands for one of Git LFS begins with.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\n";
 /// Lines of complaints that say nothing of the cause.
-const EMPTY_WORDS: [&str; 5] = [
+const EMPTY_WORDS: [&str; 9] = [
     "Could not read from remote repository",
     "Please make sure you have",
     "and the repository exists",
     "hint: ",
     "Warning: Permanently added",
+    // Git LFS, of files that are gone by the time somebody looks.
+    "Downloading ",
+    "Errors logged to ",
+    "Use `git lfs logs",
+    "Error reading `git config`",
 ];
 /// Where programs are when nobody says.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -62,6 +67,9 @@ pub fn hardened(dir: &Path) -> Command {
         .env("GIT_TERMINAL_PROMPT", "0");
     command
 }
+
+/// Objects with one beginning that are looked at.
+const MOST_CANDIDATES: usize = 16;
 
 /// How a repository is reached.
 #[derive(Clone, Default)]
@@ -154,6 +162,18 @@ pub enum GitError {
         /// What it said, on one line.
         said: String,
     },
+    /// The configuration of Git LFS that came with the repository is none.
+    #[error("the .lfsconfig of the repository cannot be read: {said}; correct it there")]
+    LfsConfig {
+        /// What git said, on one line.
+        said: String,
+    },
+    /// Git LFS failed.
+    #[error("Git LFS cannot get the large files of the repository: {said}")]
+    Lfs {
+        /// What it said, on one line.
+        said: String,
+    },
     /// Nothing in it.
     #[error("the repository is empty")]
     Empty,
@@ -162,6 +182,14 @@ pub enum GitError {
     NoRef {
         /// As asked for.
         wanted: String,
+    },
+    /// The beginning of several commits.
+    #[error("{wanted} is the beginning of several commits of the repository ({}); give more digits", commits.join(", "))]
+    Ambiguous {
+        /// As asked for.
+        wanted: String,
+        /// The first of them.
+        commits: Vec<String>,
     },
     /// Another commit than the one that must be found.
     #[error("it is at commit {commit}, not at --checksum={checksum}")]
@@ -330,7 +358,9 @@ impl<'a> Repository<'a> {
     pub fn check_out(&self, resolved: &Resolved, dir: &Path) -> Result<Checkout, GitError> {
         let commit = self.fetch(resolved, dir)?;
         self.check(&commit)?;
-        self.run(dir, &["checkout", "--quiet", "--detach", &commit])?;
+        if let Err(error) = self.run(dir, &["checkout", "--quiet", "--detach", &commit]) {
+            return Err(self.of_lfs(error, &commit, dir)?);
+        }
         if self.op.submodules && dir.join(".gitmodules").symlink_metadata().is_ok_and(|meta| meta.is_file()) {
             let update = ["submodule", "--quiet", "update", "--init", "--recursive"];
             // A server may refuse a commit that no branch ends in.
@@ -359,6 +389,21 @@ impl<'a> Repository<'a> {
         Ok(Checkout { commit, time: time.trim().parse().unwrap_or(0), folder, pointers })
     }
 
+    /// Why files cannot be had, when it was Git LFS: a configuration that it cannot read it leaves out, and fails at something else.
+    fn of_lfs(&self, error: GitError, commit: &str, dir: &Path) -> Result<GitError, GitError> {
+        let GitError::Failed { said, .. } = self.go_on(error)? else { return Ok(GitError::Stopped) };
+        if !self.lfs || !said.to_ascii_lowercase().contains("lfs") && !said.contains("Smudge error") {
+            return Ok(GitError::Failed { command: "checkout".into(), said });
+        }
+        let blob = format!("{commit}:.lfsconfig");
+        if self.run(dir, &["cat-file", "-e", &blob]).is_ok()
+            && let Err(GitError::Failed { said, .. }) = self.run(dir, &["config", "--blob", &blob, "--list"])
+        {
+            return Ok(GitError::LfsConfig { said: said.replace(&blob, ".lfsconfig") });
+        }
+        Ok(GitError::Lfs { said })
+    }
+
     fn fetch(&self, resolved: &Resolved, dir: &Path) -> Result<String, GitError> {
         let commit = resolved.commit.as_deref();
         let format = if commit.is_some_and(|commit| commit.len() == 64) { "sha256" } else { "sha1" };
@@ -384,8 +429,23 @@ impl<'a> Repository<'a> {
         match full {
             Ok(full) => Ok(full.trim().to_owned()),
             Err(GitError::Stopped) => Err(GitError::Stopped),
-            Err(_) => Err(why.unwrap_or(GitError::NoRef { wanted })),
+            Err(_) => match why {
+                Some(why) => Err(why),
+                None => Err(self.none_or_many(wanted, dir)?),
+            },
         }
+    }
+
+    /// Why a short commit is none.
+    fn none_or_many(&self, wanted: String, dir: &Path) -> Result<GitError, GitError> {
+        let objects = self.run(dir, &["rev-parse", &format!("--disambiguate={wanted}")])?;
+        let mut commits = vec![];
+        for object in objects.lines().take(MOST_CANDIDATES) {
+            if self.run(dir, &["cat-file", "-t", object])?.trim() == "commit" {
+                commits.push(object.to_owned());
+            }
+        }
+        Ok(if commits.len() > 1 { GitError::Ambiguous { wanted, commits } } else { GitError::NoRef { wanted } })
     }
 
     /// Is there another way after this? Not when the build was stopped.

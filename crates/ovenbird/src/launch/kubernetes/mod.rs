@@ -314,8 +314,20 @@ impl Life for Running {
         let end = Instant::now() + limit;
         // A pod that goes away may be told why a moment later.
         let settle = Instant::now() + SETTLE;
+        let mut gone = None;
         loop {
-            match self.look() {
+            let seen = match self.look() {
+                Ok(Standing::Failed(error @ KubernetesError::Gone { .. })) => {
+                    gone = Some(error.clone());
+                    Ok(Standing::Failed(error))
+                }
+                // Its job may make another pod, which is not the build's.
+                Ok(Standing::Running(_) | Standing::Waiting(_)) if gone.is_some() => {
+                    Ok(gone.clone().map_or(Standing::Done, Standing::Failed))
+                }
+                seen => seen,
+            };
+            match seen {
                 Ok(Standing::Done) => return Some("the worker ended".into()),
                 Ok(Standing::Failed(KubernetesError::Gone { .. })) if Instant::now() < settle => std::thread::sleep(LOOK),
                 Ok(Standing::Failed(error)) => {

@@ -1,8 +1,7 @@
 //! Files: put into a build, hidden from it, taken out of its image.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ovenbird_dockerfile::ignore::Patterns;
@@ -14,12 +13,11 @@ use serde_json::{Value, json};
 use super::Size;
 use crate::error::{Error, Kind};
 use crate::request::BuildRequest;
+use crate::workflow::desk::Target;
 use crate::workflow::draft::Kept;
-use crate::workflow::inside::{read_entry, redacted};
+use crate::workflow::inside::redacted;
 use crate::workflow::{Content, MAIN, Plugin, Scene, text, veto};
 
-/// Largest file that is read into memory.
-const MOST_BYTES: u64 = 64 << 20;
 /// Context of the files that steps see while they run.
 const INJECTED: &str = "ovenbird-inject";
 /// Context of what is copied into the image beside the user's files.
@@ -132,7 +130,7 @@ impl Plugin for InjectFiles {
         for (number, file) in self.files.iter().enumerate() {
             let bytes = match (&file.text, &file.source) {
                 (Some(text), _) => text.clone().into_bytes(),
-                (None, Some(path)) => read_file(&scene.bench.environment.absolute(path))?,
+                (None, Some(path)) => scene.read_file(path)?,
                 (None, None) => vec![],
             };
             scene.draft.add(INJECTED, &number.to_string(), Content::Bytes(bytes), 0o644)?;
@@ -143,15 +141,6 @@ impl Plugin for InjectFiles {
         }
         Ok(json!(self.files.iter().map(|file| &file.target).collect::<Vec<_>>()))
     }
-}
-
-fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
-    let failed = |error: std::io::Error| Error::from_chain(Kind::Veto, &error).while_doing(format!("cannot read {}", path.display()));
-    let mut file = std::fs::File::open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(veto(format!("{} is no regular file", path.display())));
-    }
-    read_entry(&mut file, MOST_BYTES).map_err(failed)
 }
 
 /// A file to download.
@@ -265,24 +254,19 @@ impl Plugin for ExportFiles {
     fn run(&self, scene: &mut Scene) -> Result<Value, Error> {
         let patterns = Patterns::new(&self.paths).map_err(|e| Error::from_chain(Kind::Usage, &e))?;
         let image = scene.image()?.clone();
-        let dest = scene.bench.environment.absolute(&self.dest);
         let mut written: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (platform, _, _) in &image.platforms {
             let Some(one) = Scene::of_platform(&image, platform) else { continue };
-            let dest = if image.platforms.len() > 1 { dest.join(platform.to_string().replace('/', "_")) } else { dest.clone() };
+            let folder = (image.platforms.len() > 1).then(|| PathBuf::from(platform.to_string().replace('/', "_")));
             let names = written.entry(platform.to_string()).or_default();
             scene.files(&one, &mut |path, entry| {
                 let wanted = path.to_str().is_some_and(|path| patterns.is_ignored(path));
                 if !wanted || !entry.header().entry_type().is_file() {
                     return Ok(());
                 }
-                let to = beneath(&dest, path)?;
-                let mode = entry.header().mode()? & 0o777;
-                // Not through what stands there: it could be a link of somebody else.
-                let _ = std::fs::remove_file(&to);
-                let mut file = std::fs::File::create_new(&to)?;
-                std::io::copy(entry, &mut file)?;
-                file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+                let inside = folder.as_ref().map_or_else(|| path.to_owned(), |folder| folder.join(path));
+                let target = Target { dest: self.dest.clone(), inside: Some(inside), mode: Some(entry.header().mode()? & 0o777) };
+                scene.write_file(&target, entry).map_err(|error| std::io::Error::other(error.to_string()))?;
                 names.push(path.display().to_string());
                 Ok(())
             })?;
@@ -292,22 +276,4 @@ impl Plugin for ExportFiles {
         }
         Ok(json!(written))
     }
-}
-
-/// A path in a folder, with the folders on the way to it, none of which is a link.
-fn beneath(dest: &Path, path: &Path) -> std::io::Result<PathBuf> {
-    std::fs::create_dir_all(dest)?;
-    let mut at = dest.to_owned();
-    let names: Vec<_> = path.components().filter(|c| matches!(c, Component::Normal(_))).collect();
-    for (number, name) in names.iter().enumerate() {
-        at.push(name);
-        if number + 1 < names.len() {
-            match std::fs::symlink_metadata(&at) {
-                Ok(meta) if meta.is_dir() => {}
-                Ok(_) => return Err(std::io::Error::other(format!("{} is in the way: it is no folder", at.display()))),
-                Err(_) => std::fs::create_dir(&at)?,
-            }
-        }
-    }
-    Ok(at)
 }

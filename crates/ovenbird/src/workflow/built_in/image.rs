@@ -186,11 +186,9 @@ impl Plugin for PackageList {
                 Form::Cyclonedx => packages::cyclonedx(&subject, packages),
             };
             if let Some(dest) = &self.dest {
-                let dest = scene.bench.environment.absolute(dest);
-                let dest = if all.len() > 1 { prefixed(&dest, platform) } else { dest };
+                let dest = if all.len() > 1 { prefixed(dest, platform) } else { dest.clone() };
                 let text = serde_json::to_string_pretty(&document).map_err(|e| Error::from_chain(Kind::Bug, &e))?;
-                std::fs::write(&dest, text + "\n")
-                    .map_err(|e| Error::from_chain(Kind::Configuration, &e).while_doing(format!("cannot write {}", dest.display())))?;
+                let dest = scene.write_text(&dest, &(text + "\n"))?;
                 results.insert(platform.clone(), json!({ "packages": packages.len(), "file": dest }));
             } else {
                 results.insert(platform.clone(), document);

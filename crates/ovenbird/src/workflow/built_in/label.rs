@@ -112,8 +112,12 @@ fn repository(scene: &Scene) -> (Result<String, String>, Result<String, String>)
     if let Some(revision) = scene.tree.and_then(|tree| tree.revision.as_ref()) {
         return (Ok(revision.commit.clone()), Ok(revision.url.clone()));
     }
-    match &scene.draft.request.source {
-        Source::Path(dir) => (git::head(dir).map(|head| head.sha).map_err(|e| e.to_string()), Err("a folder has no address".into())),
+    let sent = scene.tree.filter(|tree| tree.is_sent).map(|tree| tree.git.clone());
+    match (&scene.draft.request.source, sent) {
+        (_, Some(Some(git))) => (Ok(git.commit), Err("a folder has no address".into())),
+        (Source::Path(dir), None) => {
+            (git::head(dir).map(|head| head.sha).map_err(|e| e.to_string()), Err("a folder has no address".into()))
+        }
         _ => (Err("the context is no folder and no repository".into()), Err("the context is no repository".into())),
     }
 }

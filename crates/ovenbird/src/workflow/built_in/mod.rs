@@ -93,7 +93,7 @@ impl BuiltIn {
         let args = complete(&(self.schema)())?;
         let make = self.make;
         let again = move |args: Map<String, Value>| make(Value::Object(args)).map_err(|error| error.to_string());
-        Ok(Prepared { plugin: again(args.clone())?, args, again: Box::new(again) })
+        Ok(Prepared { plugin: again(args.clone())?, args, again: Box::new(again), program: None })
     }
 }
 

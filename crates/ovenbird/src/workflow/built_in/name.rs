@@ -89,6 +89,20 @@ impl Plugin for FloatingTagsLast {
     }
 
     fn run(&self, scene: &mut Scene) -> Result<Value, Error> {
+        let request = &scene.draft.request;
+        let of = |policy: &TagPolicy| [&policy.unique[..], &policy.primary, &policy.floating].concat();
+        let names = request.names.iter().chain(request.outputs.iter().flat_map(|output| &output.names));
+        // A name without a tag has those of the settings.
+        let tag = |name: &String| name.strip_prefix(repository_of(name)).unwrap_or_default().trim_start_matches(':').to_owned();
+        let mut known: Vec<String> = names.map(tag).collect();
+        if known.iter().any(String::is_empty) {
+            let policies = &scene.bench.policies;
+            known.push("latest".into());
+            known.extend([&policies.all, &request.tags].into_iter().chain(policies.registries.values()).flat_map(of));
+        }
+        if let Some(unknown) = self.tags.iter().find(|tag| !known.contains(tag)) {
+            return Err(veto(format!("no name of the build has the tag {unknown:?}; plugins that give names come before this one")));
+        }
         scene.draft.request.tags.floating.extend(self.tags.iter().cloned());
         Ok(json!(self.tags))
     }

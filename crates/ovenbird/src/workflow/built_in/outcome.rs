@@ -93,6 +93,10 @@ impl Plugin for Notify {
         }
     }
 
+    fn secrets(&self) -> Vec<&str> {
+        self.url_secret.iter().chain(&self.token_secret).map(String::as_str).collect()
+    }
+
     fn run(&self, scene: &mut Scene) -> Result<Value, Error> {
         if !self.on.contains(&standing(scene)) {
             return Ok(json!({ "sent": false }));
@@ -121,10 +125,7 @@ pub(super) struct StoreMetadata {
 
 impl Plugin for StoreMetadata {
     fn run(&self, scene: &mut Scene) -> Result<Value, Error> {
-        let dest = scene.bench.environment.absolute(&self.dest);
         let text = serde_json::to_string_pretty(&summary(scene)?).map_err(|e| Error::from_chain(Kind::Bug, &e))?;
-        std::fs::write(&dest, text + "\n")
-            .map_err(|e| Error::from_chain(Kind::Configuration, &e).while_doing(format!("cannot write {}", dest.display())))?;
-        Ok(json!({ "file": dest }))
+        Ok(json!({ "file": scene.write_text(&self.dest, &(text + "\n"))? }))
     }
 }

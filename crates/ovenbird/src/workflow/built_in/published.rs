@@ -119,6 +119,13 @@ impl Plugin for GroupManifests {
         for image in &images {
             manifests.extend(scene.ask(async |client| Ok(members(&client, image, &store).await))??);
         }
+        // Named, too, or by several names: each image is there once, and that of this build only if it is wanted.
+        let mut known = std::collections::BTreeSet::new();
+        let own = scene.image.as_deref().filter(|_| self.without_own).map(|image| &image.platforms[..]).unwrap_or_default();
+        manifests.retain(|one| !own.iter().any(|(_, manifest, _)| manifest.digest == one.digest) && known.insert(one.digest));
+        if manifests.is_empty() {
+            return Err(veto("there is no image to put into the index"));
+        }
         let mut seen = vec![];
         for manifest in &manifests {
             let platform = manifest.platform.as_ref().map(ToString::to_string).unwrap_or_default();
