@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use crate::builder::BuilderKind;
 use crate::error::{Error, Kind};
-use crate::launch::{ContainerPlace, Host};
+use crate::launch::{ContainerPlace, Host, KubernetesPlace};
 use crate::request::ParseValueError;
 use crate::settings::Environment;
 
@@ -28,6 +28,8 @@ pub enum On {
     Ssh(Vec<Host>),
     /// On one of the machines of the setting `[pool]`.
     Pool,
+    /// In a pod of a Kubernetes cluster.
+    Kubernetes(Box<KubernetesPlace>),
 }
 
 impl FromStr for On {
@@ -39,16 +41,21 @@ impl FromStr for On {
             "here" => Self::Here,
             "process" => Self::Process,
             "pool" => Self::Pool,
-            "kubernetes" | "prefect" => {
-                let reason = format!("--on {text} is not supported by this version: use here, process, container or ssh://HOST");
+            "kubernetes" => Self::Kubernetes(Box::default()),
+            "prefect" => {
+                let reason =
+                    format!("--on {text} is not supported by this version: use here, process, container, kubernetes or ssh://HOST");
                 return Err(ParseValueError { reason });
             }
             "container" => Self::Container(ContainerPlace::default()),
             _ if text.starts_with("container,") => Self::Container(container(text)?),
+            _ if text.starts_with("kubernetes,") => {
+                Self::Kubernetes(Box::new(KubernetesPlace::parse(text.strip_prefix("kubernetes,").unwrap_or_default())?))
+            }
             _ if text.starts_with("ssh://") => Self::Ssh(text.split(',').map(str::parse).collect::<Result<_, _>>()?),
             _ => {
                 let reason = format!(
-                    "{text:?} is no place for a build: expected auto, here, process, container[,socket][,image=NAME], pool or ssh://HOST[,ssh://HOST]"
+                    "{text:?} is no place for a build: expected auto, here, process, container[,socket][,image=NAME], pool, kubernetes[,KEY=VALUE] or ssh://HOST[,ssh://HOST]"
                 );
                 return Err(ParseValueError { reason });
             }
@@ -95,6 +102,7 @@ impl fmt::Display for On {
             }
             Self::Ssh(hosts) => f.write_str(&hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
             Self::Pool => f.write_str("pool"),
+            Self::Kubernetes(place) => write!(f, "kubernetes{place}"),
         }
     }
 }
@@ -127,7 +135,7 @@ impl Probe {
     pub fn wants_docker(&self, on: &On, builder: BuilderKind) -> bool {
         match on {
             On::Auto | On::Here => builder != BuilderKind::Docker && self.level.is_none(),
-            On::Process | On::Container(_) | On::Ssh(_) | On::Pool => false,
+            On::Process | On::Container(_) | On::Ssh(_) | On::Pool | On::Kubernetes(_) => false,
         }
     }
 }
@@ -156,6 +164,9 @@ pub fn choose(on: &On, builder: BuilderKind, probe: &Probe) -> Result<Chosen, Er
             }
             chosen(on.clone(), own, "asked for".into())
         }
+        (On::Kubernetes(_), Docker) => Err(Error::new(Kind::Usage, "--builder docker does not go with --on kubernetes")
+            .hint("nodes have no Docker Engine, and a pod that could use one would own its node")),
+        (On::Kubernetes(_), _) => chosen(on.clone(), Engine, "asked for".into()),
         (On::Process | On::Ssh(_) | On::Pool, said) => chosen(on.clone(), said, "asked for".into()),
         (On::Auto | On::Here, Docker) => chosen(On::Here, Docker, "asked for".into()),
         (On::Auto | On::Here, Auto | Engine) => match (probe.level, &probe.docker) {
@@ -174,7 +185,12 @@ pub fn choose(on: &On, builder: BuilderKind, probe: &Probe) -> Result<Chosen, Er
                     reason.extend(["; ", why]);
                 }
                 for place in &probe.elsewhere {
-                    reason.extend(["; ", place, " is not a place for builds in this version"]);
+                    let what = if place.contains("Kubernetes") {
+                        " is not used unasked (--on kubernetes)"
+                    } else {
+                        " is not a place for builds in this version"
+                    };
+                    reason.extend(["; ", place, what]);
                 }
                 chosen(On::Here, Engine, reason)
             }
@@ -203,7 +219,9 @@ mod tests {
             ("container,socket,privileged", "! \"container,socket,privileged\" is no place for a build: it is either"),
             ("container,image=A", "! \"container,image=A\" is no place for a build: "),
             ("container,x", "! \"container,x\" is no place for a build: \"x\" is not known"),
-            ("kubernetes", "! --on kubernetes is not supported by this version"),
+            ("kubernetes", "kubernetes"),
+            ("kubernetes,namespace=ci,limits.memory=1Gi", "kubernetes,namespace=ci,limits.memory=1Gi"),
+            ("kubernetes,gpu=1", "! \"kubernetes,gpu=1\" is no place for a build: \"gpu=1\" is not known"),
             ("prefect", "! --on prefect is not supported by this version"),
             ("ssh://a,b", "! \"b\" is no host for builds"),
             ("moon", "! \"moon\" is no place for a build: expected auto"),

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::registry::FileRegistry;
 use crate::error::{Error, Kind};
+use crate::launch::KubernetesSettings;
 use crate::request::tag::TagPolicy;
 
 /// Longest file, in bytes.
@@ -29,6 +30,8 @@ pub(super) struct FileSettings {
     pub(super) on: Option<String>,
     /// Machines for builds.
     pub(super) pool: Option<FilePool>,
+    /// Clusters for builds.
+    pub(super) kubernetes: Option<KubernetesSettings>,
     /// What builds.
     pub(super) builder: Option<String>,
     /// Where a name without registry leads.
@@ -68,6 +71,9 @@ impl FileSettings {
         over(&mut self.isolation_level, other.isolation_level);
         over(&mut self.on, other.on);
         over(&mut self.pool, other.pool);
+        if let Some(kubernetes) = other.kubernetes {
+            self.kubernetes.get_or_insert_default().merge(kubernetes);
+        }
         over(&mut self.builder, other.builder);
         over(&mut self.default_registry, other.default_registry);
         over(&mut self.registry_path, other.registry_path);

@@ -29,7 +29,7 @@ use crate::builder::BuilderKind;
 use crate::choice::On;
 use crate::docker_engine::DockerSettings;
 use crate::error::{Error, Kind};
-use crate::launch::{Host, HostDefaults};
+use crate::launch::{Host, HostDefaults, KubernetesSettings};
 use crate::naming::TagPolicies;
 use crate::request::{BuildRequest, ParseValueError};
 
@@ -109,6 +109,8 @@ pub struct Settings {
     pub pool: Vec<Host>,
     /// What is not said of a machine for builds.
     pub host_defaults: HostDefaults,
+    /// Clusters for builds.
+    pub kubernetes: KubernetesSettings,
     /// What builds.
     pub builder: Option<BuilderKind>,
     /// Tags of names without one, and what kind of name a tag is.
@@ -235,6 +237,7 @@ impl Settings {
             on,
             pool: hosts,
             host_defaults,
+            kubernetes: merged.kubernetes.unwrap_or_default(),
             builder,
             tags,
             registries,
