@@ -18,6 +18,7 @@ pub mod moto;
 pub mod needs;
 pub mod oracle;
 pub mod pair;
+pub mod prefect;
 pub mod process;
 pub mod registry;
 pub mod relay;

@@ -2,6 +2,8 @@
 //!
 //! The source is fetched here and sent as the ignore files leave it; outputs come back. Images that are kept stay where the worker is.
 
+mod errand;
+
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -191,6 +193,9 @@ impl<L: Launcher> RemoteDriver<L> {
         let mut naming = Naming::new(request, &self.settings.tags)?;
         let probed = naming.probe(request)?.request;
         check(&probed)?;
+        if let Some(how) = self.launcher.by_reference() {
+            return self.run_errand(request, naming, &how, job);
+        }
         if !flow.has(Phase::PreBuild) {
             check_names(&probed, &naming)?;
         }

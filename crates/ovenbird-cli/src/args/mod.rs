@@ -80,6 +80,15 @@ impl Global {
         self.isolation_level.iter().flat_map(|level| ["--isolation-level".into(), level.name().into()]).collect()
     }
 
+    /// Refuses what a worker with settings of its own cannot be told.
+    pub(crate) fn refuse_elsewhere(&self, place: &str) -> Result<(), ovenbird::Error> {
+        let no = |flag: &str| Err(ovenbird::Error::refused(flag, format!("the build runs {place}, with the settings there")));
+        if self.isolation_level.is_some() {
+            return no("--isolation-level");
+        }
+        Ok(())
+    }
+
     /// The same for a worker on this machine; registries go through the pipe.
     pub(crate) fn for_worker(&self, settings: &Settings) -> Vec<OsString> {
         let mut flags: Vec<OsString> = vec!["--root".into(), settings.root.clone().into()];

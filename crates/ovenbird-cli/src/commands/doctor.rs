@@ -6,6 +6,7 @@ use clap::Args;
 use ovenbird::choice::{On, Probe};
 use ovenbird::docker_engine::DockerEngine;
 use ovenbird::launch::kubernetes::{self, KubernetesPlace};
+use ovenbird::launch::{PrefectLauncher, PrefectPlace};
 use ovenbird::{Error, Kind};
 use ovenbird_sandbox::Level;
 use serde_json::{Value, json};
@@ -157,7 +158,7 @@ fn places(session: &Session, level: Option<Level>) -> Vec<Finding> {
         finding("container,socket", docker.is_ok(), in_container),
         finding("pool", !hosts.is_empty(), pool),
         finding("kubernetes", elsewhere.iter().any(|place| place.contains("Kubernetes")), in_cluster(&elsewhere)),
-        finding("prefect", false, later("Prefect")),
+        prefect(session),
     ]
 }
 
@@ -168,6 +169,16 @@ fn in_cluster(elsewhere: &[&str]) -> String {
     } else {
         format!("not tried: {}; `ovenbird doctor --on kubernetes` asks it", found.join(", "))
     }
+}
+
+/// Whether a Prefect server would take builds.
+fn prefect(session: &Session) -> Finding {
+    let launcher = PrefectLauncher::new(&PrefectPlace::default(), &session.settings, &session.environment);
+    let (good, detail) = match launcher.and_then(|launcher| launcher.look()) {
+        Ok(found) => (true, found),
+        Err(error) => (false, error.to_string()),
+    };
+    Finding { what: "prefect", good, detail }
 }
 
 /// Makes the state directory and a file in it.

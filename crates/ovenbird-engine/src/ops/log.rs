@@ -143,8 +143,8 @@ pub struct Tail {
     open: String,
 }
 
-/// Lines kept.
-const TAIL_LINES: usize = 20;
+/// Lines kept: what fits on a screen.
+const TAIL_LINES: usize = 50;
 /// Longest line kept, bytes.
 const TAIL_WIDTH: usize = 4096;
 
@@ -224,12 +224,12 @@ mod tests {
     #[test]
     fn tail_keeps_the_end() {
         let mut tail = Tail::default();
-        for n in 0..50 {
+        for n in 0..80 {
             tail.feed(&format!("line {n}\r\n"));
         }
         tail.feed("last");
         let lines = tail.into_lines();
         assert_eq!(lines.len(), TAIL_LINES);
-        assert_eq!((lines[0].as_str(), lines[19].as_str()), ("line 31", "last"));
+        assert_eq!((lines[0].as_str(), lines[TAIL_LINES - 1].as_str()), ("line 31", "last"));
     }
 }

@@ -1,5 +1,6 @@
 //! A plain HTTP client for downloads that are no registry calls (`ADD <url>`), with the same TLS set-up.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::RegistryError;
@@ -15,6 +16,14 @@ pub fn client() -> Result<reqwest::Client, RegistryError> {
 
 /// The same, which follows no redirect to a host that is not allowed.
 pub fn client_for(allowed: impl Fn(&reqwest::Url) -> bool + Send + Sync + 'static) -> Result<reqwest::Client, RegistryError> {
+    client_with(None, allowed)
+}
+
+/// The same, which also believes the certificate authorities of a file.
+pub fn client_with(
+    ca: Option<&Path>,
+    allowed: impl Fn(&reqwest::Url) -> bool + Send + Sync + 'static,
+) -> Result<reqwest::Client, RegistryError> {
     let settings = |reason: String| RegistryError::Settings { registry: "downloads".into(), path: "(TLS)".into(), reason };
     let policy = reqwest::redirect::Policy::custom(move |attempt| {
         let downgraded = attempt.previous().last().is_some_and(|from| from.scheme() == "https") && attempt.url().scheme() != "https";
@@ -33,7 +42,7 @@ pub fn client_for(allowed: impl Fn(&reqwest::Url) -> bool + Send + Sync + 'stati
         .connect_timeout(Duration::from_secs(30))
         .read_timeout(Duration::from_mins(2))
         .redirect(policy)
-        .tls_backend_preconfigured(tls_config(true, None, None, "downloads")?)
+        .tls_backend_preconfigured(tls_config(true, ca, None, "downloads")?)
         .build()
         .map_err(|error| settings(error.to_string()))
 }

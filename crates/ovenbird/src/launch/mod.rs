@@ -6,6 +6,7 @@ mod caller;
 pub mod container;
 pub mod kubernetes;
 pub mod leash;
+pub mod prefect;
 pub mod process;
 pub mod ssh;
 
@@ -19,6 +20,7 @@ use crate::report::BuildReport;
 
 pub use container::{ContainerLauncher, ContainerPlace};
 pub use kubernetes::{KubernetesLauncher, KubernetesPlace, KubernetesSettings};
+pub use prefect::{PrefectLauncher, PrefectPlace, PrefectServer};
 pub use process::ProcessLauncher;
 pub use ssh::{Host, HostDefaults, SshLauncher};
 
@@ -29,6 +31,13 @@ pub struct WorkerSpec {
     pub flags: Vec<OsString>,
     /// What follows `worker`.
     pub arguments: Vec<OsString>,
+}
+
+/// How a worker gets its source where it cannot be sent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ByReference {
+    /// Repository for sources; `None`: that of the image.
+    pub sources: Option<String>,
 }
 
 /// The pipe to a worker, and the worker's life.
@@ -80,5 +89,9 @@ pub trait Launcher: Sync {
     /// Do the caller's paths and sockets mean the same there?
     fn has_our_files(&self) -> bool {
         false
+    }
+    /// Where nothing can be streamed to a worker: how it gets its source. The pipe then carries an errand.
+    fn by_reference(&self) -> Option<ByReference> {
+        None
     }
 }

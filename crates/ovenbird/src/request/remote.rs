@@ -61,6 +61,10 @@ impl RemoteUrl {
 
 /// An address without what may be a password in it, whether it can be read as one or not: who typed it wrong typed it all the same.
 pub(crate) fn masked(text: &str) -> String {
+    // A digest stands behind an `@`, too; a name that can be read has no password in it.
+    if text.strip_prefix("oci://").is_some_and(|name| name.parse::<ovenbird_oci::Reference>().is_ok()) {
+        return text.to_owned();
+    }
     let url = RemoteUrl(text.to_owned());
     let (found, address) = url.split_credentials();
     let (scheme, rest) = address.split_once("://").unwrap_or(("", &address));
@@ -133,6 +137,10 @@ mod tests {
             ("file:///srv/a.git", Some("file:///srv/a.git")),
             ("oci://r.io/a:1", Some("oci://r.io/a:1")),
             ("oci://r.io/a@sha256:12", Some("oci://r.io/a@sha256:12")),
+            (
+                "oci://127.0.0.1:5000/a/b@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+                Some("oci://127.0.0.1:5000/a/b@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"),
+            ),
             ("oci-layout://a@sha256:12", Some("oci-layout://a@sha256:12")),
             ("github.com/a/b", Some("github.com/a/b")),
             ("https://me:TOK/x@h/ok.tar", Some("https://***@h/ok.tar")),

@@ -9,6 +9,7 @@ use ovenbird_oci::reference::is_host;
 use ovenbird_oci::regular_file::{self, Links};
 use serde::Deserialize;
 
+use super::prefect::PrefectSettings;
 use super::registry::FileRegistry;
 use crate::error::{Error, Kind};
 use crate::launch::KubernetesSettings;
@@ -32,6 +33,8 @@ pub(super) struct FileSettings {
     pub(super) pool: Option<FilePool>,
     /// Clusters for builds.
     pub(super) kubernetes: Option<KubernetesSettings>,
+    /// Where flow runs build.
+    pub(super) prefect: Option<PrefectSettings>,
     /// What builds.
     pub(super) builder: Option<String>,
     /// Where a name without registry leads.
@@ -74,6 +77,9 @@ impl FileSettings {
         if let Some(kubernetes) = other.kubernetes {
             self.kubernetes.get_or_insert_default().merge(kubernetes);
         }
+        if let Some(prefect) = other.prefect {
+            self.prefect.get_or_insert_default().merge(prefect);
+        }
         over(&mut self.builder, other.builder);
         over(&mut self.default_registry, other.default_registry);
         over(&mut self.registry_path, other.registry_path);
@@ -89,6 +95,7 @@ impl FileSettings {
     /// Paths in a file are seen from the folder of the file.
     fn rebase(&mut self, dir: &Path) {
         self.registry.values_mut().for_each(|registry| registry.rebase(dir));
+        self.prefect.iter_mut().for_each(|prefect| prefect.rebase(dir));
         let lists = [&mut self.auth_files, &mut self.trusted_projects, &mut self.plugin_folders].into_iter().flatten().flatten();
         for path in self.root.iter_mut().chain(lists) {
             *path = dir.join(&*path);

@@ -9,6 +9,7 @@
 mod credentials;
 mod environment;
 mod file;
+mod prefect;
 mod project;
 mod registry;
 
@@ -23,6 +24,7 @@ use ovenbird_sandbox::Level;
 
 pub use environment::Environment;
 use file::{FileSettings, read};
+pub use prefect::PrefectSettings;
 pub use registry::RegistryOption;
 
 use crate::builder::BuilderKind;
@@ -111,6 +113,8 @@ pub struct Settings {
     pub host_defaults: HostDefaults,
     /// Clusters for builds.
     pub kubernetes: KubernetesSettings,
+    /// Which Prefect server is meant, as far as the settings say.
+    pub prefect: PrefectSettings,
     /// What builds.
     pub builder: Option<BuilderKind>,
     /// Tags of names without one, and what kind of name a tag is.
@@ -196,6 +200,8 @@ impl Settings {
             return Err(parsed("pool.command", "expected a program".into()));
         }
         let host_defaults = HostDefaults { slots: pool.slots, command: pool.command, root: pool.root };
+        let prefect = merged.prefect.take().unwrap_or_default();
+        prefect.check().map_err(|e| parsed("prefect", e))?;
         let builder = merged.builder.as_deref().map(str::parse).transpose();
         let builder = builder.map_err(|e: crate::request::ParseValueError| parsed("builder", e.reason))?;
         let root = match flags.root.clone().or(merged.root) {
@@ -238,6 +244,7 @@ impl Settings {
             pool: hosts,
             host_defaults,
             kubernetes: merged.kubernetes.unwrap_or_default(),
+            prefect,
             builder,
             tags,
             registries,

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::StreamExt as _;
 use ovenbird_engine::Event;
 use ovenbird_engine::ops::file::decompress;
 use ovenbird_oci::layer::{self, Ownership, remove_tree};
@@ -14,7 +15,7 @@ use ovenbird_oci::store::{Store, StoreError};
 use ovenbird_oci::{Descriptor, Digest, Index, Manifest, Platform, Reference};
 
 use super::remote::Got;
-use super::{Fetcher, SourceError, archive};
+use super::{Fetcher, SourceError, archive, bundle};
 use crate::builder::Job;
 use crate::error::{Error, Kind};
 use crate::request::RemoteUrl;
@@ -23,6 +24,8 @@ use crate::request::RemoteUrl;
 const TITLE: &str = "org.opencontainers.image.title";
 /// Largest manifest or index.
 const MAX_DOCUMENT: u64 = 8 * 1024 * 1024;
+/// Blobs that are asked for at once; the client transfers fewer.
+const AT_ONCE: usize = 8;
 /// What hides a file of the layers below, and what hides all of a folder.
 const WHITEOUT: &str = ".wh.";
 const OPAQUE: &str = ".wh..wh..opq";
@@ -54,15 +57,26 @@ pub(super) fn pull(fetcher: &Fetcher, name: &str, url: &RemoteUrl, job: &Job) ->
             fetched = client.manifest(&reference.with_digest(chosen.digest)).await?;
         }
         let manifest: Manifest = read_manifest(&fetched.bytes, url)?;
-        for layer in &manifest.layers {
-            client.fetch_blob(&reference, layer, &store, &progress).await?;
+        let config = Some(&manifest.config).filter(|_| bundle::is_source(&manifest));
+        let mut blobs = futures_util::stream::iter(config.into_iter().chain(&manifest.layers))
+            .map(|blob| client.fetch_blob(&reference, blob, &store, &progress))
+            .buffer_unordered(AT_ONCE);
+        while let Some(fetched) = blobs.next().await {
+            fetched?;
         }
+        drop(blobs);
         Ok(manifest)
     })?;
+    if bundle::is_source(&manifest) {
+        let whole = bundle::unpack(&manifest, &store, &folder.path().join("source"), url)?;
+        let _ = remove_tree(&folder.path().join("store"));
+        let dir = whole.contexts.get("context").map(|(dir, _)| dir.clone()).ok_or_else(|| failed(url, "it has no main context"))?;
+        return Ok(Got { dir, folder, dockerfile: None, revision: None, time: None, bundle: Some(whole) });
+    }
     let dir = folder.path().join("context");
     apply(&manifest.layers, &dir, folder.path(), url, job, &|digest| Ok(store.open_blob(digest)?))?;
     let _ = remove_tree(&folder.path().join("store"));
-    Ok(Got { dir, folder, dockerfile: None, revision: None, time: None })
+    Ok(Got { dir, folder, dockerfile: None, revision: None, time: None, bundle: None })
 }
 
 /// From a layout: `PATH[:TAG|@DIGEST]`.
@@ -116,7 +130,7 @@ pub(super) fn read(fetcher: &Fetcher, layout: &str, url: &RemoteUrl, job: &Job) 
     }
     apply(&manifest.layers, &dir, folder.path(), url, job, &|digest| Ok(store.open_blob(digest)?))?;
     let _ = remove_tree(&folder.path().join("store"));
-    Ok(Got { dir, folder, dockerfile: None, revision: None, time: None })
+    Ok(Got { dir, folder, dockerfile: None, revision: None, time: None, bundle: None })
 }
 
 enum Wanted {

@@ -5,6 +5,7 @@
 
 mod archive;
 mod artifact;
+pub(crate) mod bundle;
 pub mod git;
 mod path;
 mod remote;

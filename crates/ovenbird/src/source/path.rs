@@ -11,6 +11,7 @@ use ovenbird_oci::beside;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::archive::{self, Unpacked, read_text};
+use super::bundle::Bundle;
 use super::{Fetcher, Revision, SourceError, SourceTree, remote};
 use crate::builder::Job;
 use crate::error::Error;
@@ -50,7 +51,8 @@ impl Root {
 }
 
 pub(super) fn fetch(fetcher: &Fetcher, request: &BuildRequest, stdin: &mut dyn Read, job: &Job) -> Result<SourceTree, Error> {
-    let (mut inline, mut revision, mut origin, mut times, mut logins) = (None, None, None, BTreeMap::new(), BTreeMap::new());
+    let (mut inline, mut revision, mut origin, mut bundle) = (None, None, None, None);
+    let (mut times, mut logins) = (BTreeMap::new(), BTreeMap::new());
     let root = match &request.source {
         Source::Path(path) => Root::Trusted(folder("build context", path)?),
         Source::Stdin if request.dockerfile == DockerfileFrom::Stdin => return Err(SourceError::StdinTwice.into()),
@@ -72,7 +74,7 @@ pub(super) fn fetch(fetcher: &Fetcher, request: &BuildRequest, stdin: &mut dyn R
         Source::Remote(url) => {
             logins.extend(url.login());
             let got = remote::fetch(fetcher, url, true, request, job)?;
-            (inline, revision) = (got.dockerfile, got.revision);
+            (inline, revision, bundle) = (got.dockerfile, got.revision, got.bundle);
             origin = Some(revision.as_ref().map_or_else(
                 || url.to_string(),
                 |Revision { url, subdir, .. }| format!("{url}#:{}", subdir.as_deref().unwrap_or_default()),
@@ -84,7 +86,16 @@ pub(super) fn fetch(fetcher: &Fetcher, request: &BuildRequest, stdin: &mut dyn R
     if inline.is_some() && request.dockerfile == DockerfileFrom::Stdin {
         return Err(SourceError::TwoDockerfiles.into());
     }
+    if bundle.is_some() && request.dockerfile != DockerfileFrom::Default {
+        return Err(SourceError::TwoDockerfiles.into());
+    }
+    let whole = bundle.is_some();
+    let (dockerfile, bundled) = bundle.map(|Bundle { dockerfile, contexts }| (dockerfile, contexts)).unzip();
     let (name, text, beside) = match (&request.dockerfile, inline) {
+        _ if dockerfile.is_some() => {
+            let (name, text) = dockerfile.unwrap_or_default();
+            (name, text, None)
+        }
         (_, Some(text)) => ("Dockerfile".to_owned(), text, None),
         (DockerfileFrom::Stdin, None) => {
             let text = read_text("the Dockerfile on standard input", stdin)?;
@@ -99,11 +110,18 @@ pub(super) fn fetch(fetcher: &Fetcher, request: &BuildRequest, stdin: &mut dyn R
     let mut contexts = BTreeMap::new();
     let ignore = match beside {
         Some(patterns) => patterns,
+        None if whole => Patterns::default(),
         None => ignore_file(&root, Path::new(".dockerignore"))?.unwrap_or_default(),
     };
     contexts.insert("context".to_owned(), LocalContext::new(root.dir(), ignore));
+    for (name, (dir, ignore)) in bundled.into_iter().flatten() {
+        contexts.insert(name, LocalContext::new(dir, ignore));
+    }
     let mut kept = vec![];
     for (name, context) in &request.contexts {
+        if whole && contexts.contains_key(name) {
+            continue;
+        }
         let of_this = |error: Error| error.while_doing(format!("build context {name:?}"));
         let root = match context {
             ContextSource::Path(path) => Root::Trusted(folder(&format!("build context {name:?}"), path)?),

@@ -17,6 +17,7 @@ use ovenbird_oci::beside;
 use serde::{Deserialize, Serialize};
 
 use super::archive::{self, Unpacked};
+use super::bundle::Bundle;
 use super::{Fetcher, SourceError, artifact};
 use crate::builder::Job;
 use crate::error::{Error, Kind};
@@ -59,6 +60,8 @@ pub(super) struct Got {
     pub(super) revision: Option<Revision>,
     /// Of the commit or the file, seconds since 1970.
     pub(super) time: Option<i64>,
+    /// A whole source, Dockerfile and all, instead of one context.
+    pub(super) bundle: Option<Bundle>,
 }
 
 /// Fetches the context at an address. `main`: the context of the build, not a named one.
@@ -185,7 +188,7 @@ impl Place<'_> {
             commit: done.commit,
         };
         self.job.sink.emit(Event::Message { text: format!("{} is at commit {}", self.url, revision.commit) });
-        Ok(Got { dir: done.folder, folder, dockerfile: None, time: Some(revision.time), revision: Some(revision) })
+        Ok(Got { dir: done.folder, folder, dockerfile: None, time: Some(revision.time), revision: Some(revision), bundle: None })
     }
 
     fn download(&self, address: &str, credentials: Option<(String, String)>, main: bool) -> Result<Got, Error> {
@@ -228,7 +231,7 @@ impl Place<'_> {
         drop(file);
         let _ = fs::remove_file(&path);
         let time = got.modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
-        Ok(Got { dir, folder, dockerfile, revision: None, time: time.and_then(|time| i64::try_from(time.as_secs()).ok()) })
+        Ok(Got { dir, folder, dockerfile, revision: None, time: time.and_then(|time| i64::try_from(time.as_secs()).ok()), bundle: None })
     }
 }
 

@@ -4,6 +4,7 @@
 //! long as the pipe: when the caller is gone, the build is cancelled, and what does not stop then is abandoned.
 
 pub(crate) mod chunks;
+pub(crate) mod errand;
 pub(crate) mod failure;
 pub(crate) mod folder;
 mod outputs;
@@ -43,7 +44,7 @@ use chunks::{Depot, List, Wanted};
 use failure::Failure;
 use outputs::Outputs;
 use question::{OfCaller, Questions, refused};
-use wire::{Answered, Asked, Bulk, Hello, Order, Receiver, Registry, Sender, ToCaller, ToWorker, WireError};
+use wire::{Answered, Asked, Bulk, Errand, Hello, Order, Receiver, Registry, Sender, ToCaller, ToWorker, WireError};
 
 /// Longest Dockerfile.
 const MAX_DOCKERFILE: u64 = 16 << 20;
@@ -111,10 +112,15 @@ pub fn serve(
     let echo = place.echo.clone();
     let mut dockerfile = (String::new(), String::new());
     let outcome = receive(&mut from, &to, &place.settings).and_then(|received| {
-        dockerfile = (received.tree.dockerfile_name.clone(), received.tree.dockerfile.clone());
         let questions = Arc::new(Questions::new(Arc::clone(&to)));
         listen(from, Arc::clone(&questions), cancel.clone(), abandon);
-        build(place, received, &to, &questions, cancel)
+        match received {
+            Received::Build { order, tree } => {
+                dockerfile = (tree.dockerfile_name.clone(), tree.dockerfile.clone());
+                build(place, *order, tree, &to, &questions, cancel)
+            }
+            Received::Errand(errand) => errand::build(place, *errand, &to, &questions, cancel),
+        }
     });
     let outcome = match outcome {
         Err(error) if cancel.is_cancelled() && error.kind != Kind::Cancelled => Err(Error::new(Kind::Cancelled, "cancelled")),
@@ -138,9 +144,9 @@ pub fn serve(
 }
 
 /// Everything that comes before the build.
-struct Received {
-    order: Box<Order>,
-    tree: SourceTree,
+enum Received {
+    Build { order: Box<Order>, tree: SourceTree },
+    Errand(Box<Errand>),
 }
 
 impl From<WireError> for Error {
@@ -163,6 +169,7 @@ fn receive<R: Read>(from: &mut Receiver<R>, to: &Sender, settings: &Settings) ->
     }
     let order = match from.expect().map_err(of_caller)?.0 {
         ToWorker::Build(order) => order,
+        ToWorker::Errand(errand) => return Ok(Received::Errand(errand)),
         other => return Err(unexpected(&other)),
     };
     let broken = |error: io::Error| Error::from_chain(Kind::Driver, &error).while_doing("the Dockerfile did not arrive");
@@ -207,7 +214,7 @@ fn receive<R: Read>(from: &mut Receiver<R>, to: &Sender, settings: &Settings) ->
     }
     let mut tree = SourceTree::given(dockerfile, order.dockerfile_name.clone(), contexts, aside);
     tree.origin.clone_from(&order.origin);
-    Ok(Received { order, tree })
+    Ok(Received::Build { order, tree })
 }
 
 /// Takes a folder that is offered, chunk by chunk.
@@ -259,11 +266,18 @@ fn in_memory(bytes: &[u8]) -> io::Result<(OwnedFd, PathBuf)> {
     Ok((file.into(), path))
 }
 
-fn build(place: Place, received: Received, to: &Arc<Sender>, questions: &Arc<Questions>, cancel: &Cancel) -> Result<BuildReport, Error> {
-    let Received { order, mut tree } = received;
-    let Order { request, values, policies, now, registries, logins, git, revision, absent, .. } = *order;
+fn build(
+    mut place: Place,
+    order: Order,
+    mut tree: SourceTree,
+    to: &Arc<Sender>,
+    questions: &Arc<Questions>,
+    cancel: &Cancel,
+) -> Result<BuildReport, Error> {
+    let Order { request, values, policies, now, registries, logins, git, revision, absent, .. } = order;
     (tree.git, tree.revision) = (git, revision);
-    let Place { mut settings, environment, level, overlay, builder, echo, credentials, .. } = place;
+    let (echo, credentials) = (place.echo.clone(), place.credentials.clone());
+    let settings = &mut place.settings;
     // Files in memory live as long as these.
     let mut held = vec![];
     let mut hold = |bytes: &[u8], what: &str| -> Result<PathBuf, Error> {
@@ -300,25 +314,31 @@ fn build(place: Place, received: Received, to: &Arc<Sender>, questions: &Arc<Que
         let bytes = questions.bytes(Asked::Secret { id: spec.id.clone() }).map_err(|reason| refused(&what, reason))?;
         spec.origin = SecretOrigin::File(hold(&bytes, &what)?);
     }
-    let outputs = Outputs::prepare(&mut request, &settings.temp, to, builder == BuilderKind::Docker)?;
+    let outputs = Outputs::prepare(&mut request, &settings.temp, to, place.builder == BuilderKind::Docker)?;
     let job = Job { sink: Arc::new(Wire(Arc::clone(to), echo)), cancel: cancel.clone() };
-    let engine = EngineBuilder::open(&settings, &environment, level, overlay)?;
     let caller = OfCaller::new(Arc::clone(questions), absent);
-    let bench = Bench { policies, now, desk: Desk::of(Arc::new(caller)), ..Bench::new(&settings, &environment) };
-    let given = (bench, Given { tree, values });
+    let bench = Bench { policies, now, desk: Desk::of(Arc::new(caller)), ..Bench::new(&place.settings, &place.environment) };
+    let report = run(&place, bench, Given { tree, values }, &request, &job);
+    outputs.finish(report, to)
+}
+
+/// Builds with what this place builds with.
+fn run(place: &Place, bench: Bench, given: Given, request: &BuildRequest, job: &Job) -> Result<BuildReport, Error> {
+    let Place { settings, environment, level, overlay, builder, .. } = place;
+    let engine = EngineBuilder::open(settings, environment, *level, *overlay)?;
+    let given = (bench, given);
     let docker = match builder {
         BuilderKind::Docker => Some(DockerEngine::new(&settings.docker)?),
         BuilderKind::Auto if !engine.runs_steps() => DockerEngine::new(&settings.docker).ok().filter(|docker| docker.reach().is_ok()),
         BuilderKind::Auto | BuilderKind::Engine => None,
     };
-    let report = match docker {
-        Some(docker) => run(DockerEngineBuilder::new(docker, engine, &settings), &settings, given, &request, &job),
-        None => run(engine, &settings, given, &request, &job),
-    };
-    outputs.finish(report, to)
+    match docker {
+        Some(docker) => run_with(DockerEngineBuilder::new(docker, engine, settings), settings, given, request, job),
+        None => run_with(engine, settings, given, request, job),
+    }
 }
 
-fn run<B: Workshop>(
+fn run_with<B: Workshop>(
     builder: B,
     settings: &Settings,
     (bench, given): (Bench, Given),

@@ -127,12 +127,37 @@ pub(crate) struct Order {
     pub(crate) dockerfile_bytes: u64,
 }
 
+/// A build whose source the worker fetches by itself: for places that nothing can be streamed to.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Errand {
+    /// Its source is an address; it has nothing of the caller's machine.
+    pub(crate) request: BuildRequest,
+    /// `None`: nobody waits who knows more.
+    #[serde(default)]
+    pub(crate) caller: Option<CallerSide>,
+}
+
+/// What only the caller of a build can know.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CallerSide {
+    /// As in [`Order`]; `None`: the worker finds out, from the source.
+    pub(crate) values: Option<Values>,
+    pub(crate) policies: TagPolicies,
+    pub(crate) now: i64,
+    /// A word for where the main context is for the caller.
+    pub(crate) origin: Option<String>,
+}
+
 /// From the caller to the worker.
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub(crate) enum ToWorker {
     Hello(Hello),
     Build(Box<Order>),
+    /// Instead of [`Self::Build`] and all that follows it, up to [`Self::Begin`].
+    Errand(Box<Errand>),
     /// A folder follows: a tar in [`Self::Data`]s, then [`Self::End`].
     Context {
         name: String,
@@ -265,6 +290,7 @@ impl Message for ToWorker {
         match self {
             Self::Hello(_) => "hello",
             Self::Build(_) => "build",
+            Self::Errand(_) => "errand",
             Self::Context { .. } => "context",
             Self::Data { .. } => "data",
             Self::End => "end",
