@@ -72,6 +72,11 @@ fn script(name: &str) -> Command {
     command
 }
 
+/// Need the programs not be built?
+pub fn is_cached() -> bool {
+    cache::dir().is_ok_and(|dir| dir.join(VERSION).exists())
+}
+
 /// The programs; built when they are not in the cache.
 pub fn programs() -> Result<PathBuf> {
     cache::entry(VERSION, |folder| {

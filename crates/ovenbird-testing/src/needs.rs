@@ -98,7 +98,7 @@ impl Need {
             Self::Python => process::output(Command::new("python3").args(["-c", "import venv, ensurepip"]))
                 .err()
                 .map(|_| "python3 with venv is missing (Debian package python3-venv)".to_owned()),
-            Self::Kubernetes => crate::kubernetes::missing(),
+            Self::Kubernetes => crate::kubernetes::missing().or_else(|| if crate::kubernetes::is_cached() { None } else { no_mirror() }),
             Self::Attributes => root()
                 .or_else(|| program("setcap", "libcap2-bin"))
                 .or_else(|| program("setfacl", "acl"))

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use ovenbird_testing::Result;
 use ovenbird_testing::base::Base;
 use ovenbird_testing::command::{Level, Workspace, binary, finish};
-use ovenbird_testing::kubernetes::Cluster;
+use ovenbird_testing::kubernetes::{self, Cluster};
 use ovenbird_testing::needs::{self, Need};
 use ovenbird_testing::process::output;
 use ovenbird_testing::registry::{Options, Registry, mirror_toml};
@@ -59,6 +59,12 @@ impl Lab {
         for (name, dockerfile) in [
             ("files", "FROM scratch\nCOPY . /all/\nLABEL made=yes\n"),
             ("steps", "FROM busybox\nCOPY . /all/\nRUN id -u > /who && find /all | sort > /listing\nRUN echo done > /done\n"),
+            (
+                "owned",
+                "FROM busybox\nCOPY . /all/\nRUN id -u > /who && cat /all/deep/file > /dev/null && cp -r /all /copy && rm -r /all/deep\n\
+                 RUN mkdir -p /srv/data && chown -R 123:456 /srv && chmod 4750 /srv/data && ln /who /srv/again && stat -c '%u:%g %a' /srv/data > /seen\n\
+                 USER 42:42\nRUN id -u > /tmp/other\n",
+            ),
             ("secret", "FROM busybox\nRUN --mount=type=secret,id=token sha256sum < /run/secrets/token | cut -c1-12 > /token\n"),
             ("fails", "FROM busybox\nRUN echo last words && exit 7\n"),
             ("wrong", "FROM busybox\nRUNS true\n"),
@@ -173,32 +179,38 @@ impl Lab {
     }
 
     /// Pods of builds that are there, with their phase.
-    fn pods(&self) -> Vec<String> {
+    fn pods(&self) -> Result<Vec<String>> {
         let format = "jsonpath={range .items[*]}{.metadata.name}={.status.phase}{\"\\n\"}{end}";
-        let listed = self.cluster.kubectl(&["-n", NAMESPACE, "get", "pods", "-o", format]).unwrap();
-        listed.lines().map(str::to_owned).collect()
+        let listed = self.cluster.kubectl(&["-n", NAMESPACE, "get", "pods", "-o", format])?;
+        Ok(listed.lines().map(str::to_owned).collect())
     }
 
-    fn running(&self) -> Vec<String> {
-        self.pods().into_iter().filter(|pod| pod.ends_with("=Running") || pod.ends_with("=Pending")).collect()
+    fn running(&self) -> Result<Vec<String>> {
+        Ok(self.pods()?.into_iter().filter(|pod| pod.ends_with("=Running") || pod.ends_with("=Pending")).collect())
     }
 
-    fn json(&self, what: &str) -> serde_json::Value {
-        let text = self.cluster.kubectl(&["-n", NAMESPACE, "get", what, "-o", "json"]).unwrap();
-        serde_json::from_str(&text).unwrap()
+    /// Waits until no pod runs.
+    fn wait_for_none(&self) -> Result<()> {
+        wait_until("the end of the pods", Duration::from_secs(10), || Ok(self.running()?.is_empty()))
+    }
+
+    fn json(&self, what: &str) -> Result<serde_json::Value> {
+        let text = self.cluster.kubectl(&["-n", NAMESPACE, "get", what, "-o", "json"])?;
+        Ok(serde_json::from_str(&text).unwrap())
     }
 
     /// Starts a build that never ends, and waits until its step runs.
-    fn start_sleeping(&self, on: &str) -> Child {
-        let log = fs::File::create(self.path("sleeping.log")).unwrap();
+    fn start_sleeping(&self, on: &str) -> Result<Child> {
+        let path = self.path("sleeping.log");
+        let log = fs::File::create(&path).unwrap();
         let mut command = self.build(on, "sleeps", &["--no-cache"]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         wait_until("the step", Duration::from_secs(40), || {
-            let log = fs::read_to_string(self.path("sleeping.log")).unwrap();
+            let log = fs::read_to_string(&path).unwrap();
             assert!(!log.contains("error:"), "{log}");
-            log.contains("begun")
-        });
-        child
+            Ok(log.contains("begun"))
+        })?;
+        Ok(child)
     }
 }
 
@@ -206,12 +218,13 @@ fn write(path: &Path, text: &str) {
     fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }
 
-fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
     let end = Instant::now() + limit;
-    while !done() {
+    while !done()? {
         assert!(Instant::now() < end, "{what} did not happen within {limit:?}");
         std::thread::sleep(Duration::from_millis(50));
     }
+    Ok(())
 }
 
 fn signal(child: &Child, signal: Signal) {
@@ -224,7 +237,7 @@ fn a_restricted_pod_copies_files(lab: &Lab) -> Result<()> {
     let (there, log) = lab.built("kubernetes", "files", &["--reproducible"])?;
     assert_eq!(there, here);
     assert!(log.contains("building in a restricted pod of the Kubernetes cluster at https://10.77."), "{log}");
-    let jobs = lab.json("jobs");
+    let jobs = lab.json("jobs")?;
     let job = jobs["items"].as_array().unwrap().last().unwrap();
     assert_eq!(job["metadata"]["labels"]["app.kubernetes.io/managed-by"], "ovenbird");
     assert_eq!(job["spec"]["backoffLimit"], 0);
@@ -235,19 +248,27 @@ fn a_restricted_pod_copies_files(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Steps of an ordinary user without any right, behind a filter: traced, and the digest of here, owners included.
+fn a_restricted_pod_runs_steps(lab: &Lab) -> Result<()> {
+    let (here, _) = lab.built("here", "owned", &["--reproducible", "--no-cache"])?;
+    let (there, log) = lab.built("kubernetes", "owned", &["--reproducible", "--no-cache"])?;
+    assert!(log.contains("isolation: traced"), "the level is said: {log}");
+    assert_eq!(there, here, "{log}");
+    Ok(())
+}
+
 /// Steps in a baseline pod, with a secret over the pipe, an output that comes back, and the exit codes and errors of here.
 fn a_baseline_pod_runs_steps(lab: &Lab) -> Result<()> {
     let on = "kubernetes,security=baseline";
-    // Steps in a chroot touch /dev and /etc, so the digest is that of the level, in every pod.
-    let (first, log) = lab.built(on, "steps", &["--reproducible", "--no-cache"])?;
-    let (second, _) = lab.built(on, "steps", &["--reproducible", "--no-cache"])?;
-    assert_eq!(second, first, "{log}");
-    assert!(log.contains("chroot"), "the level is said: {log}");
+    let (here, _) = lab.built("here", "steps", &["--reproducible", "--no-cache"])?;
+    let (there, log) = lab.built(on, "steps", &["--reproducible", "--no-cache"])?;
+    assert_eq!(there, here, "{log}");
+    assert!(log.contains("isolation: chroot"), "the level is said: {log}");
     let archive = lab.path("out.tar");
     let dest = format!("type=oci,dest={}", archive.display());
     let (_, log) = lab.built(on, "secret", &["--secret", "id=token,env=TOKEN", "-o", &dest])?;
     assert!(archive.is_file() && !log.contains(SECRET), "{log}");
-    let all = format!("{} {}", lab.json("jobs"), lab.json("pods"));
+    let all = format!("{} {}", lab.json("jobs")?, lab.json("pods")?);
     assert!(!all.contains(SECRET));
     for (context, code) in [("fails", 6), ("wrong", 4)] {
         let told = |log: String| log[log.find("error").unwrap_or(0)..].replace(&lab.path("").display().to_string(), "");
@@ -257,7 +278,7 @@ fn a_baseline_pod_runs_steps(lab: &Lab) -> Result<()> {
         assert_eq!(told(there.1), told(here.1), "{context}");
     }
     // A broken step is not tried again.
-    let tries = lab.json("jobs")["items"].as_array().unwrap().iter().filter_map(|job| job["status"]["failed"].as_i64()).max();
+    let tries = lab.json("jobs")?["items"].as_array().unwrap().iter().filter_map(|job| job["status"]["failed"].as_i64()).max();
     assert!(tries <= Some(1), "{tries:?}");
     Ok(())
 }
@@ -280,8 +301,8 @@ fn limits_are_in_the_pod(lab: &Lab) -> Result<()> {
     lab.cluster.kubectl(&["label", "node", "node", "disk=ssd", "--overwrite"])?;
     let on = "kubernetes,security=baseline,requests.cpu=100m,requests.memory=64Mi,limits.memory=512Mi,limits.ephemeral-storage=2Gi,\
               nodeselector=disk=ssd,toleration=dedicated=builds:NoSchedule,serviceaccount=nobody,timeout=10m,ttl=1m";
-    let mut build = lab.start_sleeping(on);
-    let pods = lab.json("pods");
+    let mut build = lab.start_sleeping(on)?;
+    let pods = lab.json("pods")?;
     let running = pods["items"].as_array().unwrap().iter().find(|pod| pod["status"]["phase"] == "Running").unwrap();
     let (name, spec) = (running["metadata"]["name"].as_str().unwrap(), &running["spec"]);
     let limit = lab.cluster.kubectl(&["-n", NAMESPACE, "exec", name, "--", "ovenbird", "version"]);
@@ -292,7 +313,7 @@ fn limits_are_in_the_pod(lab: &Lab) -> Result<()> {
     assert_eq!(spec["serviceAccountName"], "nobody");
     assert!(spec["tolerations"].as_array().unwrap().iter().any(|toleration| toleration["key"] == "dedicated"));
     assert_eq!(spec["restartPolicy"], "Never");
-    let jobs = lab.json("jobs");
+    let jobs = lab.json("jobs")?;
     let job = jobs["items"].as_array().unwrap().iter().find(|job| job["status"]["active"] == 1).unwrap();
     assert_eq!((&job["spec"]["activeDeadlineSeconds"], &job["spec"]["ttlSecondsAfterFinished"]), (&600.into(), &60.into()));
     signal(&build, Signal::INT);
@@ -303,11 +324,11 @@ fn limits_are_in_the_pod(lab: &Lab) -> Result<()> {
 /// After Ctrl-C, SIGTERM and SIGKILL of the caller no pod runs, soon.
 fn nothing_runs_on_without_its_caller(lab: &Lab) -> Result<()> {
     for (how, code) in [(Signal::INT, Some(130)), (Signal::KILL, None)] {
-        let mut build = lab.start_sleeping("kubernetes,security=baseline");
+        let mut build = lab.start_sleeping("kubernetes,security=baseline")?;
         signal(&build, how);
         let at = Instant::now();
         assert_eq!(build.wait().unwrap().code(), code, "{how:?}");
-        wait_until("the end of the pod", Duration::from_secs(10), || lab.running().is_empty());
+        lab.wait_for_none()?;
         println!("the pod was gone {:.1} s after {how:?}", at.elapsed().as_secs_f64());
     }
     Ok(())
@@ -317,12 +338,12 @@ fn nothing_runs_on_without_its_caller(lab: &Lab) -> Result<()> {
 fn leftovers_go_with_the_next_build(lab: &Lab) -> Result<()> {
     let mut waits = lab.build("kubernetes,nodeselector=no=where", "files", &[]);
     let mut waits = waits.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    wait_until("the pod", Duration::from_secs(20), || lab.running().iter().any(|pod| pod.ends_with("=Pending")));
+    wait_until("the pod", Duration::from_secs(20), || Ok(lab.running()?.iter().any(|pod| pod.ends_with("=Pending"))))?;
     waits.kill().unwrap();
     waits.wait().unwrap();
     let (_, log) = lab.built("kubernetes", "files", &[])?;
     assert!(log.contains("of a build whose caller is gone"), "{log}");
-    wait_until("the end of the pod", Duration::from_secs(10), || lab.running().is_empty());
+    lab.wait_for_none()?;
     Ok(())
 }
 
@@ -354,33 +375,33 @@ fn failures_are_told(lab: &Lab) -> Result<()> {
         ),
         ("ovenbird", "kubernetes,security=baseline,limits.ephemeral-storage=50Mi", "fat", &["was evicted", "ephemeral"]),
     ];
-    let check = &|(user, on, context, expects): &(&str, &str, &str, &[&str])| {
+    let check = &|(user, on, context, expects): &(&str, &str, &str, &[&str])| -> Result<()> {
         let start = Instant::now();
-        let (code, log) = finish(&mut lab.build_as(user, on, context, &["--no-cache"]), None, LIMIT).unwrap();
+        let (code, log) = finish(&mut lab.build_as(user, on, context, &["--no-cache"]), None, LIMIT)?;
         let error = &log[log.find("error:").unwrap_or_else(|| panic!("{on}: {code:?} {log}"))..];
         println!("{on} as {user}, {:.1} s:\n    {}", start.elapsed().as_secs_f64(), error.trim_end().replace('\n', "\n    "));
         assert!(code.is_some_and(|code| code != 0), "{on}: {log}");
         for expect in *expects {
             assert!(error.contains(expect), "{on}: {expect:?} is not in {log}");
         }
+        Ok(())
     };
     // Each mostly waits.
     let (first, second) = all.split_at(all.len() / 2);
     std::thread::scope(|scope| {
-        for half in [first, second] {
-            scope.spawn(move || half.iter().for_each(check));
-        }
-    });
-    wait_until("the end of the pods", Duration::from_secs(10), || lab.running().is_empty());
+        let halves = [first, second].map(|half| scope.spawn(move || half.iter().try_for_each(check)));
+        halves.into_iter().try_for_each(|half| half.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })?;
+    lab.wait_for_none()?;
     Ok(())
 }
 
 /// A pod that somebody deletes.
 fn a_pod_that_goes_away(lab: &Lab) -> Result<()> {
-    let mut build = lab.start_sleeping("kubernetes,security=baseline");
-    let pods = lab.running();
+    let mut build = lab.start_sleeping("kubernetes,security=baseline")?;
+    let pods = lab.running()?;
     let pod = pods[0].split('=').next().unwrap();
-    lab.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", pod, "--wait=false"])?;
+    lab.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", pod, "--wait=false"]).unwrap();
     assert_eq!(build.wait().unwrap().code(), Some(10));
     let log = fs::read_to_string(lab.path("sleeping.log")).unwrap();
     assert!(log.contains(&format!("the build's pod {pod} is gone")), "{log}");
@@ -439,7 +460,7 @@ fn a_volume_claim_keeps_the_state(lab: &Lab) -> Result<()> {
     let before = kept();
     let mut upload = lab.build(on, "files", &[]);
     let mut upload = upload.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    wait_until("a part of the upload", Duration::from_secs(40), || kept() > before + (16 << 20));
+    wait_until("a part of the upload", Duration::from_secs(40), || Ok(kept() > before + (16 << 20)))?;
     upload.kill().unwrap();
     upload.wait().unwrap();
     let (_, log) = lab.built(on, "files", &[])?;
@@ -470,7 +491,7 @@ fn credentials_are_the_callers_or_a_secrets(lab: &Lab) -> Result<()> {
     lab.cluster.kubectl(&["-n", NAMESPACE, "create", "secret", "generic", "login", "--type=kubernetes.io/dockerconfigjson", &file])?;
     let (code, log) = finish(&mut build("kubernetes,credentials=login"), None, LIMIT)?;
     assert!(code == Some(0) && !log.contains(SECRET), "{log}");
-    let all = format!("{} {} {}", lab.json("jobs"), lab.json("pods"), lab.json("events"));
+    let all = format!("{} {} {}", lab.json("jobs")?, lab.json("pods")?, lab.json("events")?);
     assert!(!all.contains(SECRET) && !all.contains(encoded.trim()));
     Ok(())
 }
@@ -487,8 +508,8 @@ fn a_pod_asks_its_own_cluster(lab: &Lab) -> Result<()> {
         lab.image
     ))?;
     wait_until("the pod's end", Duration::from_secs(30), || {
-        lab.pods().iter().any(|pod| pod.starts_with("asks=") && !pod.ends_with("=Running") && !pod.ends_with("=Pending"))
-    });
+        Ok(lab.pods()?.iter().any(|pod| pod.starts_with("asks=") && !pod.ends_with("=Running") && !pod.ends_with("=Pending")))
+    })?;
     let log = lab.cluster.kubectl(&["-n", NAMESPACE, "logs", "asks"])?;
     assert!(log.contains("create jobs           yes") && log.contains("namespace ci"), "{log}");
     Ok(())
@@ -509,11 +530,16 @@ fn builds_in_a_cluster() -> Result<()> {
     if !needs::available("kubernetes::builds_in_a_cluster", &[Need::Kubernetes, Need::Registry]) {
         return Ok(());
     }
+    if let Err(error) = kubernetes::programs() {
+        needs::skip("kubernetes::builds_in_a_cluster", &format!("Kubernetes cannot be built here: {error}"));
+        return Ok(());
+    }
     let start = Instant::now();
     let lab = Lab::new()?;
     println!("the cluster runs after {:.1} s", start.elapsed().as_secs_f64());
-    let parts: [(&str, fn(&Lab) -> Result<()>); 12] = [
+    let parts: [(&str, fn(&Lab) -> Result<()>); 13] = [
         ("a_restricted_pod_copies_files", a_restricted_pod_copies_files),
+        ("a_restricted_pod_runs_steps", a_restricted_pod_runs_steps),
         ("a_baseline_pod_runs_steps", a_baseline_pod_runs_steps),
         ("the_second_build_runs_no_step", the_second_build_runs_no_step),
         ("limits_are_in_the_pod", limits_are_in_the_pod),

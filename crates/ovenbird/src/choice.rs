@@ -166,10 +166,9 @@ pub fn choose(on: &On, builder: BuilderKind, probe: &Probe) -> Result<Chosen, Er
         }
         (On::Kubernetes(_), Docker) => Err(Error::new(Kind::Usage, "--builder docker does not go with --on kubernetes")
             .hint("nodes have no Docker Engine, and a pod that could use one would own its node")),
-        (On::Kubernetes(_), _) => chosen(on.clone(), Engine, "asked for".into()),
         (On::Prefect(_), Docker) => Err(Error::new(Kind::Usage, format!("--builder {builder} does not go with --on {on}"))
             .hint("a flow run builds with Ovenbird's own engine")),
-        (On::Prefect(_), Auto | Engine) => chosen(on.clone(), Engine, "asked for".into()),
+        (On::Kubernetes(_) | On::Prefect(_), Auto | Engine) => chosen(on.clone(), Engine, "asked for".into()),
         (On::Process | On::Ssh(_) | On::Pool, said) => chosen(on.clone(), said, "asked for".into()),
         (On::Auto | On::Here, Docker) => chosen(On::Here, Docker, "asked for".into()),
         (On::Auto | On::Here, Auto | Engine) => match (probe.level, &probe.docker) {
@@ -189,7 +188,7 @@ pub fn choose(on: &On, builder: BuilderKind, probe: &Probe) -> Result<Chosen, Er
                 }
                 for place in &probe.elsewhere {
                     let how = if place.contains("Kubernetes") { "kubernetes" } else { "prefect" };
-                    reason.push_str(&format!("; {place} is not used unasked (--on {how})"));
+                    reason.extend(["; ", place, " is not used unasked (--on ", how, ")"]);
                 }
                 chosen(On::Here, Engine, reason)
             }

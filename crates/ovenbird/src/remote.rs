@@ -118,7 +118,7 @@ impl<L: Launcher> RemoteDriver<L> {
                 }
             });
             // Whoever waits for a word of the worker waits no longer than there is one.
-            let outcome = converse(&mut from, &to, &begun, want, &mut answers, &mut outputs, tree, job);
+            let outcome = Talk { from: &mut from, to, begun: &begun, want, answers: &mut answers, outputs: &mut outputs, tree, job }.hold();
             done.store(true, Ordering::SeqCst);
             to.close();
             outcome
@@ -354,44 +354,52 @@ impl From<WireError> for Ended {
     }
 }
 
-fn converse<R: Read>(
-    from: &mut Receiver<R>,
-    to: &Sender,
-    begun: &AtomicBool,
+/// The caller's part of a conversation.
+struct Talk<'a, 'b, R> {
+    from: &'a mut Receiver<R>,
+    to: &'a Sender,
+    /// Has the worker said a word?
+    begun: &'a AtomicBool,
+    /// Who sends the contexts hears here what the worker lacks, and that there is no worker any more.
     want: Option<mpsc::Sender<Wanted>>,
-    answers: &mut Answers<'_>,
-    outputs: &mut Outputs<'_>,
-    tree: &SourceTree,
-    job: &Job,
-) -> Result<BuildReport, Ended> {
-    match from.expect()?.0 {
-        ToCaller::Hello(hello) => hello.check()?,
-        ToCaller::Failed { failure } => return Err(Ended::Failed(failure.into_error(("", "")))),
-        other => return Err(WireError::Unexpected(crate::worker::wire::Message::name(&other)).into()),
-    }
-    begun.store(true, Ordering::SeqCst);
-    loop {
-        let (message, raw) = from.expect()?;
-        match message {
-            ToCaller::Event { event } => job.sink.emit(event),
-            ToCaller::Ask { id, question } => {
-                let (answer, bytes) = answers.answer(question);
-                // A worker that is gone is seen at the next message.
-                let _ = to.send_with(&ToWorker::Answer { id, answer, bytes: bytes.len() }, &bytes);
-            }
-            ToCaller::Want { .. } => {
-                let Some(want) = &want else { return Err(WireError::Unexpected("want").into()) };
-                // Nobody waits when the folder could not be read.
-                let _ = want.send(Wanted::of_bytes(raw));
-            }
-            ToCaller::Data { output, .. } => outputs.piece(output, &raw).map_err(Ended::Failed)?,
-            ToCaller::End { output } => outputs.end(output).map_err(Ended::Failed)?,
-            ToCaller::Report { report } => return Ok(*report),
-            ToCaller::Failed { failure } => {
-                return Err(Ended::Failed(failure.into_error((&tree.dockerfile_name, &tree.dockerfile))));
-            }
-            other @ (ToCaller::Hello(_) | ToCaller::Busy) => {
-                return Err(WireError::Unexpected(crate::worker::wire::Message::name(&other)).into());
+    answers: &'a mut Answers<'b>,
+    outputs: &'a mut Outputs<'b>,
+    tree: &'a SourceTree,
+    job: &'a Job,
+}
+
+impl<R: Read> Talk<'_, '_, R> {
+    fn hold(self) -> Result<BuildReport, Ended> {
+        let Self { from, to, begun, want, answers, outputs, tree, job } = self;
+        match from.expect()?.0 {
+            ToCaller::Hello(hello) => hello.check()?,
+            ToCaller::Failed { failure } => return Err(Ended::Failed(failure.into_error(("", "")))),
+            other => return Err(WireError::Unexpected(crate::worker::wire::Message::name(&other)).into()),
+        }
+        begun.store(true, Ordering::SeqCst);
+        loop {
+            let (message, raw) = from.expect()?;
+            match message {
+                ToCaller::Event { event } => job.sink.emit(event),
+                ToCaller::Ask { id, question } => {
+                    let (answer, bytes) = answers.answer(question);
+                    // A worker that is gone is seen at the next message.
+                    let _ = to.send_with(&ToWorker::Answer { id, answer, bytes: bytes.len() }, &bytes);
+                }
+                ToCaller::Want { .. } => {
+                    let Some(want) = &want else { return Err(WireError::Unexpected("want").into()) };
+                    // Nobody waits when the folder could not be read.
+                    let _ = want.send(Wanted::of_bytes(raw));
+                }
+                ToCaller::Data { output, .. } => outputs.piece(output, &raw).map_err(Ended::Failed)?,
+                ToCaller::End { output } => outputs.end(output).map_err(Ended::Failed)?,
+                ToCaller::Report { report } => return Ok(*report),
+                ToCaller::Failed { failure } => {
+                    return Err(Ended::Failed(failure.into_error((&tree.dockerfile_name, &tree.dockerfile))));
+                }
+                other @ (ToCaller::Hello(_) | ToCaller::Busy) => {
+                    return Err(WireError::Unexpected(crate::worker::wire::Message::name(&other)).into());
+                }
             }
         }
     }

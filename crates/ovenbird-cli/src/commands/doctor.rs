@@ -149,32 +149,29 @@ fn places(session: &Session, level: Option<Level>) -> Vec<Finding> {
         Ok(docker) => format!("the Docker Engine at {docker}"),
         Err(error) => error.clone(),
     };
-    let elsewhere = Probe::of_environment(&session.environment).elsewhere;
     let hosts: Vec<String> = session.settings.pool.iter().map(ToString::to_string).collect();
     let pool = if hosts.is_empty() { "no hosts in the setting [pool]".into() } else { format!("not tried: {}", hosts.join(", ")) };
-    let later = |word: &str| {
-        let found: Vec<&str> = elsewhere.iter().copied().filter(|place| place.contains(word)).collect();
-        let found = if found.is_empty() { String::new() } else { format!("; found: {}", found.join(", ")) };
-        format!("not supported by this version{found}")
-    };
     vec![
         finding("here", level.is_some(), own.clone()),
         finding("process", level.is_some(), own),
         finding("container", docker.is_ok(), in_container.clone()),
         finding("container,socket", docker.is_ok(), in_container),
         finding("pool", !hosts.is_empty(), pool),
-        finding("kubernetes", elsewhere.iter().any(|place| place.contains("Kubernetes")), in_cluster(&elsewhere)),
+        in_cluster(session),
         prefect(session),
     ]
 }
 
-fn in_cluster(elsewhere: &[&str]) -> String {
-    let found: Vec<&str> = elsewhere.iter().copied().filter(|place| place.contains("Kubernetes")).collect();
-    if found.is_empty() {
+/// Whether there is a cluster.
+fn in_cluster(session: &Session) -> Finding {
+    let mut found = Probe::of_environment(&session.environment).elsewhere;
+    found.retain(|place| place.contains("Kubernetes"));
+    let detail = if found.is_empty() {
         "no kubeconfig, and this is no pod".into()
     } else {
         format!("not tried: {}; `ovenbird doctor --on kubernetes` asks it", found.join(", "))
-    }
+    };
+    Finding { what: "kubernetes", good: !found.is_empty(), detail }
 }
 
 /// Whether a Prefect server would take builds.

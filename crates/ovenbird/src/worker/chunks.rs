@@ -16,31 +16,36 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use fastcdc::v2020::FastCDC;
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW};
 
 /// Bytes of an entry of a list.
 const ENTRY: usize = 36;
 
-/// Shortest and longest chunk.
-const SHORTEST: usize = 1 << 10;
+/// Longest chunk.
 const LONGEST: usize = 512 << 10;
 
 /// Most bytes and most packs of a depot.
 const MOST_BYTES: u64 = 4 << 30;
 const MOST_PACKS: usize = 64;
 
-/// Chunks of a small stream are 4 KiB on average: one change is little, and so is the list.
-const SMALL: u32 = 12;
-
-/// Those of a large one 64 KiB.
-const LARGE: u32 = 16;
-
 /// What is a large stream.
 const LARGE_FROM: u64 = 256 << 20;
 
-/// How finely a stream of so many bytes is cut.
-pub(crate) fn fineness(bytes: u64) -> u32 {
-    if bytes < LARGE_FROM { SMALL } else { LARGE }
+/// How finely a stream is cut.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fineness {
+    shortest: usize,
+    average: usize,
+    longest: usize,
+}
+
+impl Fineness {
+    /// Chunks of a small stream are 4 KiB on average, those of a large one 64 KiB: one change is little, and so is the list.
+    pub(crate) fn of(bytes: u64) -> Self {
+        let average = if bytes < LARGE_FROM { 4 << 10 } else { 64 << 10 };
+        Self { shortest: average / 4, average, longest: 8 * average }
+    }
 }
 
 /// The hash of a chunk.
@@ -123,49 +128,40 @@ impl Wanted {
     }
 }
 
-/// Random numbers that every version has: other numbers, other cuts. Source: splitmix64.
-const GEAR: [u64; 256] = {
-    let mut table = [0; 256];
-    let mut index = 0;
-    let mut state: u64 = 0x6f76_656e_6269_7264;
-    while index < table.len() {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        table[index] = z ^ (z >> 31);
-        index += 1;
-    }
-    table
-};
+/// Bytes that are searched for cuts at once.
+const WINDOW: usize = 1 << 20;
 
-/// Cuts what is written to it; a flush says that here would be a good place. Source: gear hashing, as in "FastCDC" (USENIX ATC 2016).
+/// Cuts what is written to it (FastCDC); a flush says that here would be a good place.
 pub(crate) struct Cutter {
-    mask: u64,
-    /// What is this long is cut at a good place.
-    average: usize,
-    /// What is this long is cut anywhere.
-    longest: usize,
-    rolling: u64,
-    piece: Vec<u8>,
+    fineness: Fineness,
+    /// What is not cut yet.
+    rest: Vec<u8>,
     list: List,
 }
 
 impl Cutter {
-    pub(crate) fn new(fineness: u32) -> Self {
-        // The upper bits depend on the most bytes.
-        let average = 1 << fineness;
-        Self { mask: !0 << (64 - fineness), average, longest: (8 * average).min(LONGEST), rolling: 0, piece: vec![], list: List::default() }
+    pub(crate) fn new(fineness: Fineness) -> Self {
+        Self { fineness, rest: vec![], list: List::default() }
+    }
+
+    /// Cuts off chunks from the front, as long as one is good: how many bytes there are from its start on, and how long it is.
+    fn cut_while(&mut self, good: impl Fn(usize, usize) -> bool) {
+        let Fineness { shortest, average, longest } = self.fineness;
+        let mut cut = 0;
+        for chunk in FastCDC::new(&self.rest, shortest, average, longest) {
+            let bytes = &self.rest[chunk.offset..chunk.offset + chunk.length];
+            if !good(self.rest.len() - chunk.offset, bytes.len()) {
+                break;
+            }
+            self.list.0.push(Entry { hash: *blake3::hash(bytes).as_bytes(), length: u32::try_from(bytes.len()).unwrap_or(u32::MAX) });
+            cut += bytes.len();
+        }
+        self.rest.drain(..cut);
     }
 
     /// Cuts here, whatever the content says. How many chunks there are now.
     pub(crate) fn cut(&mut self) -> usize {
-        if !self.piece.is_empty() {
-            let length = u32::try_from(self.piece.len()).unwrap_or(u32::MAX);
-            self.list.0.push(Entry { hash: *blake3::hash(&self.piece).as_bytes(), length });
-            self.piece.clear();
-            self.rolling = 0;
-        }
+        self.cut_while(|_, _| true);
         self.list.0.len()
     }
 
@@ -177,37 +173,26 @@ impl Cutter {
 
 impl Write for Cutter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let most = rest.len().min(self.longest - self.piece.len());
-            let (mut taken, mut ends) = (most, self.piece.len() + most == self.longest);
-            for (at, byte) in rest[..most].iter().enumerate() {
-                self.rolling = (self.rolling << 1).wrapping_add(GEAR[usize::from(*byte)]);
-                if self.rolling & self.mask == 0 && self.piece.len() + at + 1 >= SHORTEST {
-                    (taken, ends) = (at + 1, true);
-                    break;
-                }
-            }
-            self.piece.extend_from_slice(&rest[..taken]);
-            rest = &rest[taken..];
-            if ends {
-                self.cut();
-            }
+        self.rest.extend_from_slice(bytes);
+        if self.rest.len() >= WINDOW {
+            // No such cut depends on bytes that are still to come.
+            let longest = self.fineness.longest;
+            self.cut_while(|left, _| left > longest);
         }
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.piece.len() >= self.average {
-            self.cut();
-        }
+        // Short files share a chunk.
+        let average = self.fineness.average;
+        self.cut_while(|left, length| length < left || length >= average);
         Ok(())
     }
 }
 
 /// The list of a stream that is in memory.
 pub(crate) fn cut(bytes: &[u8]) -> List {
-    let mut cutter = Cutter::new(SMALL);
+    let mut cutter = Cutter::new(Fineness::of(bytes.len() as u64));
     // It is written to memory.
     let _ = cutter.write_all(bytes);
     cutter.finish()
@@ -506,7 +491,7 @@ mod tests {
     #[test]
     fn cuts_do_not_depend_on_how_it_is_written() {
         let stream = noise(300_000, 2);
-        let mut cutter = Cutter::new(SMALL);
+        let mut cutter = Cutter::new(Fineness::of(0));
         for piece in stream.chunks(1) {
             cutter.write_all(piece).unwrap();
         }

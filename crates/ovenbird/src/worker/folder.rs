@@ -15,7 +15,7 @@ use ovenbird_engine::snapshot::tree::{self, Kind, Tree, Visit};
 use ovenbird_oci::layer::tar::{self, Header, padding};
 use ovenbird_oci::layer::{self, LayerError, Owners, Ownership};
 
-use super::chunks::{self, Cutter, Depot, List, Selector, Wanted};
+use super::chunks::{Cutter, Depot, Fineness, List, Selector, Wanted};
 
 /// The one folder in the tar.
 const TOP: &[u8] = b"tree";
@@ -122,7 +122,7 @@ impl Offer {
             bytes += body(header);
             Ok(())
         })?;
-        let mut cutter = Cutter::new(chunks::fineness(bytes));
+        let mut cutter = Cutter::new(Fineness::of(bytes));
         send_heads(dir, ignore.clone(), &mut cutter)?;
         let heads = cutter.cut();
         send_bodies(dir, ignore.clone(), &mut cutter)?;
@@ -248,9 +248,8 @@ impl<H: Read, B: Read> Read for Joined<H, B> {
         }
         loop {
             let read = match &mut self.part {
-                Part::Between => 0,
                 Part::Head { rest, .. } => rest.read(buffer)?,
-                Part::Body { left: 0, .. } | Part::Zeros { left: 0, .. } => 0,
+                Part::Between | Part::Body { left: 0, .. } | Part::Zeros { left: 0, .. } => 0,
                 Part::Body { left, .. } => {
                     let most = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
                     let read = self.bodies.read(&mut buffer[..most])?;
@@ -353,6 +352,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
+    use super::super::chunks::cut;
     use super::*;
 
     /// Everything that an image has of a tree.
@@ -405,8 +405,8 @@ mod tests {
     /// Bytes that were sent, and what arrived.
     fn offered(from: &Path, depot: &Path, into: &Path) -> (usize, (std::path::PathBuf, Owners)) {
         let offer = Offer::of(from, &Patterns::default()).unwrap();
-        let list = offer.to_bytes();
-        let top = chunks::cut(&list);
+        let offered = offer.to_bytes();
+        let top = cut(&offered);
         let (mut asked, mut sent) = (0, top.to_bytes().len());
         let mut depot = Depot::open(depot).unwrap();
         let took = take(
@@ -415,7 +415,7 @@ mod tests {
             |depot, list, wanted| {
                 let mut bytes = vec![];
                 if asked == 0 {
-                    Selector::new(&top, wanted, 0, &mut bytes).write_all(&list)?;
+                    Selector::new(&top, wanted, 0, &mut bytes).write_all(&offered)?;
                 } else {
                     offer.send(from, &Patterns::default(), wanted, &mut bytes).map_err(io::Error::other)?;
                 }

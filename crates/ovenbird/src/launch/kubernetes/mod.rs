@@ -56,7 +56,7 @@ const SILENT: i64 = 300;
 const LEASE: Duration = Duration::from_secs(20);
 
 /// How long a pod waits for its caller's first word.
-const FIRST_WORD: Duration = Duration::from_secs(60);
+const FIRST_WORD: Duration = Duration::from_mins(1);
 
 /// Starts workers as jobs.
 #[derive(Debug)]
@@ -197,6 +197,7 @@ impl Launcher for KubernetesLauncher {
             id: id.clone(),
             place: self.place.clone(),
             image,
+            pod: None,
             said: stream::Said::default(),
             cause: None,
             over: Arc::new(AtomicBool::new(false)),
@@ -211,7 +212,7 @@ impl Launcher for KubernetesLauncher {
             Err(error) => return Err(running.ended(Duration::from_secs(2)).unwrap_or(error).into()),
         };
         let (to, from, said) = stream::open(connection, &cluster);
-        running.said = said;
+        (running.pod, running.said) = (Some(pod), said);
         running.beat(self.environment.now(), start);
         Ok(Pipe { to: Box::new(to), from: Box::new(from), life: Box::new(running) })
     }
@@ -231,6 +232,8 @@ struct Running {
     id: String,
     place: KubernetesPlace,
     image: String,
+    /// The pod that the conversation is with, as soon as there is one.
+    pod: Option<String>,
     said: stream::Said,
     cause: Option<KubernetesError>,
     over: Arc<AtomicBool>,
@@ -242,6 +245,7 @@ impl Running {
     fn asked(&self) -> Asked<'_> {
         Asked {
             namespace: self.cluster.namespace(),
+            pod: self.pod.as_deref(),
             image: &self.image,
             account: self.place.service_account.as_deref().unwrap_or("default"),
             claim: self.place.claim.as_deref(),
@@ -254,13 +258,18 @@ impl Running {
     fn look(&self) -> Result<Standing, KubernetesError> {
         let selector = format!("{}={}", manifest::BUILD, self.id);
         let mut pods = self.cluster.pods(&selector)?;
+        if let Some(own) = &self.pod {
+            // When it goes away, its job may make another one, which is not the build's.
+            pods.retain(|pod| pod.metadata.name.as_ref() == Some(own));
+        }
         pods.sort_by(|one, other| one.metadata.creation_timestamp.cmp(&other.metadata.creation_timestamp));
         let mut seen = Seen { pod: pods.pop(), ..Seen::default() };
         if let running @ Standing::Running(_) = standing(&seen, &self.asked()) {
             return Ok(running);
         }
         seen.job = self.cluster.job(&name(&self.id))?;
-        let object = seen.pod.as_ref().and_then(|pod| pod.metadata.name.clone()).unwrap_or_else(|| name(&self.id));
+        let object = seen.pod.as_ref().and_then(|pod| pod.metadata.name.clone()).or_else(|| self.pod.clone());
+        let object = object.unwrap_or_else(|| name(&self.id));
         seen.events = self.cluster.events(&object)?;
         seen.events.sort_by(|one, other| one.last_timestamp.cmp(&other.last_timestamp));
         Ok(standing(&seen, &self.asked()))
@@ -314,20 +323,8 @@ impl Life for Running {
         let end = Instant::now() + limit;
         // A pod that goes away may be told why a moment later.
         let settle = Instant::now() + SETTLE;
-        let mut gone = None;
         loop {
-            let seen = match self.look() {
-                Ok(Standing::Failed(error @ KubernetesError::Gone { .. })) => {
-                    gone = Some(error.clone());
-                    Ok(Standing::Failed(error))
-                }
-                // Its job may make another pod, which is not the build's.
-                Ok(Standing::Running(_) | Standing::Waiting(_)) if gone.is_some() => {
-                    Ok(gone.clone().map_or(Standing::Done, Standing::Failed))
-                }
-                seen => seen,
-            };
-            match seen {
+            match self.look() {
                 Ok(Standing::Done) => return Some("the worker ended".into()),
                 Ok(Standing::Failed(KubernetesError::Gone { .. })) if Instant::now() < settle => std::thread::sleep(LOOK),
                 Ok(Standing::Failed(error)) => {
@@ -343,7 +340,7 @@ impl Life for Running {
                 Ok(_) if Instant::now() < end => std::thread::sleep(LOOK),
                 Ok(_) => {
                     let message = "the connection to it ended, and the cluster says that it runs: its node may be lost".to_owned();
-                    self.cause = Some(KubernetesError::Gone { pod: name(&self.id), message });
+                    self.cause = Some(KubernetesError::Gone { pod: self.pod.clone().unwrap_or_default(), message });
                     return None;
                 }
                 Err(error) => {

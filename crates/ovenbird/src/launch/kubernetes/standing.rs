@@ -20,6 +20,8 @@ pub(super) struct Seen {
 #[derive(Debug)]
 pub(super) struct Asked<'a> {
     pub(super) namespace: &'a str,
+    /// The pod, when it is known which.
+    pub(super) pod: Option<&'a str>,
     pub(super) image: &'a str,
     pub(super) account: &'a str,
     pub(super) claim: Option<&'a str>,
@@ -172,12 +174,14 @@ fn job_failed(seen: &Seen, asked: &Asked<'_>) -> Option<KubernetesError> {
 }
 
 fn without_pod(seen: &Seen, asked: &Asked<'_>) -> Standing {
-    let Some(job) = &seen.job else {
-        let message = "its job was deleted".to_owned();
-        return Standing::Failed(KubernetesError::Gone { pod: String::new(), message });
-    };
+    let gone =
+        |message: &str| Standing::Failed(KubernetesError::Gone { pod: asked.pod.unwrap_or_default().into(), message: message.into() });
+    let Some(job) = &seen.job else { return gone("its job was deleted") };
     if let Some(error) = job_failed(seen, asked) {
         return Standing::Failed(error);
+    }
+    if let Some(pod) = asked.pod {
+        return Standing::Failed(deleted(seen, pod.to_owned()));
     }
     if let Some(message) = told(seen, &["FailedCreate"]) {
         let namespace = asked.namespace.to_owned();
@@ -191,7 +195,7 @@ fn without_pod(seen: &Seen, asked: &Asked<'_>) -> Standing {
     }
     let status = job.status.as_ref();
     if status.is_some_and(|status| status.failed.unwrap_or(0) > 0 || status.succeeded.unwrap_or(0) > 0) {
-        return Standing::Failed(KubernetesError::Gone { pod: String::new(), message: "it was deleted".into() });
+        return gone("it was deleted");
     }
     Standing::Waiting("the cluster makes the pod".into())
 }
@@ -215,13 +219,12 @@ mod tests {
     use super::*;
 
     const ASKED: Asked<'static> =
-        Asked { namespace: "ci", image: "r.test/o:1", account: "builder", claim: Some("cache"), memory: "64Mi", timeout: 90 };
+        Asked { namespace: "ci", pod: None, image: "r.test/o:1", account: "builder", claim: Some("cache"), memory: "64Mi", timeout: 90 };
 
     fn pod(status: serde_json::Value) -> Pod {
-        serde_json::from_value(
-            serde_json::json!({"metadata": {"name": "p"}, "spec": {"containers": [], "nodeName": "n"}, "status": status}),
-        )
-        .unwrap()
+        let mut pod = serde_json::json!({"metadata": {"name": "p"}, "spec": {"containers": [], "nodeName": "n"}});
+        pod["status"] = status;
+        serde_json::from_value(pod).unwrap()
     }
 
     fn event(reason: &str, message: &str) -> Event {
@@ -308,5 +311,18 @@ mod tests {
             &[],
             "its node does not answer",
         );
+    }
+
+    #[test]
+    fn a_pod_that_was_known() {
+        let told = |seen: &Seen| match standing(seen, &Asked { pod: Some("p-1"), ..ASKED }) {
+            Standing::Failed(error) => error.to_string(),
+            other => format!("{other:?}"),
+        };
+        let job = || Some(Job::default());
+        for (events, expect) in [(vec![], "it was deleted"), (vec![event("Evicted", "node drain")], "Evicted: node drain")] {
+            assert_eq!(told(&Seen { job: job(), pod: None, events }), format!("the build's pod p-1 is gone: {expect}"));
+        }
+        assert_eq!(told(&Seen::default()), "the build's pod p-1 is gone: its job was deleted");
     }
 }

@@ -116,10 +116,9 @@ pub(super) fn open(connection: Connection, cluster: &Cluster) -> (ToPod, FromPod
             }
             let channel = bytes.split_to(1)[0];
             match channel {
-                STDOUT if !bytes.is_empty() => {
-                    if incoming.send(bytes).await.is_err() {
-                        return;
-                    }
+                STDOUT if bytes.is_empty() => {}
+                STDOUT => {
+                    let Ok(()) = incoming.send(bytes).await else { return };
                 }
                 STDERR => keep(&beside, &bytes),
                 STATUS => {
