@@ -240,9 +240,9 @@ impl Cluster {
         gone(self.ask(access::DELETE_JOB, async { self.api::<Job>().delete(name, &how).await.map(drop) }))
     }
 
-    /// Ends a pod at once. One that is gone is fine.
-    pub fn delete_pod(&self, name: &str) -> Result<(), KubernetesError> {
-        let how = DeleteParams { grace_period_seconds: Some(1), ..DeleteParams::default() };
+    /// Ends a pod within so many seconds; 0: it is forgotten now, and its node clears up. One that is gone is fine.
+    pub fn delete_pod(&self, name: &str, grace: u32) -> Result<(), KubernetesError> {
+        let how = DeleteParams { grace_period_seconds: Some(grace), ..DeleteParams::default() };
         gone(self.ask(access::DELETE_POD, async { self.api::<Pod>().delete(name, &how).await.map(drop) }))
     }
 

@@ -311,8 +311,10 @@ impl Running {
         let selector = format!("{}={}", manifest::BUILD, self.id);
         let _ = self.cluster.delete_job(&name(&self.id));
         for pod in self.cluster.pods(&selector).unwrap_or_default() {
+            // Nodes take up to a minute over one that has not begun, and there is nothing in it to be ended well.
+            let waits = pod.status.as_ref().is_none_or(|status| status.phase.as_deref() == Some("Pending"));
             if let Some(pod) = &pod.metadata.name {
-                let _ = self.cluster.delete_pod(pod);
+                let _ = self.cluster.delete_pod(pod, u32::from(!waits));
             }
         }
     }
