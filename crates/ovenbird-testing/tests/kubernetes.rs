@@ -210,11 +210,10 @@ impl Lab {
     }
 
     /// Starts a build that never ends, and waits until its step runs.
-    fn start_sleeping(&self, on: &str) -> Result<Child> {
+    fn start_sleeping(&self, on: &str) -> Result<Caller> {
         let path = self.path("sleeping.log");
         let log = fs::File::create(&path).unwrap();
-        let mut command = self.build(on, "sleeps", &["--no-cache"]);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let child = Caller::start(&mut self.build(on, "sleeps", &["--no-cache"]), log);
         wait_until("the step", Duration::from_secs(40), || {
             let log = fs::read_to_string(&path).unwrap();
             assert!(!log.contains("error:"), "{log}");
@@ -237,8 +236,29 @@ fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> Result<bool
     Ok(())
 }
 
-fn signal(child: &Child, signal: Signal) {
-    rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+/// A build that goes on meanwhile. Dropped: it is killed.
+struct Caller(Child);
+
+impl Caller {
+    fn start(command: &mut Command, log: impl Into<Stdio>) -> Self {
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+
+    fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    /// Its exit code.
+    fn end(mut self) -> Option<i32> {
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// A build without steps in the restricted pod, which is the default: the digest of here.
@@ -311,7 +331,7 @@ fn limits_are_in_the_pod(lab: &Lab) -> Result<()> {
     lab.cluster.kubectl(&["label", "node", "node", "disk=ssd", "--overwrite"])?;
     let on = "kubernetes,security=baseline,requests.cpu=100m,requests.memory=64Mi,limits.memory=512Mi,limits.ephemeral-storage=2Gi,\
               nodeselector=disk=ssd,toleration=dedicated=builds:NoSchedule,serviceaccount=nobody,timeout=10m,ttl=1m";
-    let mut build = lab.start_sleeping(on)?;
+    let build = lab.start_sleeping(on)?;
     let pods = lab.json("pods")?;
     let running = pods["items"].as_array().unwrap().iter().find(|pod| pod["status"]["phase"] == "Running").unwrap();
     let (name, spec) = (running["metadata"]["name"].as_str().unwrap(), &running["spec"]);
@@ -326,18 +346,18 @@ fn limits_are_in_the_pod(lab: &Lab) -> Result<()> {
     let jobs = lab.json("jobs")?;
     let job = jobs["items"].as_array().unwrap().iter().find(|job| job["status"]["active"] == 1).unwrap();
     assert_eq!((&job["spec"]["activeDeadlineSeconds"], &job["spec"]["ttlSecondsAfterFinished"]), (&600.into(), &60.into()));
-    signal(&build, Signal::INT);
-    assert_eq!(build.wait().unwrap().code(), Some(130));
+    build.signal(Signal::INT);
+    assert_eq!(build.end(), Some(130));
     Ok(())
 }
 
 /// After Ctrl-C, SIGTERM and SIGKILL of the caller no pod runs, soon.
 fn nothing_runs_on_without_its_caller(lab: &Lab) -> Result<()> {
     for (how, code) in [(Signal::INT, Some(130)), (Signal::KILL, None)] {
-        let mut build = lab.start_sleeping("kubernetes,security=baseline")?;
-        signal(&build, how);
+        let build = lab.start_sleeping("kubernetes,security=baseline")?;
+        build.signal(how);
         let at = Instant::now();
-        assert_eq!(build.wait().unwrap().code(), code, "{how:?}");
+        assert_eq!(build.end(), code, "{how:?}");
         lab.wait_for_none()?;
         println!("the pod was gone {:.1} s after {how:?}", at.elapsed().as_secs_f64());
     }
@@ -346,11 +366,9 @@ fn nothing_runs_on_without_its_caller(lab: &Lab) -> Result<()> {
 
 /// A pod that waits, and whose caller is gone, is removed by the next build.
 fn leftovers_go_with_the_next_build(lab: &Lab) -> Result<()> {
-    let mut waits = lab.build("kubernetes,nodeselector=no=where", "files", &[]);
-    let mut waits = waits.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let waits = Caller::start(&mut lab.build("kubernetes,nodeselector=no=where", "files", &[]), Stdio::null());
     wait_until("the pod", Duration::from_secs(20), || Ok(lab.running()?.iter().any(|pod| pod.ends_with("=Pending"))))?;
-    waits.kill().unwrap();
-    waits.wait().unwrap();
+    drop(waits);
     let (_, log) = lab.built("kubernetes", "files", &[])?;
     assert!(log.contains("of a build whose caller is gone"), "{log}");
     lab.wait_for_none()?;
@@ -408,11 +426,11 @@ fn failures_are_told(lab: &Lab) -> Result<()> {
 
 /// A pod that somebody deletes.
 fn a_pod_that_goes_away(lab: &Lab) -> Result<()> {
-    let mut build = lab.start_sleeping("kubernetes,security=baseline")?;
+    let build = lab.start_sleeping("kubernetes,security=baseline")?;
     let pods = lab.running()?;
     let pod = pods[0].split('=').next().unwrap();
     lab.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", pod, "--wait=false"]).unwrap();
-    assert_eq!(build.wait().unwrap().code(), Some(10));
+    assert_eq!(build.end(), Some(10));
     let log = fs::read_to_string(lab.path("sleeping.log")).unwrap();
     assert!(log.contains(&format!("the build's pod {pod} is gone")), "{log}");
     Ok(())
@@ -468,11 +486,9 @@ fn a_volume_claim_keeps_the_state(lab: &Lab) -> Result<()> {
     fs::write(lab.path("files/noise"), &noise).unwrap();
     let kept = || -> u64 { fs::read_dir(volume.join("chunks")).into_iter().flatten().flatten().map(|e| e.metadata().unwrap().len()).sum() };
     let before = kept();
-    let mut upload = lab.build(on, "files", &[]);
-    let mut upload = upload.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let upload = Caller::start(&mut lab.build(on, "files", &[]), Stdio::null());
     wait_until("a part of the upload", Duration::from_secs(40), || Ok(kept() > before + (16 << 20)))?;
-    upload.kill().unwrap();
-    upload.wait().unwrap();
+    drop(upload);
     let (_, log) = lab.built(on, "files", &[])?;
     let (bytes, all) = sent(&log);
     assert!(bytes < all - (12 << 20), "{bytes} of {all}");
