@@ -14,6 +14,7 @@ use std::process::{Command, ExitCode};
 
 use ovenbird_testing::base::Base;
 use ovenbird_testing::dockerd::Dockerd;
+use ovenbird_testing::kubernetes;
 use ovenbird_testing::registry::{Options, Registry};
 use ovenbird_testing::repository;
 
@@ -30,6 +31,7 @@ usage: cargo xtask COMMAND
   toxic [--pushes N] [--size SIZE]          pushes over connections that break (20 of 1GiB), and the memory of a
         [--layer SIZE]                      push of one large layer (5GiB); prints a table
   bench [CASE…] [--write] …                 speed and memory beside other builders (`bench --help` for all)
+  kubernetes build|start|stop               a Kubernetes of the tests, by hand; start prints its kubeconfig
   fixtures                                  make the base images of the tests, if they are not cached
   fuzz-smoke [SECONDS]                      every fuzz target for SECONDS (60)
 ";
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Some((&"bench", rest)) => bench::run(rest),
+        Some((&"kubernetes", [word])) => cluster(word),
         Some((&"fixtures", [])) => {
             fixtures();
             Ok(())
@@ -161,6 +164,7 @@ const TEST_PACKAGES: &[&str] = &[
 
 fn test() -> Result<(), String> {
     packages::install(TEST_PACKAGES)?;
+    packages::install(&kubernetes::PACKAGES)?;
     if Command::new(cargo()).args(["nextest", "--version"]).output().is_ok_and(|done| !done.status.success()) {
         run(Command::new(cargo()).args(["install", "--locked", "cargo-nextest"]))?;
     }
@@ -169,7 +173,30 @@ fn test() -> Result<(), String> {
     run(Command::new(cargo()).args(["nextest", "run", "--workspace"]))
 }
 
+fn cluster(word: &str) -> Result<(), String> {
+    let text = |error: ovenbird_testing::Error| error.to_string();
+    match word {
+        "build" => {
+            packages::install(&kubernetes::PACKAGES)?;
+            println!("{}", kubernetes::programs().map_err(text)?.display());
+        }
+        "start" => {
+            packages::install(&kubernetes::PACKAGES)?;
+            println!("export KUBECONFIG={}", kubernetes::start_by_hand().map_err(text)?.display());
+        }
+        "stop" => kubernetes::stop_by_hand().map_err(text)?,
+        other => return Err(format!("unknown word {other:?}: expected build, start or stop")),
+    }
+    Ok(())
+}
+
 fn fixtures() {
+    if kubernetes::missing().is_none() {
+        match kubernetes::programs() {
+            Ok(path) => println!("kubernetes: {}", path.display()),
+            Err(error) => println!("kubernetes: not made: {error}"),
+        }
+    }
     for base in [Base::Busybox, Base::Debian] {
         // The tests that need it say why it is missing; this only saves them the wait.
         match base.layout() {

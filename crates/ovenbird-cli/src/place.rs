@@ -2,7 +2,7 @@
 
 use ovenbird::choice::{Chosen, On, Probe, choose};
 use ovenbird::docker_engine::DockerEngine;
-use ovenbird::launch::{ContainerLauncher, Host, Launcher, PrefectLauncher, ProcessLauncher, SshLauncher, WorkerSpec};
+use ovenbird::launch::{ContainerLauncher, Host, KubernetesLauncher, Launcher, PrefectLauncher, ProcessLauncher, SshLauncher, WorkerSpec};
 use ovenbird::workflow::{Bench, Workshop};
 use ovenbird::{BuilderKind, DockerEngineBuilder, Driver, EngineBuilder, Error, Job, Kind, LocalDriver, RemoteDriver};
 use ovenbird_engine::Event;
@@ -61,6 +61,10 @@ pub(crate) fn choose_driver(args: &BuildArgs, session: &Session, global: &Global
         }
         On::Ssh(hosts) => over_ssh(&hosts, workers(global.elsewhere(), builder), session)?,
         On::Pool => over_ssh(&settings.pool, workers(global.elsewhere(), builder), session)?,
+        On::Kubernetes(place) => {
+            let launcher = KubernetesLauncher::new(&place, &settings.kubernetes, &session.environment);
+            remote(launcher, workers(global.elsewhere(), builder), session)
+        }
         On::Prefect(place) => {
             global.refuse_elsewhere("on Prefect")?;
             remote(PrefectLauncher::new(&place, settings, &session.environment)?, WorkerSpec::default(), session)

@@ -8,6 +8,7 @@
 //! ROOT/leak-key                    keys the marks in `searched`
 //! ROOT/contexts.stat               hashes of context files by inode
 //! ROOT/.ovenbird-partial-…/        an image on its way out of a Docker Engine (ovenbird_oci::beside)
+//! ROOT/chunks/pack-…               parts of contexts that callers sent (worker::chunks of the product)
 //! ROOT/slots/N                     locked by the worker that has this slot
 //! ROOT/IDS/snapshots/ID/fs         diff folder of one step or one base layer
 //! ROOT/IDS/snapshots/ID/owners     intended owners, when the disk cannot hold them

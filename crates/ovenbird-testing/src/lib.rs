@@ -13,6 +13,7 @@ pub mod deviations;
 pub mod dockerd;
 pub mod git;
 pub mod keeper;
+pub mod kubernetes;
 pub mod moto;
 pub mod needs;
 pub mod oracle;

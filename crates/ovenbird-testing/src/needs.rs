@@ -39,6 +39,8 @@ pub enum Need {
     Ssh,
     /// Python with virtual environments, for servers from its package index.
     Python,
+    /// A Kubernetes cluster of our own.
+    Kubernetes,
     /// `setcap`, `setfacl`, `setfattr`, and the right to use them.
     Attributes,
 }
@@ -59,6 +61,7 @@ impl Need {
             "web" => Self::Web,
             "ssh" => Self::Ssh,
             "python" => Self::Python,
+            "kubernetes" => Self::Kubernetes,
             "attributes" => Self::Attributes,
             _ => return None,
         })
@@ -95,6 +98,7 @@ impl Need {
             Self::Python => process::output(Command::new("python3").args(["-c", "import venv, ensurepip"]))
                 .err()
                 .map(|_| "python3 with venv is missing (Debian package python3-venv)".to_owned()),
+            Self::Kubernetes => crate::kubernetes::missing().or_else(|| if crate::kubernetes::is_cached() { None } else { no_mirror() }),
             Self::Attributes => root()
                 .or_else(|| program("setcap", "libcap2-bin"))
                 .or_else(|| program("setfacl", "acl"))

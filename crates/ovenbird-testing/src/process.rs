@@ -101,5 +101,11 @@ impl Drop for Server {
 
 /// Does something accept connections there?
 pub fn accepts(port: u16) -> bool {
-    TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), Duration::from_millis(200)).is_ok()
+    accepts_at("127.0.0.1", port)
+}
+
+/// The same at another address of this machine.
+pub fn accepts_at(host: &str, port: u16) -> bool {
+    let address = host.parse().map(|host: Ipv4Addr| SocketAddr::from((host, port)));
+    address.is_ok_and(|address| TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok())
 }

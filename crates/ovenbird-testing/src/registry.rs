@@ -11,12 +11,16 @@ use crate::base::Base;
 use crate::process::{self, Server};
 use crate::{AtPath, Error, Result};
 
+/// Where registries listen.
+const LOOPBACK: &str = "127.0.0.1";
+
 /// A running registry. Dropped: the process ends and its storage is removed.
 #[derive(Debug)]
 pub struct Registry {
     // Order matters: the server must be dead before its storage goes.
     _server: Server,
     dir: TempDir,
+    host: String,
     port: u16,
 }
 
@@ -46,22 +50,27 @@ impl Registry {
 
     /// One as described.
     pub fn start_with(options: Options<'_>) -> Result<Self> {
-        Self::start_over(options, None)
+        Self::start_over(LOOPBACK, options, None)
+    }
+
+    /// One as described, at another address of this machine.
+    pub fn start_at(host: &str, options: Options<'_>) -> Result<Self> {
+        Self::start_over(host, options, None)
     }
 
     /// One as described, with a certificate of its own for 127.0.0.1, which nobody trusts.
     pub fn start_with_tls(options: Options<'_>, tls: Tls) -> Result<Self> {
-        Self::start_over(options, Some(tls))
+        Self::start_over(LOOPBACK, options, Some(tls))
     }
 
-    fn start_over(options: Options<'_>, tls: Option<Tls>) -> Result<Self> {
+    fn start_over(host: &str, options: Options<'_>, tls: Option<Tls>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("ovenbird-registry-").tempdir().at("cannot make a folder in", &std::env::temp_dir())?;
         let storage = dir.path().join("storage");
         fs::create_dir(&storage).at("cannot make", &storage)?;
         for base in options.bases {
             lay_out(&base.registry_storage()?, &storage)?;
         }
-        Self::serve(dir, options.credentials, tls)
+        Self::serve(dir, host, options.credentials, tls)
     }
 
     /// One on an existing storage folder, for filling it.
@@ -69,10 +78,10 @@ impl Registry {
         let dir = tempfile::Builder::new().prefix("ovenbird-registry-").tempdir().at("cannot make a folder in", &std::env::temp_dir())?;
         let link = dir.path().join("storage");
         std::os::unix::fs::symlink(storage, &link).at("cannot make", &link)?;
-        Self::serve(dir, None, None)
+        Self::serve(dir, LOOPBACK, None, None)
     }
 
-    fn serve(dir: TempDir, credentials: Option<(&str, &str)>, tls: Option<Tls>) -> Result<Self> {
+    fn serve(dir: TempDir, host: &str, credentials: Option<(&str, &str)>, tls: Option<Tls>) -> Result<Self> {
         let auth = match credentials {
             None => String::new(),
             Some((user, password)) => {
@@ -99,7 +108,7 @@ impl Registry {
         for _ in 0..5 {
             let port = process::free_port()?;
             let text = format!(
-                "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp: {{addr: \"127.0.0.1:{port}\", secret: ovenbird{tls}}}\n{auth}",
+                "version: 0.1\nlog: {{level: warn}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp: {{addr: \"{host}:{port}\", secret: ovenbird{tls}}}\n{auth}",
                 dir.path().join("storage").display()
             );
             fs::write(&config, text).at("cannot write", &config)?;
@@ -107,17 +116,17 @@ impl Registry {
             // Its version check and tracing would look for other hosts.
             command.arg("serve").arg(&config).env("OTEL_TRACES_EXPORTER", "none");
             let mut server = Server::start("docker-registry", &mut command, &dir.path().join("log"))?;
-            match server.wait(Duration::from_secs(20), || process::accepts(port)) {
-                Ok(()) => return Ok(Self { _server: server, dir, port }),
+            match server.wait(Duration::from_secs(20), || process::accepts_at(host, port)) {
+                Ok(()) => return Ok(Self { _server: server, dir, host: host.to_owned(), port }),
                 Err(error) => last = Some(error),
             }
         }
         Err(last.unwrap_or_else(|| Error::Missing("no loopback port".into())))
     }
 
-    /// `127.0.0.1:PORT`.
+    /// `HOST:PORT`.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.host, self.port)
     }
 
     /// The port.

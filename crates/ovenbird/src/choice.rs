@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use crate::builder::BuilderKind;
 use crate::error::{Error, Kind};
-use crate::launch::{ContainerPlace, Host, PrefectPlace};
+use crate::launch::{ContainerPlace, Host, KubernetesPlace, PrefectPlace};
 use crate::request::ParseValueError;
 use crate::settings::Environment;
 
@@ -28,6 +28,8 @@ pub enum On {
     Ssh(Vec<Host>),
     /// On one of the machines of the setting `[pool]`.
     Pool,
+    /// In a pod of a Kubernetes cluster.
+    Kubernetes(Box<KubernetesPlace>),
     /// As a flow run of a Prefect server.
     Prefect(PrefectPlace),
 }
@@ -41,18 +43,18 @@ impl FromStr for On {
             "here" => Self::Here,
             "process" => Self::Process,
             "pool" => Self::Pool,
+            "kubernetes" => Self::Kubernetes(Box::default()),
             "prefect" => Self::Prefect(PrefectPlace::default()),
             _ if text.starts_with("prefect,") => Self::Prefect(PrefectPlace::parse(&text["prefect,".len()..])?),
-            "kubernetes" => {
-                let reason = format!("--on {text} is not supported by this version: use here, process, container or ssh://HOST");
-                return Err(ParseValueError { reason });
-            }
             "container" => Self::Container(ContainerPlace::default()),
             _ if text.starts_with("container,") => Self::Container(container(text)?),
+            _ if text.starts_with("kubernetes,") => {
+                Self::Kubernetes(Box::new(KubernetesPlace::parse(text.strip_prefix("kubernetes,").unwrap_or_default())?))
+            }
             _ if text.starts_with("ssh://") => Self::Ssh(text.split(',').map(str::parse).collect::<Result<_, _>>()?),
             _ => {
                 let reason = format!(
-                    "{text:?} is no place for a build: expected auto, here, process, container[,socket][,image=NAME], pool, prefect[,pool=NAME] or ssh://HOST[,ssh://HOST]"
+                    "{text:?} is no place for a build: expected auto, here, process, container[,socket][,image=NAME], pool, kubernetes[,KEY=VALUE], prefect[,pool=NAME] or ssh://HOST[,ssh://HOST]"
                 );
                 return Err(ParseValueError { reason });
             }
@@ -99,6 +101,7 @@ impl fmt::Display for On {
             }
             Self::Ssh(hosts) => f.write_str(&hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
             Self::Pool => f.write_str("pool"),
+            Self::Kubernetes(place) => write!(f, "kubernetes{place}"),
             Self::Prefect(place) => place.fmt(f),
         }
     }
@@ -132,7 +135,7 @@ impl Probe {
     pub fn wants_docker(&self, on: &On, builder: BuilderKind) -> bool {
         match on {
             On::Auto | On::Here => builder != BuilderKind::Docker && self.level.is_none(),
-            On::Process | On::Container(_) | On::Ssh(_) | On::Pool | On::Prefect(_) => false,
+            On::Process | On::Container(_) | On::Ssh(_) | On::Pool | On::Kubernetes(_) | On::Prefect(_) => false,
         }
     }
 }
@@ -161,9 +164,11 @@ pub fn choose(on: &On, builder: BuilderKind, probe: &Probe) -> Result<Chosen, Er
             }
             chosen(on.clone(), own, "asked for".into())
         }
+        (On::Kubernetes(_), Docker) => Err(Error::new(Kind::Usage, "--builder docker does not go with --on kubernetes")
+            .hint("nodes have no Docker Engine, and a pod that could use one would own its node")),
         (On::Prefect(_), Docker) => Err(Error::new(Kind::Usage, format!("--builder {builder} does not go with --on {on}"))
             .hint("a flow run builds with Ovenbird's own engine")),
-        (On::Prefect(_), Auto | Engine) => chosen(on.clone(), Engine, "asked for".into()),
+        (On::Kubernetes(_) | On::Prefect(_), Auto | Engine) => chosen(on.clone(), Engine, "asked for".into()),
         (On::Process | On::Ssh(_) | On::Pool, said) => chosen(on.clone(), said, "asked for".into()),
         (On::Auto | On::Here, Docker) => chosen(On::Here, Docker, "asked for".into()),
         (On::Auto | On::Here, Auto | Engine) => match (probe.level, &probe.docker) {
@@ -182,9 +187,8 @@ pub fn choose(on: &On, builder: BuilderKind, probe: &Probe) -> Result<Chosen, Er
                     reason.extend(["; ", why]);
                 }
                 for place in &probe.elsewhere {
-                    let how =
-                        if place.contains("Prefect") { " could build: --on prefect" } else { " is not a place for builds in this version" };
-                    reason.extend(["; ", place, how]);
+                    let how = if place.contains("Kubernetes") { "kubernetes" } else { "prefect" };
+                    reason.extend(["; ", place, " is not used unasked (--on ", how, ")"]);
                 }
                 chosen(On::Here, Engine, reason)
             }
@@ -213,7 +217,9 @@ mod tests {
             ("container,socket,privileged", "! \"container,socket,privileged\" is no place for a build: it is either"),
             ("container,image=A", "! \"container,image=A\" is no place for a build: "),
             ("container,x", "! \"container,x\" is no place for a build: \"x\" is not known"),
-            ("kubernetes", "! --on kubernetes is not supported by this version"),
+            ("kubernetes", "kubernetes"),
+            ("kubernetes,namespace=ci,limits.memory=1Gi", "kubernetes,namespace=ci,limits.memory=1Gi"),
+            ("kubernetes,gpu=1", "! \"kubernetes,gpu=1\" is no place for a build: \"gpu=1\" is not known"),
             ("prefect", "prefect"),
             ("prefect,queue=q,pool=a b", "prefect,pool=a b,queue=q"),
             ("prefect,address=http://h/api,image=r.test/a:1", "prefect,address=http://h/api,image=r.test/a:1"),

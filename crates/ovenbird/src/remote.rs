@@ -4,12 +4,13 @@
 
 mod errand;
 
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use ovenbird_engine::input::LocalContext;
 use ovenbird_engine::{Cancel, Event, OutputFile, PathOrStdout};
 use ovenbird_oci::store::Store;
 use ovenbird_oci::{archive, beside};
@@ -17,7 +18,7 @@ use ovenbird_oci::{archive, beside};
 use crate::builder::{Gone, Job};
 use crate::docker_engine::DockerEngine;
 use crate::driver::{Driver, check, check_names};
-use crate::error::{Error, Kind};
+use crate::error::{Detail, Error, Kind};
 use crate::launch::{Launcher, Life, Pipe, WorkerSpec};
 use crate::naming::Naming;
 use crate::pieces::Pieces;
@@ -25,6 +26,7 @@ use crate::report::{self, BuildReport, Record, Recorder};
 use crate::request::{BuildRequest, CacheDest, CacheFrom, ContextSource, Dest, Output, OutputKind, Phase};
 use crate::settings::{Environment, Settings};
 use crate::source::{Fetcher, SourceTree};
+use crate::worker::chunks::{self, Wanted};
 use crate::worker::folder::{self, SendError};
 use crate::worker::question::Answers;
 use crate::worker::wire::{Hello, Order, Receiver, Registry, Sender, ToCaller, ToWorker, WireError};
@@ -40,6 +42,9 @@ const STOP: Duration = Duration::from_secs(7);
 
 /// How long a worker may take to end after its last word.
 const END: Duration = Duration::from_secs(5);
+
+/// Exit code of what was killed.
+const KILLED: i32 = 137;
 
 /// How often it is looked whether the build was cancelled.
 const LOOK: Duration = Duration::from_millis(20);
@@ -93,18 +98,27 @@ impl<L: Launcher> RemoteDriver<L> {
         let (begun, done) = (AtomicBool::new(false), AtomicBool::new(false));
         let unsent = Mutex::new(None);
         let mut outputs = Outputs::new(&request.outputs, &self.settings, job);
+        // On this machine the worker would only have everything twice.
+        let (want, wants) = (!self.launcher.has_our_files()).then(mpsc::channel).unzip();
         let outcome = std::thread::scope(|scope| {
             let stop = STOP + flow.longest(Phase::Exit);
             let watch = Watch { job, to: &to, life: &life, begun: &begun, done: &done, stop };
             scope.spawn(move || watch.run());
-            scope.spawn(|| {
-                if let Err(SendError::Read { path, source }) = send(order, tree, &to) {
+            if let Some(every) = self.launcher.heartbeat() {
+                let (to, done) = (&to, &done);
+                scope.spawn(move || beat(every, to, done));
+            }
+            let (unsent, to) = (&unsent, &to);
+            scope.spawn(move || {
+                let sending = Sending { order, tree, to, job };
+                if let Err(SendError::Read { path, source }) = sending.run(wants.as_ref()) {
                     let error = Error::from_chain(Kind::Source, &source).while_doing(format!("cannot read {path} of the build context"));
                     *unsent.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                     to.close();
                 }
             });
-            let outcome = converse(&mut from, &to, &begun, &mut answers, &mut outputs, tree, job);
+            // Whoever waits for a word of the worker waits no longer than there is one.
+            let outcome = Talk { from: &mut from, to, begun: &begun, want, answers: &mut answers, outputs: &mut outputs, tree, job }.hold();
             done.store(true, Ordering::SeqCst);
             to.close();
             outcome
@@ -127,15 +141,30 @@ impl<L: Launcher> RemoteDriver<L> {
         job: &Job,
     ) -> Result<(BuildReport, Box<dyn Life>), Error> {
         let mut life = life.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let ended = life.wait(END);
+        let was_cancelled = job.cancel.is_cancelled();
+        let last_word = matches!(&outcome, Ok(_) | Err(Ended::Failed(_))) && !was_cancelled;
+        // Who cancelled, when it was not the caller, is known where the worker is.
+        let stopped = matches!(&outcome, Err(Ended::Failed(error)) if error.kind == Kind::Cancelled) && !was_cancelled;
+        // So is what killed a step that did not kill itself.
+        let killed =
+            matches!(&outcome, Err(Ended::Failed(error)) if matches!(error.detail.as_deref(), Some(Detail::Step { code: KILLED, .. })));
+        let ended = if last_word && !stopped && !killed && life.settled() { Some(String::new()) } else { life.wait(END) };
+        let cause = life.cause().filter(|_| !was_cancelled);
         if ended.is_none() {
             life.kill();
         }
         match outcome {
             Ok(report) => Ok((report, life)),
-            Err(Ended::Failed(error)) => Err(error),
+            Err(Ended::Failed(error)) => Err(match cause {
+                Some(cause) if stopped => cause,
+                Some(cause) if killed => Error { hints: [error.hints.clone(), cause.hints].concat(), ..error.because(cause.message) },
+                _ => error,
+            }),
             Err(Ended::Lost(_)) if job.cancel.is_cancelled() => Err(Error::new(Kind::Cancelled, "cancelled")),
             Err(Ended::Lost(error)) => {
+                if let Some(cause) = cause {
+                    return Err(cause);
+                }
                 let mut told = Error::from(error).while_doing(format!("the worker {} was lost", self.launcher.place()));
                 told.causes.extend(ended);
                 Err(told)
@@ -252,21 +281,63 @@ fn refuse(request: &BuildRequest, place: &str) -> Result<(), Error> {
 }
 
 /// Sends everything that comes before the build.
-fn send(order: &ToWorker, tree: &SourceTree, to: &Sender) -> Result<(), SendError> {
-    let piece = |piece: &[u8]| to.send_with(&ToWorker::Data { bytes: piece.len() }, piece);
-    let message = |message: &ToWorker| to.send(message).map_err(SendError::Pipe);
-    message(&ToWorker::Hello(Hello::own()))?;
-    message(order)?;
-    let mut out = Pieces::new(piece);
-    out.write_all(tree.dockerfile.as_bytes()).and_then(|()| out.flush()).map_err(SendError::Pipe)?;
-    message(&ToWorker::End)?;
-    for (name, context) in &tree.contexts {
-        let ignore = context.ignore.written().collect();
-        message(&ToWorker::Context { name: name.clone(), ignore })?;
-        folder::send(&context.dir, context.ignore.clone(), &mut Pieces::new(piece))?;
-        message(&ToWorker::End)?;
+struct Sending<'a> {
+    order: &'a ToWorker,
+    tree: &'a SourceTree,
+    to: &'a Sender,
+    job: &'a Job,
+}
+
+impl Sending<'_> {
+    /// `wants`: what the worker says that it lacks, where it may keep what came before.
+    fn run(&self, wants: Option<&mpsc::Receiver<Wanted>>) -> Result<(), SendError> {
+        self.message(&ToWorker::Hello(Hello::own()))?;
+        self.message(self.order)?;
+        self.bulk(|out| out.write_all(self.tree.dockerfile.as_bytes()).and_then(|()| out.flush()).map_err(SendError::Pipe))?;
+        for (name, context) in &self.tree.contexts {
+            let ignore = context.ignore.written().collect();
+            self.message(&ToWorker::Context { name: name.clone(), ignore, offered: wants.is_some() })?;
+            match wants {
+                None => self.bulk(|out| folder::send(&context.dir, context.ignore.clone(), out)).map(drop)?,
+                Some(wants) => self.offer(name, context, wants)?,
+            }
+        }
+        self.message(&ToWorker::Begin)
     }
-    message(&ToWorker::Begin)
+
+    fn message(&self, message: &ToWorker) -> Result<(), SendError> {
+        self.to.send(message).map_err(SendError::Pipe)
+    }
+
+    /// How many bytes it were.
+    fn bulk(&self, write: impl FnOnce(&mut dyn Write) -> Result<(), SendError>) -> Result<u64, SendError> {
+        let mut sent = 0;
+        let mut pieces = Pieces::new(|piece| {
+            sent += piece.len() as u64;
+            self.to.send_with(&ToWorker::Data { bytes: piece.len() }, piece)
+        });
+        write(&mut pieces)?;
+        pieces.flush().map_err(SendError::Pipe)?;
+        drop(pieces);
+        self.message(&ToWorker::End)?;
+        Ok(sent)
+    }
+
+    /// Says what a folder is made of, twice: the list of its chunks in chunks, and these; and sends what the worker lacks.
+    fn offer(&self, name: &str, context: &LocalContext, wants: &mpsc::Receiver<Wanted>) -> Result<(), SendError> {
+        let lost = |_| SendError::Pipe(io::ErrorKind::BrokenPipe.into());
+        let offer = folder::Offer::of(&context.dir, &context.ignore)?;
+        let list = offer.to_bytes();
+        let top = chunks::cut(&list);
+        let mut sent = self.bulk(|out| out.write_all(&top.to_bytes()).map_err(SendError::Pipe))?;
+        let wanted = wants.recv().map_err(lost)?;
+        sent += self.bulk(|out| chunks::Selector::new(&top, &wanted, 0, out).write_all(&list).map_err(SendError::Pipe))?;
+        let wanted = wants.recv().map_err(lost)?;
+        sent += self.bulk(|out| offer.send(&context.dir, &context.ignore, &wanted, out))?;
+        let text = format!("{name}: sent {sent} bytes for {} bytes; the worker had the rest", offer.bytes());
+        self.job.sink.emit(Event::Message { text });
+        Ok(())
+    }
 }
 
 /// How a conversation ends without a report.
@@ -283,39 +354,66 @@ impl From<WireError> for Ended {
     }
 }
 
-fn converse<R: Read>(
-    from: &mut Receiver<R>,
-    to: &Sender,
-    begun: &AtomicBool,
-    answers: &mut Answers<'_>,
-    outputs: &mut Outputs<'_>,
-    tree: &SourceTree,
-    job: &Job,
-) -> Result<BuildReport, Ended> {
-    match from.expect()?.0 {
-        ToCaller::Hello(hello) => hello.check()?,
-        ToCaller::Failed { failure } => return Err(Ended::Failed(failure.into_error(("", "")))),
-        other => return Err(WireError::Unexpected(crate::worker::wire::Message::name(&other)).into()),
+/// The caller's part of a conversation.
+struct Talk<'a, 'b, R> {
+    from: &'a mut Receiver<R>,
+    to: &'a Sender,
+    /// Has the worker said a word?
+    begun: &'a AtomicBool,
+    /// Who sends the contexts hears here what the worker lacks, and that there is no worker any more.
+    want: Option<mpsc::Sender<Wanted>>,
+    answers: &'a mut Answers<'b>,
+    outputs: &'a mut Outputs<'b>,
+    tree: &'a SourceTree,
+    job: &'a Job,
+}
+
+impl<R: Read> Talk<'_, '_, R> {
+    fn hold(self) -> Result<BuildReport, Ended> {
+        let Self { from, to, begun, want, answers, outputs, tree, job } = self;
+        match from.expect()?.0 {
+            ToCaller::Hello(hello) => hello.check()?,
+            ToCaller::Failed { failure } => return Err(Ended::Failed(failure.into_error(("", "")))),
+            other => return Err(WireError::Unexpected(crate::worker::wire::Message::name(&other)).into()),
+        }
+        begun.store(true, Ordering::SeqCst);
+        loop {
+            let (message, raw) = from.expect()?;
+            match message {
+                ToCaller::Event { event } => job.sink.emit(event),
+                ToCaller::Ask { id, question } => {
+                    let (answer, bytes) = answers.answer(question);
+                    // A worker that is gone is seen at the next message.
+                    let _ = to.send_with(&ToWorker::Answer { id, answer, bytes: bytes.len() }, &bytes);
+                }
+                ToCaller::Want { .. } => {
+                    let Some(want) = &want else { return Err(WireError::Unexpected("want").into()) };
+                    // Nobody waits when the folder could not be read.
+                    let _ = want.send(Wanted::of_bytes(raw));
+                }
+                ToCaller::Data { output, .. } => outputs.piece(output, &raw).map_err(Ended::Failed)?,
+                ToCaller::End { output } => outputs.end(output).map_err(Ended::Failed)?,
+                ToCaller::Report { report } => return Ok(*report),
+                ToCaller::Failed { failure } => {
+                    return Err(Ended::Failed(failure.into_error((&tree.dockerfile_name, &tree.dockerfile))));
+                }
+                other @ (ToCaller::Hello(_) | ToCaller::Busy) => {
+                    return Err(WireError::Unexpected(crate::worker::wire::Message::name(&other)).into());
+                }
+            }
+        }
     }
-    begun.store(true, Ordering::SeqCst);
-    loop {
-        let (message, raw) = from.expect()?;
-        match message {
-            ToCaller::Event { event } => job.sink.emit(event),
-            ToCaller::Ask { id, question } => {
-                let (answer, bytes) = answers.answer(question);
-                // A worker that is gone is seen at the next message.
-                let _ = to.send_with(&ToWorker::Answer { id, answer, bytes: bytes.len() }, &bytes);
-            }
-            ToCaller::Data { output, .. } => outputs.piece(output, &raw).map_err(Ended::Failed)?,
-            ToCaller::End { output } => outputs.end(output).map_err(Ended::Failed)?,
-            ToCaller::Report { report } => return Ok(*report),
-            ToCaller::Failed { failure } => {
-                return Err(Ended::Failed(failure.into_error((&tree.dockerfile_name, &tree.dockerfile))));
-            }
-            other @ (ToCaller::Hello(_) | ToCaller::Busy) => {
-                return Err(WireError::Unexpected(crate::worker::wire::Message::name(&other)).into());
-            }
+}
+
+/// Says now and then that the caller lives.
+fn beat(every: Duration, to: &Sender, done: &AtomicBool) {
+    let mut last = Instant::now();
+    while !done.load(Ordering::SeqCst) {
+        std::thread::sleep(LOOK);
+        if last.elapsed() >= every {
+            last = Instant::now();
+            // A worker that is gone is seen by who reads.
+            let _ = to.send(&ToWorker::Alive);
         }
     }
 }

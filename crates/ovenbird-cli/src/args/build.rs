@@ -47,8 +47,9 @@ pub(crate) struct BuildArgs {
 
     /// Where the build runs: `here` in this process, `process` in one of its own, `container` in a container of the
     /// Docker Engine (`container,socket`: that engine builds; `,image=NAME`: in this image), `ssh://[USER@]HOST[:PORT]` on another machine
-    /// (several, separated by commas: the first with a free slot), `pool` on one of the setting [pool], `prefect[,pool=NAME]` as a flow run
-    /// of a Prefect server [setting: on; env: OVENBIRD_ON]
+    /// (several, separated by commas: the first with a free slot), `pool` on one of the setting [pool], `kubernetes[,KEY=VALUE]...` in a pod of
+    /// a cluster (docs/guides/kubernetes.md has the keys; setting [kubernetes]), `prefect[,pool=NAME]` as a flow run of a Prefect server
+    /// [setting: on; env: OVENBIRD_ON]
     #[arg(long, value_name = "PLACE")]
     pub(crate) on: Option<On>,
     /// What builds: `engine` (Ovenbird's own), `docker` (the Docker Engine of DOCKER_HOST or the docker context), or `auto` [setting: builder;

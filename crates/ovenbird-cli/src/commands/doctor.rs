@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use ovenbird::choice::Probe;
+use ovenbird::choice::{On, Probe};
 use ovenbird::docker_engine::DockerEngine;
+use ovenbird::launch::kubernetes::{self, KubernetesPlace};
 use ovenbird::launch::{PrefectLauncher, PrefectPlace};
 use ovenbird::{Error, Kind};
 use ovenbird_sandbox::Level;
@@ -19,6 +20,9 @@ pub(crate) struct DoctorArgs {
     /// JSON
     #[arg(long)]
     json: bool,
+    /// Look at this place instead of this machine: `kubernetes[,KEY=VALUE]...`, and whether a build may do there what it needs
+    #[arg(long, value_name = "PLACE")]
+    on: Option<On>,
 }
 
 /// One thing that was looked at.
@@ -29,6 +33,16 @@ struct Finding {
 }
 
 pub(crate) fn run(args: &DoctorArgs, session: &Session) -> Result<(), Error> {
+    match &args.on {
+        None => {}
+        Some(On::Kubernetes(place)) => return cluster(place, args.json, session),
+        Some(other) => {
+            return Err(Error::refused(
+                &format!("doctor --on {other}"),
+                "only --on kubernetes is asked; the others are in `ovenbird doctor`",
+            ));
+        }
+    }
     let state = state(session);
     let probe = ovenbird_sandbox::probe::probe_all(&session.settings.root);
     let places = places(session, probe.chosen);
@@ -80,6 +94,49 @@ pub(crate) fn run(args: &DoctorArgs, session: &Session) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether a build may do in a cluster what it needs.
+fn cluster(place: &KubernetesPlace, as_json: bool, session: &Session) -> Result<(), Error> {
+    let found = kubernetes::examine(place, &session.settings.kubernetes, &session.environment)?;
+    let allowed = found.access.iter().all(|(_, allowed)| *allowed);
+    let text = if as_json {
+        super::json(&json!({
+            "version": 1,
+            "ovenbird": env!("CARGO_PKG_VERSION"),
+            "server": found.server,
+            "namespace": found.namespace,
+            "security": found.security.to_string(),
+            "image": found.image,
+            "access": found.access.iter().map(|(access, allowed)| json!({
+                "verb": access.verb, "group": access.group, "resource": access.resource, "allowed": allowed,
+            })).collect::<Vec<_>>(),
+            "usable": allowed && found.image.is_some(),
+        }))?
+    } else {
+        let mut text = format!("Kubernetes API        yes  {}, namespace {}\n", found.server, found.namespace);
+        let _ = writeln!(text, "pod security          {}", found.security);
+        let image = found
+            .image
+            .as_deref()
+            .map_or_else(|| ("no", "not named: image=NAME or the setting [kubernetes] image"), |image| ("yes", image));
+        let _ = writeln!(text, "image                 {}  {}", image.0, image.1);
+        for (access, allowed) in &found.access {
+            let _ = writeln!(text, "{:6} {:14} {}", access.verb, access.resource, if *allowed { "yes" } else { "no" });
+        }
+        if !allowed {
+            let _ =
+                write!(text, "\nA role with these rules is missing (deploy/kubernetes has it):\nrules:\n{}", kubernetes::access::rules());
+        }
+        text
+    };
+    crate::print(&text)?;
+    if allowed {
+        return Ok(());
+    }
+    let missing: Vec<String> =
+        found.access.iter().filter(|(_, allowed)| !allowed).map(|(access, _)| format!("{} {}", access.verb, access.resource)).collect();
+    Err(Error::new(Kind::Driver, format!("builds may not run in the namespace {}: not allowed: {}", found.namespace, missing.join(", "))))
+}
+
 /// Each place of `--on`. Other machines are not asked.
 fn places(session: &Session, level: Option<Level>) -> Vec<Finding> {
     let finding = |what, good, detail: String| Finding { what, good, detail };
@@ -92,23 +149,29 @@ fn places(session: &Session, level: Option<Level>) -> Vec<Finding> {
         Ok(docker) => format!("the Docker Engine at {docker}"),
         Err(error) => error.clone(),
     };
-    let elsewhere = Probe::of_environment(&session.environment).elsewhere;
     let hosts: Vec<String> = session.settings.pool.iter().map(ToString::to_string).collect();
     let pool = if hosts.is_empty() { "no hosts in the setting [pool]".into() } else { format!("not tried: {}", hosts.join(", ")) };
-    let later = |word: &str| {
-        let found: Vec<&str> = elsewhere.iter().copied().filter(|place| place.contains(word)).collect();
-        let found = if found.is_empty() { String::new() } else { format!("; found: {}", found.join(", ")) };
-        format!("not supported by this version{found}")
-    };
     vec![
         finding("here", level.is_some(), own.clone()),
         finding("process", level.is_some(), own),
         finding("container", docker.is_ok(), in_container.clone()),
         finding("container,socket", docker.is_ok(), in_container),
         finding("pool", !hosts.is_empty(), pool),
-        finding("kubernetes", false, later("Kubernetes")),
+        in_cluster(session),
         prefect(session),
     ]
+}
+
+/// Whether there is a cluster.
+fn in_cluster(session: &Session) -> Finding {
+    let mut found = Probe::of_environment(&session.environment).elsewhere;
+    found.retain(|place| place.contains("Kubernetes"));
+    let detail = if found.is_empty() {
+        "no kubeconfig, and this is no pod".into()
+    } else {
+        format!("not tried: {}; `ovenbird doctor --on kubernetes` asks it", found.join(", "))
+    };
+    Finding { what: "kubernetes", good: !found.is_empty(), detail }
 }
 
 /// Whether a Prefect server would take builds.

@@ -74,7 +74,12 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, Error> {
         Command::Logout(args) => logout::run(&args, &session()?),
         Command::SelfImage(args) => self_image::run(&args, &session()?),
         Command::Leash(args) => return leash::run(&args),
-        Command::Worker(args) => return worker::run(&args, session()?),
+        Command::Worker(args) => {
+            return match args.connects() {
+                Some(socket) => worker::connect(socket, &args),
+                None => worker::run(&args, session()?),
+            };
+        }
         Command::Completions(args) => completions::run(&args),
         Command::Version(args) => version::run(&args),
     };

@@ -4,6 +4,7 @@
 
 mod caller;
 pub mod container;
+pub mod kubernetes;
 pub mod leash;
 pub mod prefect;
 pub mod process;
@@ -18,6 +19,7 @@ use crate::error::Error;
 use crate::report::BuildReport;
 
 pub use container::{ContainerLauncher, ContainerPlace};
+pub use kubernetes::{KubernetesLauncher, KubernetesPlace, KubernetesSettings};
 pub use prefect::{PrefectLauncher, PrefectPlace, PrefectServer};
 pub use process::ProcessLauncher;
 pub use ssh::{Host, HostDefaults, SshLauncher};
@@ -60,6 +62,14 @@ pub trait Life: Send {
     fn wait(&mut self, limit: Duration) -> Option<String>;
     /// Ends it now.
     fn kill(&mut self);
+    /// Its last word has come. Is there nothing more to wait for?
+    fn settled(&mut self) -> bool {
+        false
+    }
+    /// After [`wait`](Self::wait): why it ended, where its place knows better than the pipe.
+    fn cause(&mut self) -> Option<Error> {
+        None
+    }
     /// The build succeeded and the worker has ended: keeps of its place what was asked to be kept.
     fn keep(&mut self, _report: &BuildReport, _job: &Job) -> Result<(), Error> {
         Ok(())
@@ -72,6 +82,10 @@ pub trait Launcher: Sync {
     fn launch(&self, spec: &WorkerSpec, job: &Job) -> Result<Pipe, Error>;
     /// Where, for messages: `on ssh://build1`.
     fn place(&self) -> String;
+    /// How often a worker there must hear that its caller lives; `None`: the pipe's end is enough.
+    fn heartbeat(&self) -> Option<Duration> {
+        None
+    }
     /// Do the caller's paths and sockets mean the same there?
     fn has_our_files(&self) -> bool {
         false

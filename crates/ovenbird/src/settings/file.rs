@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::prefect::PrefectSettings;
 use super::registry::FileRegistry;
 use crate::error::{Error, Kind};
+use crate::launch::KubernetesSettings;
 use crate::request::tag::TagPolicy;
 
 /// Longest file, in bytes.
@@ -30,6 +31,8 @@ pub(super) struct FileSettings {
     pub(super) on: Option<String>,
     /// Machines for builds.
     pub(super) pool: Option<FilePool>,
+    /// Clusters for builds.
+    pub(super) kubernetes: Option<KubernetesSettings>,
     /// Where flow runs build.
     pub(super) prefect: Option<PrefectSettings>,
     /// What builds.
@@ -71,6 +74,9 @@ impl FileSettings {
         over(&mut self.isolation_level, other.isolation_level);
         over(&mut self.on, other.on);
         over(&mut self.pool, other.pool);
+        if let Some(kubernetes) = other.kubernetes {
+            self.kubernetes.get_or_insert_default().merge(kubernetes);
+        }
         if let Some(prefect) = other.prefect {
             self.prefect.get_or_insert_default().merge(prefect);
         }

@@ -31,7 +31,7 @@ use crate::builder::BuilderKind;
 use crate::choice::On;
 use crate::docker_engine::DockerSettings;
 use crate::error::{Error, Kind};
-use crate::launch::{Host, HostDefaults};
+use crate::launch::{Host, HostDefaults, KubernetesSettings};
 use crate::naming::TagPolicies;
 use crate::request::{BuildRequest, ParseValueError};
 
@@ -111,6 +111,8 @@ pub struct Settings {
     pub pool: Vec<Host>,
     /// What is not said of a machine for builds.
     pub host_defaults: HostDefaults,
+    /// Clusters for builds.
+    pub kubernetes: KubernetesSettings,
     /// Which Prefect server is meant, as far as the settings say.
     pub prefect: PrefectSettings,
     /// What builds.
@@ -241,6 +243,7 @@ impl Settings {
             on,
             pool: hosts,
             host_defaults,
+            kubernetes: merged.kubernetes.unwrap_or_default(),
             prefect,
             builder,
             tags,

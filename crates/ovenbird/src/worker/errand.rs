@@ -130,7 +130,7 @@ pub(super) fn build(
         held.push(fd);
         spec.origin = SecretOrigin::File(path);
     }
-    let job = Job { sink: Arc::new(Wire(Arc::clone(to))), cancel: cancel.clone() };
+    let job = Job { sink: Arc::new(Wire(Arc::clone(to), place.echo.clone())), cancel: cancel.clone() };
     let mut tree = Fetcher::new(&place.settings, &place.environment).fetch(&request, &mut io::empty(), &job)?;
     if origin.is_some() {
         tree.origin = origin;

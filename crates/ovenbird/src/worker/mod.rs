@@ -3,12 +3,14 @@
 //! The protocol is in [`wire`]. A worker has no secrets and no settings of registries of its own: it asks its caller, by name. It lives as
 //! long as the pipe: when the caller is gone, the build is cancelled, and what does not stop then is abandoned.
 
+pub(crate) mod chunks;
 pub(crate) mod errand;
 pub(crate) mod failure;
 pub(crate) mod folder;
 mod outputs;
 pub(crate) mod question;
 mod slot;
+pub mod socket;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -24,6 +26,7 @@ use ovenbird_engine::input::LocalContext;
 use ovenbird_engine::{Cancel, Event, EventSink};
 use ovenbird_oci::beside;
 use ovenbird_oci::keychain::KeychainOptions;
+use ovenbird_oci::layer::{LayerError, Owners};
 use ovenbird_oci::registry::RegistryOptions;
 use ovenbird_sandbox::Level;
 use rustix::fs::MemfdFlags;
@@ -37,6 +40,7 @@ use crate::request::{BuildRequest, ContextSource, DockerfileFrom, SecretOrigin, 
 use crate::settings::{Environment, Settings};
 use crate::source::SourceTree;
 use crate::workflow::{Bench, Desk, Workshop};
+use chunks::{Depot, List, Wanted};
 use failure::Failure;
 use outputs::Outputs;
 use question::{OfCaller, Questions, refused};
@@ -52,7 +56,6 @@ const MAX_CONTEXTS: usize = 1000;
 const GRACE: Duration = Duration::from_secs(5);
 
 /// What a worker runs on.
-#[derive(Debug)]
 pub struct Place {
     /// Of this machine.
     pub settings: Settings,
@@ -66,6 +69,16 @@ pub struct Place {
     pub builder: BuilderKind,
     /// Builds of workers at once on this machine; `None`: any number.
     pub slots: Option<usize>,
+    /// Credentials of this place, as Docker's client writes them: they come before the caller's.
+    pub credentials: Option<PathBuf>,
+    /// Who else sees how the build goes.
+    pub echo: Option<Arc<dyn EventSink>>,
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place").field("level", &self.level).field("builder", &self.builder).finish_non_exhaustive()
+    }
 }
 
 /// Serves one caller: one build. Gives the exit code that the build would have had here.
@@ -96,8 +109,9 @@ pub fn serve(
         }
     };
     let _ = to.send(&ToCaller::Hello(Hello::own()));
+    let echo = place.echo.clone();
     let mut dockerfile = (String::new(), String::new());
-    let outcome = receive(&mut from, &place.settings.temp).and_then(|received| {
+    let outcome = receive(&mut from, &to, &place.settings).and_then(|received| {
         let questions = Arc::new(Questions::new(Arc::clone(&to)));
         listen(from, Arc::clone(&questions), cancel.clone(), abandon);
         match received {
@@ -119,6 +133,9 @@ pub fn serve(
         }
         Err(error) => {
             let code = error.kind.exit_code();
+            if let Some(echo) = echo {
+                echo.emit(Event::Message { text: format!("error: {error}") });
+            }
             let failure = Failure::of(error, (&dockerfile.0, &dockerfile.1));
             let _ = to.send(&ToCaller::Failed { failure: Box::new(failure) });
             code
@@ -143,7 +160,8 @@ fn of_caller(error: WireError) -> Error {
     Error::from(error).while_doing("the worker cannot understand its caller")
 }
 
-fn receive<R: Read>(from: &mut Receiver<R>, temp: &Path) -> Result<Received, Error> {
+fn receive<R: Read>(from: &mut Receiver<R>, to: &Sender, settings: &Settings) -> Result<Received, Error> {
+    let temp = settings.temp.as_path();
     let unexpected = |message: &ToWorker| of_caller(WireError::Unexpected(wire::Message::name(message)));
     match from.expect().map_err(of_caller)?.0 {
         ToWorker::Hello(hello) => hello.check().map_err(of_caller)?,
@@ -171,25 +189,49 @@ fn receive<R: Read>(from: &mut Receiver<R>, temp: &Path) -> Result<Received, Err
     let aside = beside::folder_in(temp).map_err(cannot)?;
     let mut contexts = BTreeMap::new();
     loop {
-        let (name, ignore) = match from.expect().map_err(of_caller)?.0 {
-            ToWorker::Context { name, ignore } if contexts.len() < MAX_CONTEXTS => (name, ignore),
+        let (name, ignore, offered) = match from.expect().map_err(of_caller)?.0 {
+            ToWorker::Context { name, ignore, offered } if contexts.len() < MAX_CONTEXTS => (name, ignore, offered),
             ToWorker::Begin => break,
             other => return Err(unexpected(&other)),
         };
         let ignore = Patterns::new(&ignore).map_err(|error| Error::from_chain(Kind::Driver, &error))?;
         let into = aside.path().join(contexts.len().to_string());
         std::fs::create_dir(&into).map_err(cannot)?;
-        let mut bulk = Bulk::new(from);
-        let arrived = folder::receive(&mut bulk, &into);
+        let arrived = if offered {
+            take(from, to, &settings.root, &into)
+        } else {
+            let mut bulk = Bulk::new(from);
+            let arrived = folder::receive(&mut bulk, &into);
+            if arrived.is_ok() {
+                bulk.finish().map_err(broken)?;
+            }
+            arrived
+        };
         let (dir, _) = arrived.map_err(|error| {
             Error::new(Kind::Driver, format!("the build context {name:?} did not arrive at the worker")).because(error.of_archive())
         })?;
-        bulk.finish().map_err(broken)?;
         contexts.insert(name, LocalContext::new(dir, ignore));
     }
     let mut tree = SourceTree::given(dockerfile, order.dockerfile_name.clone(), contexts, aside);
     tree.origin.clone_from(&order.origin);
     Ok(Received::Build { order, tree: Box::new(tree) })
+}
+
+/// Takes a folder that is offered, chunk by chunk.
+fn take<R: Read>(from: &mut Receiver<R>, to: &Sender, root: &Path, into: &Path) -> Result<(PathBuf, Owners), LayerError> {
+    let folder = root.join("chunks");
+    let unusable = |source| LayerError::Io { action: "use", path: folder.clone(), source };
+    let mut depot = Depot::open(&folder).map_err(unusable)?;
+    let mut top = vec![];
+    let read = Bulk::new(from).take(folder::MAX_TOP).read_to_end(&mut top);
+    read.map_err(|error| LayerError::Malformed { reason: error.to_string() })?;
+    let fetch = |depot: &mut Depot, list: &List, wanted: &Wanted| {
+        to.send_with(&ToCaller::Want { bytes: wanted.bytes().len() }, wanted.bytes())?;
+        let mut bulk = Bulk::new(from);
+        depot.fill(list, wanted, &mut bulk)?;
+        bulk.finish()
+    };
+    folder::take(&mut depot, &top, fetch, into)
 }
 
 /// Reads what comes while the build runs.
@@ -234,6 +276,7 @@ fn build(
 ) -> Result<BuildReport, Error> {
     let Order { request, values, policies, now, registries, logins, git, revision, absent, .. } = order;
     (tree.git, tree.revision) = (git, revision);
+    let (echo, credentials) = (place.echo.clone(), place.credentials.clone());
     let settings = &mut place.settings;
     // Files in memory live as long as these.
     let mut held = vec![];
@@ -263,7 +306,7 @@ fn build(
             tree.logins.insert(host, credential.into());
         }
     }
-    settings.keychain = KeychainOptions { custodian: Some(questions.custodian()), ..KeychainOptions::default() };
+    settings.keychain = KeychainOptions { custodian: Some(questions.custodian(credentials)), ..KeychainOptions::default() };
     (settings.docker_config, settings.auth_file) = (None, None);
     let mut request: BuildRequest = request;
     for spec in &mut request.secrets {
@@ -272,7 +315,7 @@ fn build(
         spec.origin = SecretOrigin::File(hold(&bytes, &what)?);
     }
     let outputs = Outputs::prepare(&mut request, &settings.temp, to, place.builder == BuilderKind::Docker)?;
-    let job = Job { sink: Arc::new(Wire(Arc::clone(to))), cancel: cancel.clone() };
+    let job = Job { sink: Arc::new(Wire(Arc::clone(to), echo)), cancel: cancel.clone() };
     let caller = OfCaller::new(Arc::clone(questions), absent);
     let bench = Bench { policies, now, desk: Desk::of(Arc::new(caller)), ..Bench::new(&place.settings, &place.environment) };
     let report = run(&place, bench, Given { tree, values }, &request, &job);
@@ -307,10 +350,13 @@ fn run_with<B: Workshop>(
 }
 
 /// Events as messages.
-struct Wire(Arc<Sender>);
+struct Wire(Arc<Sender>, Option<Arc<dyn EventSink>>);
 
 impl EventSink for Wire {
     fn emit(&self, event: Event) {
+        if let Some(echo) = &self.1 {
+            echo.emit(event.clone());
+        }
         // Who is not there does not listen; the end of the pipe stops the build.
         let _ = self.0.send(&ToCaller::Event { event });
     }

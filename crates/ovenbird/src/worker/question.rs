@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, UNIX_EPOCH};
@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use ovenbird_dockerfile::parse;
 use ovenbird_engine::frontend::{Images, Lowered, lower};
 use ovenbird_oci::Reference;
-use ovenbird_oci::keychain::{self, Custodian, Keychain, Query, Question, Secret};
+use ovenbird_oci::keychain::{self, Custodian, Keychain, KeychainOptions, Query, Question, Secret};
 use ovenbird_oci::reference::is_host;
 use serde_json::Value;
 
@@ -106,10 +106,23 @@ impl Questions {
         *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The caller as the one who keeps the credentials.
-    pub(crate) fn custodian(self: &Arc<Self>) -> Custodian {
+    /// The caller as the one who keeps the credentials, after a file of the worker's own place, when it has one.
+    pub(crate) fn custodian(self: &Arc<Self>, file: Option<PathBuf>) -> Custodian {
         let this = Arc::clone(self);
+        let own = file.map(|file| Keychain::new(KeychainOptions { auth_files: vec![file], ..KeychainOptions::default() }));
+        let found = move |registry: &str, repository: &str, refused: Option<&keychain::Credential>| {
+            // What the registry did not take is not given twice.
+            own.as_ref()?.recorded(registry, repository).filter(|found| Some(found) != refused)
+        };
         Custodian::new(move |question| {
+            let known = match &question {
+                Question::Find { registry, repository, refused, .. } => found(registry, repository, refused.as_ref()),
+                Question::Recorded { registry, repository } => found(registry, repository, None),
+                Question::Create { .. } => None,
+            };
+            if let Some(credential) = known {
+                return Ok(keychain::Answer::Credential(credential, None));
+            }
             let asked = match question {
                 Question::Find { registry, repository, address, refused } => {
                     Asked::Credential { registry, repository, address, refused: refused.map(Into::into), recorded: false }

@@ -27,7 +27,7 @@ use crate::workflow::desk::{At, Target};
 pub const PROTOCOL: u32 = 2;
 
 /// What this program can do beside the protocol's core, for later versions to ask for.
-pub const CAPABILITIES: [&str; 5] = ["contexts", "outputs", "credentials", "plugins", "cancel"];
+pub const CAPABILITIES: [&str; 7] = ["contexts", "outputs", "credentials", "plugins", "cancel", "alive", "offers"];
 
 /// Longest line, in bytes.
 const MAX_LINE: u64 = 8 << 20;
@@ -163,6 +163,9 @@ pub(crate) enum ToWorker {
         name: String,
         /// Its ignore file; what that leaves out was not sent.
         ignore: Vec<String>,
+        /// Not the tar comes, but a list of the chunks of a list of its chunks: the worker says twice which it wants.
+        #[serde(default)]
+        offered: bool,
     },
     Data {
         bytes: usize,
@@ -177,6 +180,8 @@ pub(crate) enum ToWorker {
         bytes: usize,
     },
     Cancel,
+    /// A sign of life, at any time: the worker knows that its caller is there. Never seen outside this module.
+    Alive,
 }
 
 /// From the worker to the caller.
@@ -196,6 +201,10 @@ pub(crate) enum ToCaller {
     /// A piece of the output with this place in the request.
     Data {
         output: usize,
+        bytes: usize,
+    },
+    /// Which chunks of the list that came are wanted: a bit each.
+    Want {
         bytes: usize,
     },
     /// The output is whole.
@@ -263,6 +272,10 @@ pub(crate) enum Answered {
 pub(crate) trait Message: Serialize + DeserializeOwned {
     fn raw_bytes(&self) -> usize;
     fn name(&self) -> &'static str;
+    /// Does it say nothing else than that somebody is there?
+    fn is_sign_of_life(&self) -> bool {
+        false
+    }
 }
 
 impl Message for ToWorker {
@@ -284,13 +297,21 @@ impl Message for ToWorker {
             Self::Begin => "begin",
             Self::Answer { .. } => "answer",
             Self::Cancel => "cancel",
+            Self::Alive => "alive",
         }
+    }
+
+    fn is_sign_of_life(&self) -> bool {
+        matches!(self, Self::Alive)
     }
 }
 
 impl Message for ToCaller {
     fn raw_bytes(&self) -> usize {
-        if let Self::Data { bytes, .. } = self { *bytes } else { 0 }
+        match self {
+            Self::Data { bytes, .. } | Self::Want { bytes } => *bytes,
+            _ => 0,
+        }
     }
 
     fn name(&self) -> &'static str {
@@ -300,6 +321,7 @@ impl Message for ToCaller {
             Self::Event { .. } => "event",
             Self::Ask { .. } => "ask",
             Self::Data { .. } => "data",
+            Self::Want { .. } => "want",
             Self::End { .. } => "end",
             Self::Report { .. } => "report",
             Self::Failed { .. } => "failed",
@@ -346,6 +368,15 @@ impl<R: Read> Receiver<R> {
 
     /// The next message with its bytes; `None` at an end between messages.
     pub(crate) fn next<M: Message>(&mut self) -> Result<Option<(M, Vec<u8>)>, WireError> {
+        loop {
+            match self.read::<M>()? {
+                Some((message, _)) if message.is_sign_of_life() => {}
+                other => return Ok(other),
+            }
+        }
+    }
+
+    fn read<M: Message>(&mut self) -> Result<Option<(M, Vec<u8>)>, WireError> {
         let mut line = vec![];
         (&mut self.0).take(MAX_LINE).read_until(b'\n', &mut line).map_err(WireError::Broken)?;
         if line.is_empty() {
@@ -452,6 +483,7 @@ mod tests {
         for (bytes, expect) in [
             (b"".as_slice(), ""),
             (b"{\"type\":\"end\"}\n{\"type\":\"data\",\"bytes\":3}\nabc{\"type\":\"cancel\"}\n", "end:0 data:3 cancel:0"),
+            (b"{\"type\":\"alive\"}\n{\"type\":\"end\"}\n{\"type\":\"alive\"}\n", "end:0"),
             (b"{\"type\":\"data\",\"bytes\":3}\nab", "! it ended in the middle of the conversation"),
             (b"{\"type\":\"end\"}", "! it ended in the middle of the conversation"),
             (
