@@ -122,9 +122,11 @@ fn summary(outcomes: &str) {
     let mut counts = std::collections::BTreeMap::new();
     let mut listed = vec![];
     for line in outcomes.lines() {
-        let word = line.split('\t').next().unwrap_or_default();
+        let mut fields = line.split('\t');
+        let word = fields.next().unwrap_or_default();
         *counts.entry(word).or_insert(0) += 1;
-        if !matches!(word, "same" | "both-refuse") {
+        // A refusal that the case is about has no reason behind it.
+        if word != "same" && !(word == "both-refuse" && fields.nth(1).is_none_or(str::is_empty)) {
             listed.push(line);
         }
     }

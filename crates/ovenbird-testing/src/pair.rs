@@ -21,8 +21,8 @@ use crate::{Result, dockerd, process};
 pub enum Outcome {
     /// The same file tree and config.
     Same,
-    /// Neither builds it.
-    BothRefuse,
+    /// Neither builds it. What ovenbird says of a case that is to be built: this engine has no such thing.
+    BothRefuse(String),
     /// Refused by name: an engine's API has no word for it.
     Refused(String),
     /// The client of this engine has no word for it.
@@ -38,7 +38,7 @@ impl Outcome {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Same => "same",
-            Self::BothRefuse => "both-refuse",
+            Self::BothRefuse(_) => "both-refuse",
             Self::Refused(_) => "refused",
             Self::NotAsked(_) => "not-asked",
             Self::NotComparable => "not-comparable",
@@ -49,8 +49,8 @@ impl Outcome {
     /// Why, in a line.
     pub fn reason(&self) -> String {
         match self {
-            Self::Same | Self::BothRefuse | Self::NotComparable => String::new(),
-            Self::Refused(why) | Self::NotAsked(why) => why.clone(),
+            Self::Same | Self::NotComparable => String::new(),
+            Self::BothRefuse(why) | Self::Refused(why) | Self::NotAsked(why) => why.clone(),
             Self::Differs(all) => all.first().map(|first| first.lines().collect::<Vec<_>>().join(" ")).unwrap_or_default(),
         }
     }
@@ -106,7 +106,11 @@ fn both(place: &Place<'_>, build: &Build, number: u32) -> Result<Outcome> {
         (Some(1 | 101) | None, _) => return Ok(differs("ovenbird broke", our_code, &our_log)),
         (Some(0), _) => return Ok(differs("the client refuses, ovenbird builds", code, &log)),
         (_, Some(0)) => return Ok(differs("ovenbird refuses, the client builds", our_code, &our_log)),
-        _ => return Ok(Outcome::BothRefuse),
+        _ if build.error.is_some() => return Ok(Outcome::BothRefuse(String::new())),
+        _ => {
+            let said = our_log.lines().find(|line| line.starts_with("error: ")).unwrap_or("no reason");
+            return Ok(Outcome::BothRefuse(said.to_owned()));
+        }
     }
     let Some(ours) = archive::images(&archive)?.into_iter().next() else { return Ok(differs("no image", our_code, &our_log)) };
     let mut theirs = from_docker(&tag, &place.folder().join(format!("docker-{number}.tar")))?;
