@@ -7,7 +7,7 @@ use std::time::Duration;
 use ovenbird_testing::Result;
 use ovenbird_testing::base::Base;
 use ovenbird_testing::command::{Level, Workspace, finish};
-use ovenbird_testing::kubernetes::Cluster;
+use ovenbird_testing::kubernetes::{self, Cluster};
 use ovenbird_testing::needs::{self, Need};
 use ovenbird_testing::registry::{Options, Registry};
 use serde_json::Value;
@@ -58,13 +58,21 @@ fn images_in_a_cluster() -> Result<()> {
     if !needs::available("deploy::images_in_a_cluster", &[Need::Run, Need::Registry, Need::Kubernetes]) {
         return Ok(());
     }
+    if let Some(reason) = kubernetes::unavailable() {
+        needs::skip("deploy::images_in_a_cluster", &reason);
+        return Ok(());
+    }
     let cluster = Cluster::start()?;
     let registry = Registry::start_at(&cluster.host(), Options { bases: &[Base::Busybox], ..Options::default() })?;
     cluster.trust(&registry)?;
     let workspace = Workspace::new(Level::Own)?;
     let settings = workspace.path().join("settings.toml");
     let address = registry.address();
-    fs::write(&settings, format!("[registry.\"docker.io\"]\nmirrors = [\"http://{address}\"]\n[registry.\"{address}\"]\nplain_http = true\n")).unwrap();
+    fs::write(
+        &settings,
+        format!("[registry.\"docker.io\"]\nmirrors = [\"http://{address}\"]\n[registry.\"{address}\"]\nplain_http = true\n"),
+    )
+    .unwrap();
     let room = Room { workspace, cluster: &cluster, settings };
     cluster.kubectl(&["create", "namespace", "shop"])?;
     // What is not ours.
@@ -120,14 +128,21 @@ fn failures(room: &Room<'_>, address: &str) {
         room.deploy(&[&arguments[..], more].concat())
     };
     let (code, log) = run(&bad, &[]);
-    assert!(code == Some(10) && log.contains("the rollout of app failed: the container ends again and again, with code 7"), "{code:?} {log}");
+    assert!(
+        code == Some(10) && log.contains("the rollout of app failed: the container ends again and again, with code 7"),
+        "{code:?} {log}"
+    );
     assert!(log.contains("last words"), "{log}");
     assert!(room.get(&["deployment", "app"])["status"]["availableReplicas"].as_u64().unwrap_or(0) >= 1, "what ran before goes on");
     let good = format!("{address}/shop/app:1");
     let gone = format!("{address}/shop/app@sha256:{}", "0".repeat(64));
     for (image, more, expect) in [
         (gone.as_str(), &[][..], "the node cannot pull the image"),
-        (&good, &["--env-secret", "nothing"], "the node cannot start the container (CreateContainerConfigError): secret \"nothing\" not found"),
+        (
+            &good,
+            &["--env-secret", "nothing"],
+            "the node cannot start the container (CreateContainerConfigError): secret \"nothing\" not found",
+        ),
         (&good, &["--request", "cpu=500", "--timeout", "5"], "was not done within 5 s: no node takes the pod"),
         (&good, &["--limit", "gold=1x"], "the cluster refused to patch deployments"),
     ] {
@@ -135,11 +150,16 @@ fn failures(room: &Room<'_>, address: &str) {
         assert!(code == Some(10) && log.contains(expect), "{more:?}: {code:?} {log}");
     }
     for (arguments, code, expect) in [
-        (&["run", &good, "--name", "theirs", "-n", "shop"][..], 2, "there is a Deployment theirs in the namespace shop that Ovenbird did not make"),
+        (
+            &["run", &good, "--name", "theirs", "-n", "shop"][..],
+            2,
+            "there is a Deployment theirs in the namespace shop that Ovenbird did not make",
+        ),
         (&["remove", "--name", "theirs", "-n", "shop"], 2, "that Ovenbird did not make"),
         (&["wait", "--name", "other", "-n", "shop"], 2, "there is no deployment other in the namespace shop"),
         (&["run", &format!("{address}/shop/none:1"), "--name", "app", "-n", "shop"], 7, "there is no image"),
         (&["run", &good, "--name", "App", "-n", "shop"], 2, "is no name for a deployment"),
+        (&["run", &good, "--name", "app", "--on", "kubernetes,ttl=5s"], 2, "deploy --on kubernetes,ttl=5s is not supported"),
         (&["run", &good, "--name", "app", "--on", "container"], 2, "deploy --on container is not supported"),
         (&["run", &good, "--name", "app", "-n", "none"], 10, "the namespace none does not exist"),
     ] {

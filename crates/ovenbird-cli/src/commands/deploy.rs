@@ -56,6 +56,11 @@ impl Place {
             return Err(Error::refused(&format!("deploy --on {}", self.on), "this version runs images in Kubernetes only"));
         };
         let mut place = KubernetesPlace::clone(place);
+        let of_builds = KubernetesPlace { context: None, namespace: None, ..place.clone() };
+        if of_builds != KubernetesPlace::default() {
+            return Err(Error::refused(&format!("deploy --on kubernetes{of_builds}"), "that is for pods of builds")
+                .hint("here context=NAME and namespace=NAME can be said; what runs has options of its own"));
+        }
         place.namespace = self.namespace.clone().or(place.namespace);
         place.context = self.context.clone().or(place.context);
         KubernetesDeployer::new(&session.settings.kubernetes.resolve(&place), &session.environment)

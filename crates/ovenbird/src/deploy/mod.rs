@@ -78,7 +78,11 @@ impl FromStr for Reach {
             "clusterip" => Self::ClusterIp,
             "nodeport" => Self::NodePort,
             "loadbalancer" => Self::LoadBalancer,
-            _ => return Err(ParseValueError { reason: format!("{text:?} is no way to reach a service: expected clusterip, nodeport or loadbalancer") }),
+            _ => {
+                return Err(ParseValueError {
+                    reason: format!("{text:?} is no way to reach a service: expected clusterip, nodeport or loadbalancer"),
+                });
+            }
         })
     }
 }
@@ -166,7 +170,9 @@ impl Declaration {
 }
 
 fn is_variable(name: &str) -> bool {
-    !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+    !name.is_empty()
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
 /// A name that a service can have. Source: RFC 1035, labels.
@@ -185,7 +191,8 @@ pub fn pinned(image: &str, settings: &Settings) -> Result<Reference, Error> {
     if reference.digest().is_some() {
         return Ok(reference);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| Error::from_chain(Kind::Bug, &error))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| Error::from_chain(Kind::Bug, &error))?;
     let found = runtime.block_on(Client::new(settings.client_options()).look(&reference))?;
     match found {
         Some(found) => Ok(format!("{}/{}@{}", reference.registry(), reference.repository(), found.digest).parse()?),
@@ -271,7 +278,16 @@ mod tests {
             let got = text.parse::<Port>().map_or_else(|e| format!("! {e}"), |p| format!("{}>{} {}", p.port, p.target, p.udp));
             assert!(got.starts_with(expect), "{text}: {got}");
         }
-        for (name, good) in [("app", true), ("a-1", true), ("1a", false), ("A", false), ("a-", false), ("", false), (&"a".repeat(64), false), ("a_b", false)] {
+        for (name, good) in [
+            ("app", true),
+            ("a-1", true),
+            ("1a", false),
+            ("A", false),
+            ("a-", false),
+            ("", false),
+            (&"a".repeat(64), false),
+            ("a_b", false),
+        ] {
             assert_eq!(check_name(name).is_ok(), good, "{name}");
         }
     }

@@ -63,7 +63,8 @@ pub(super) fn deployment(declared: &Declaration, image: &Reference) -> (apps::De
         image_pull_policy: Some("IfNotPresent".into()),
         args: (!declared.args.is_empty()).then(|| declared.args.clone()),
         env: (!declared.env.is_empty()).then(|| {
-            let variable = |(name, value): (&String, &String)| core::EnvVar { name: name.clone(), value: Some(value.clone()), value_from: None };
+            let variable =
+                |(name, value): (&String, &String)| core::EnvVar { name: name.clone(), value: Some(value.clone()), value_from: None };
             declared.env.iter().map(variable).collect()
         }),
         env_from: (!declared.env_secrets.is_empty()).then(|| {

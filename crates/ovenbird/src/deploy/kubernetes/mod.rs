@@ -327,7 +327,15 @@ impl KubernetesDeployer {
     fn status_of(&self, name: &str, seen: &Seen) -> Result<Status, DeployError> {
         let (name_of, stands) = (name.to_owned(), standing(seen));
         let Some(deployment) = &seen.deployment else {
-            return Ok(Status { name: name_of, state: State::NotDeployed, replicas: 0, ready: 0, image: None, addresses: vec![], reason: None });
+            return Ok(Status {
+                name: name_of,
+                state: State::NotDeployed,
+                replicas: 0,
+                ready: 0,
+                image: None,
+                addresses: vec![],
+                reason: None,
+            });
         };
         let (wanted, ready) = numbers(deployment);
         let (state, reason) = match stands {
@@ -353,7 +361,8 @@ impl KubernetesDeployer {
     fn addresses(&self, name: &str) -> Result<Vec<String>, DeployError> {
         let Some(service) = self.own::<Service>(name, of("get", "", "services"))? else { return Ok(vec![]) };
         let mut hosts = vec![format!("{name}.{}", self.cluster.namespace())];
-        let ingress = service.status.as_ref().and_then(|status| status.load_balancer.as_ref()).and_then(|balancer| balancer.ingress.as_ref());
+        let ingress =
+            service.status.as_ref().and_then(|status| status.load_balancer.as_ref()).and_then(|balancer| balancer.ingress.as_ref());
         hosts.extend(ingress.into_iter().flatten().filter_map(|at| at.hostname.clone().or_else(|| at.ip.clone())));
         let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
         let mut addresses = vec![];
@@ -366,8 +375,13 @@ impl KubernetesDeployer {
 
     /// What the container said before it ended.
     fn last_words(&self, pod: &str) -> String {
-        let of_last =
-            LogParams { container: Some(CONTAINER.into()), tail_lines: Some(TAIL), previous: true, limit_bytes: Some(1 << 20), ..LogParams::default() };
+        let of_last = LogParams {
+            container: Some(CONTAINER.into()),
+            tail_lines: Some(TAIL),
+            previous: true,
+            limit_bytes: Some(1 << 20),
+            ..LogParams::default()
+        };
         let said = self.cluster.ask(of("get", "", "pods/log"), async { self.cluster.api::<Pod>().logs(pod, &of_last).await });
         let said = said.unwrap_or_default();
         said.lines().map(|line| shown(line.as_bytes(), 2000)).collect::<Vec<_>>().join("\n")

@@ -121,7 +121,8 @@ fn trouble(pod: &Pod, events: &[Event]) -> Option<Standing> {
             Some(Standing::Failed { reason: format!("the node cannot start the container ({reason}): {said}"), pod: None })
         }
         "CrashLoopBackOff" => Some(Standing::Failed { reason: ended(container), pod: Some(name) }),
-        _ => (container.restart_count > 1).then(|| Standing::Waiting(format!("the pod {name} was started {} times", container.restart_count + 1))),
+        _ => (container.restart_count > 1)
+            .then(|| Standing::Waiting(format!("the pod {name} was started {} times", container.restart_count + 1))),
     }
 }
 
@@ -173,7 +174,12 @@ mod tests {
         let partly = || json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 1, "availableReplicas": 2});
         check(json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}), None, None, "Done");
         // What is known is of the time before.
-        check(json!({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}), None, None, "2 of 2 are ready");
+        check(
+            json!({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}),
+            None,
+            None,
+            "2 of 2 are ready",
+        );
         check(json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 2, "availableReplicas": 3}), None, None, "Waiting");
         check(json!({}), None, None, "Waiting(\"0 of 2 are ready\")");
         check(partly(), waiting("ContainerCreating", ""), None, "Waiting(\"the pod p was started 4 times\")");
@@ -199,7 +205,8 @@ mod tests {
         );
         let gave_up = json!({"observedGeneration": 2, "conditions": [{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "m"}]});
         check(gave_up, None, None, "the cluster gave the rollout up (ProgressDeadlineExceeded): m");
-        let no_pod = json!({"observedGeneration": 2, "conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}]});
+        let no_pod =
+            json!({"observedGeneration": 2, "conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}]});
         check(no_pod, None, None, "the cluster makes no pod: exceeded quota");
         assert_eq!(standing(&Seen::default()), Standing::Gone);
     }
