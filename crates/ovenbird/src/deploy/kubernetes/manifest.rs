@@ -46,12 +46,12 @@ fn quantities(amounts: &BTreeMap<String, String>) -> Option<BTreeMap<String, Qua
 }
 
 /// A name for a port: `tcp-80`.
-fn port_name(port: &Port) -> String {
+fn port_name(port: Port) -> String {
     format!("{}-{}", if port.udp { "udp" } else { "tcp" }, port.port)
 }
 
-fn protocol(port: &Port) -> Option<String> {
-    Some(if port.udp { "UDP" } else { "TCP" }.into())
+fn protocol(port: Port) -> String {
+    if port.udp { "UDP" } else { "TCP" }.into()
 }
 
 /// The deployment, and the revision of its pods.
@@ -77,8 +77,8 @@ pub(super) fn deployment(declared: &Declaration, image: &Reference) -> (apps::De
         ports: (!declared.ports.is_empty()).then(|| {
             let port = |port: &Port| core::ContainerPort {
                 container_port: i32::from(port.target),
-                name: Some(port_name(port)),
-                protocol: protocol(port),
+                name: Some(port_name(*port)),
+                protocol: Some(protocol(*port)),
                 ..core::ContainerPort::default()
             };
             declared.ports.iter().map(port).collect()
@@ -134,10 +134,10 @@ pub(super) fn deployment(declared: &Declaration, image: &Reference) -> (apps::De
 /// The service, where there are ports.
 pub(super) fn service(declared: &Declaration) -> Option<core::Service> {
     let port = |port: &Port| core::ServicePort {
-        name: Some(port_name(port)),
+        name: Some(port_name(*port)),
         port: i32::from(port.port),
         target_port: Some(IntOrString::Int(i32::from(port.target))),
-        protocol: protocol(port),
+        protocol: Some(protocol(*port)),
         ..core::ServicePort::default()
     };
     (!declared.ports.is_empty()).then(|| core::Service {

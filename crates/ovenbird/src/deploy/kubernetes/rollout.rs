@@ -141,7 +141,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn check(status: Value, pod: Option<Value>, event: Option<(&str, &str)>, expect: &str) {
+    fn check(status: &Value, pod: Option<Value>, event: Option<(&str, &str)>, expect: &str) {
         let deployment: Deployment = serde_json::from_value(json!({
             "metadata": {"name": "a", "generation": 2},
             "spec": {"replicas": 2, "selector": {}, "template": {"metadata": {"labels": {REVISION: "r"}}}},
@@ -164,50 +164,50 @@ mod tests {
         assert!(got.contains(expect), "{expect}: {got}");
     }
 
-    fn waiting(reason: &str, message: &str) -> Option<Value> {
-        Some(json!({"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 3,
-            "state": {"waiting": {"reason": reason, "message": message}}, "lastState": {"terminated": {"exitCode": 7}}}]}))
+    fn waiting(reason: &str, message: &str) -> Value {
+        json!({"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 3,
+            "state": {"waiting": {"reason": reason, "message": message}}, "lastState": {"terminated": {"exitCode": 7}}}]})
     }
 
     #[test]
     fn sentences() {
         let partly = || json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 1, "availableReplicas": 2});
-        check(json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}), None, None, "Done");
+        check(&json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}), None, None, "Done");
         // What is known is of the time before.
         check(
-            json!({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}),
+            &json!({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}),
             None,
             None,
             "2 of 2 are ready",
         );
-        check(json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 2, "availableReplicas": 3}), None, None, "Waiting");
-        check(json!({}), None, None, "Waiting(\"0 of 2 are ready\")");
-        check(partly(), waiting("ContainerCreating", ""), None, "Waiting(\"the pod p was started 4 times\")");
-        check(partly(), waiting("ErrImagePull", "404"), None, "Waiting(\"the node cannot pull the image: 404\")");
+        check(&json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 2, "availableReplicas": 3}), None, None, "Waiting");
+        check(&json!({}), None, None, "Waiting(\"0 of 2 are ready\")");
+        check(&partly(), Some(waiting("ContainerCreating", "")), None, "Waiting(\"the pod p was started 4 times\")");
+        check(&partly(), Some(waiting("ErrImagePull", "404")), None, "Waiting(\"the node cannot pull the image: 404\")");
         check(
-            partly(),
-            waiting("ImagePullBackOff", "Back-off"),
+            &partly(),
+            Some(waiting("ImagePullBackOff", "Back-off")),
             Some(("Failed", "not found")),
             "Failed { reason: \"the node cannot pull the image (ImagePullBackOff): not found\"",
         );
         check(
-            partly(),
-            waiting("CreateContainerConfigError", "secret \"s\" not found"),
+            &partly(),
+            Some(waiting("CreateContainerConfigError", "secret \"s\" not found")),
             None,
             "the node cannot start the container (CreateContainerConfigError): secret \\\"s\\\" not found",
         );
-        check(partly(), waiting("CrashLoopBackOff", ""), None, "again and again, with code 7\", pod: Some(\"p\")");
+        check(&partly(), Some(waiting("CrashLoopBackOff", "")), None, "again and again, with code 7\", pod: Some(\"p\")");
         check(
-            partly(),
+            &partly(),
             Some(json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes: Insufficient cpu"}]})),
             None,
             "Waiting(\"no node takes the pod p: 0/1 nodes: Insufficient cpu\")",
         );
         let gave_up = json!({"observedGeneration": 2, "conditions": [{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "m"}]});
-        check(gave_up, None, None, "the cluster gave the rollout up (ProgressDeadlineExceeded): m");
+        check(&gave_up, None, None, "the cluster gave the rollout up (ProgressDeadlineExceeded): m");
         let no_pod =
             json!({"observedGeneration": 2, "conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}]});
-        check(no_pod, None, None, "the cluster makes no pod: exceeded quota");
+        check(&no_pod, None, None, "the cluster makes no pod: exceeded quota");
         assert_eq!(standing(&Seen::default()), Standing::Gone);
     }
 }
