@@ -37,7 +37,12 @@ pub const BY_HAND: u8 = 1;
 /// What Kubernetes is built from and how: another number, another build.
 const VERSION: &str = "kubernetes-1.20.2-1";
 
-/// Why this machine cannot have one; `None`: it can.
+/// Why its programs cannot be had, after an attempt to build them; `None`: they are there.
+pub fn unavailable() -> Option<String> {
+    programs().err().map(|error| format!("Kubernetes cannot be built here: {error}"))
+}
+
+/// What this machine lacks; `None`: nothing.
 pub fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("not root".into());

@@ -6,6 +6,7 @@
 
 pub mod builder;
 pub mod choice;
+pub mod deploy;
 pub mod docker_engine;
 pub mod driver;
 pub mod error;

@@ -128,6 +128,8 @@ pub(crate) enum Command {
     Export(commands::export::ExportArgs),
     /// Load an image into a Docker Engine
     Load(commands::load::LoadArgs),
+    /// Run images in a Kubernetes cluster, by digest: run, apply, status, wait, logs, remove
+    Deploy(Box<commands::deploy::DeployArgs>),
     /// Remove cached build results
     Prune(commands::prune::PruneArgs),
     /// Show how much the state directory holds

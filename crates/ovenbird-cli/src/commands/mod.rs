@@ -3,6 +3,7 @@
 pub(crate) mod auth;
 pub(crate) mod build;
 pub(crate) mod completions;
+pub(crate) mod deploy;
 pub(crate) mod df;
 pub(crate) mod doctor;
 pub(crate) mod export;
@@ -67,6 +68,7 @@ pub(crate) fn run(cli: Cli, environment: &Environment) -> Result<u8, Error> {
         Command::Export(args) => export::run(&args, &session()?),
         Command::Load(args) => load::run(&args, &session()?),
         Command::Prune(args) => prune::run(&args, &session()?),
+        Command::Deploy(args) => deploy::run(&args, &session()?),
         Command::Df(args) => df::run(&args, &session()?),
         Command::Doctor(args) => doctor::run(&args, &session()?),
         Command::Auth(args) => auth::run(&args, &session()?),

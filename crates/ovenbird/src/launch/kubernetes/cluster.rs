@@ -170,7 +170,8 @@ impl Cluster {
         self.runtime.spawn(work);
     }
 
-    fn api<K>(&self) -> Api<K>
+    /// Objects of one kind in the namespace.
+    pub(crate) fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = k8s_openapi::NamespaceResourceScope>,
         K::DynamicType: Default,
@@ -178,7 +179,8 @@ impl Cluster {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    fn ask<T>(&self, access: Access, work: impl Future<Output = Result<T, kube::Error>>) -> Result<T, KubernetesError> {
+    /// Asks, and waits a while for the answer.
+    pub(crate) fn ask<T>(&self, access: Access, work: impl Future<Output = Result<T, kube::Error>>) -> Result<T, KubernetesError> {
         match self.runtime.block_on(async { tokio::time::timeout(SHORT, work).await }) {
             Ok(done) => done.map_err(|error| self.told(access, error)),
             Err(_) => {
