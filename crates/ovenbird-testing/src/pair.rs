@@ -108,8 +108,9 @@ fn both(place: &Place<'_>, build: &Build, number: u32) -> Result<Outcome> {
         (_, Some(0)) => return Ok(differs("ovenbird refuses, the client builds", our_code, &our_log)),
         _ if build.error.is_some() => return Ok(Outcome::BothRefuse(String::new())),
         _ => {
-            let said = our_log.lines().find(|line| line.starts_with("error: ")).unwrap_or("no reason");
-            return Ok(Outcome::BothRefuse(said.to_owned()));
+            // What failed, and the first cause.
+            let said = our_log.lines().skip_while(|line| !line.starts_with("error: ")).take(2).map(str::trim);
+            return Ok(Outcome::BothRefuse(said.collect::<Vec<_>>().join(" ")));
         }
     }
     let Some(ours) = archive::images(&archive)?.into_iter().next() else { return Ok(differs("no image", our_code, &our_log)) };
