@@ -294,18 +294,18 @@ fn an_answer_without_end_is_cut() {
 
 #[test]
 fn a_build_whose_words_have_no_end_can_be_cancelled() {
-    let (_dir, engine) = liar(CHUNKS, CHUNK);
-    let build = |cancel: &Cancel| {
+    let build = |engine: &DockerEngine, cancel: &Cancel| {
         engine.build(&BuildCall::default(), cancel, &ovenbird_engine::event::Silent, |out| out.write_all(&[0; 1024])).unwrap_err()
     };
-    let (told, took) = cancelled(build);
+    let (_dir, engine) = liar(CHUNKS, CHUNK);
+    let (told, took) = cancelled(|cancel| build(&engine, cancel));
     assert!(matches!(told, BuildFailure::Engine(DockerEngineError::Cancelled { .. })), "{told}");
     assert!(took < Duration::from_secs(3), "{took:?}");
 
     // Without a cancel the limit ends it.
     let large = [b"80000\r\n".as_slice(), &vec![b'a'; 0x80000], b"\r\n"].concat();
     let (_dir, engine) = liar(CHUNKS, large);
-    let told = build(&Cancel::default());
+    let told = build(&engine, &Cancel::default());
     assert!(told.to_string().ends_with("it says more than 8 MiB at once"), "{told}");
 
     // Not even its headers end.

@@ -38,9 +38,11 @@ impl Allowance {
         Arc::new(Self { most, taken: AtomicU64::new(0) })
     }
 
-    /// A value of a stream is whole.
+    /// A value of a stream is whole. What was too much once stays it.
     pub(super) fn restart(&self) {
-        self.taken.store(0, Ordering::Relaxed);
+        if self.taken.load(Ordering::Relaxed) <= self.most {
+            self.taken.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Why nothing more was taken.
