@@ -151,6 +151,8 @@ fn findings_in_a_dockerfile() {
         ("build --call=check warn", 4, "[StageNameCasing]", ""),
         ("build --check good", 0, "no findings", ""),
         ("build --check --secret id=a,src=none good", 0, "no findings", ""),
+        ("build --check --iidfile id --metadata-file m good", 2, "", "--iidfile with --check is not supported"),
+        ("build --check --plugin pre_build:nope good", 2, "", "--plugin with --check is not supported"),
         ("lint ignored", 4, "Attempting to Copy file \"a\"", ""),
         ("build --check ignored", 4, "Attempting to Copy file \"a\"", ""),
         ("lint ignored/other", 4, "Attempting to Copy file \"b\"", ""),

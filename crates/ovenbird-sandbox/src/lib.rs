@@ -39,7 +39,7 @@ use std::sync::atomic::AtomicBool;
 
 pub use mounts::lowers_max;
 pub use probe::{Level, LevelStatus, Probe};
-pub use spec::{Limits, Mount, MountSource, Network, Outcome, Root, SandboxError, Step, StepUser, Stream};
+pub use spec::{DEFAULT_HOSTNAME, Limits, Mount, MountSource, Network, Outcome, Root, SandboxError, Step, StepUser, Stream};
 
 /// Moves this process into the level's namespaces; call once, early in `main`, while the process has one thread.
 ///

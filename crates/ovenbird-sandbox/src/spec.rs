@@ -107,6 +107,9 @@ pub struct Limits {
     pub shm_size: Option<u64>,
 }
 
+/// The host name of steps when none is asked for, as with BuildKit.
+pub const DEFAULT_HOSTNAME: &str = "buildkitsandbox";
+
 /// One step.
 #[derive(Debug, Clone)]
 pub struct Step {
@@ -120,7 +123,7 @@ pub struct Step {
     pub cwd: PathBuf,
     /// User.
     pub user: StepUser,
-    /// Host name.
+    /// Host name; [`DEFAULT_HOSTNAME`] where nobody asked for one.
     pub hostname: String,
     /// Network.
     pub network: Network,

@@ -159,6 +159,8 @@ fn what_a_word_means() -> Result<()> {
         let told = room.told(&[&["build"], flags].concat(), 2)?;
         assert!(told.contains("is about one image"), "{flags:?}: {told}");
     }
+    let told = room.told(&["build", "--check", "--image", "api"], 2)?;
+    assert!(told.contains("--check of an image of ovenbird.toml is not supported"), "{told}");
     // With -f alone it is as without the file.
     room.ok(&["build", "-f", "docker/web.Dockerfile", "--build-arg", "WHO=x"])?;
     room.write("ovenbird.toml", "[image.a]\nunknown = 1\n");

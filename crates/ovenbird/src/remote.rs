@@ -512,7 +512,7 @@ impl<'a> Outputs<'a> {
             drop(pipe);
             reads.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
-        Err(cannot_write(&error))
+        Err(cannot_write(&error, place_of(&self.wanted[index].kind)))
     }
 
     fn end(&mut self, index: usize) -> Result<(), Error> {
@@ -522,7 +522,7 @@ impl<'a> Outputs<'a> {
             self.receiving(index)?;
         }
         match self.open[index].take() {
-            Some(Receiving::File(file)) => file.finish().map_err(|error| cannot_write(&error))?,
+            Some(Receiving::File(file)) => file.finish().map_err(|error| cannot_write(&error, place_of(&self.wanted[index].kind)))?,
             Some(Receiving::Stream { pipe, reads }) => {
                 drop(pipe);
                 reads.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -534,8 +534,18 @@ impl<'a> Outputs<'a> {
     }
 }
 
-fn cannot_write(error: &io::Error) -> Error {
-    Error::from_chain(Kind::Configuration, error).while_doing("cannot write the output")
+fn cannot_write(error: &io::Error, to: Option<&Path>) -> Error {
+    let what = to.map_or("the output".to_owned(), |path| path.display().to_string());
+    Error::from_chain(Kind::Configuration, error).while_doing(format!("cannot write {what}"))
+}
+
+/// Where on this machine an output goes.
+fn place_of(kind: &OutputKind) -> Option<&Path> {
+    match kind {
+        OutputKind::OciTar(Dest::Path(path)) | OutputKind::DockerTar(Dest::Path(path)) | OutputKind::Tar(Dest::Path(path)) => Some(path),
+        OutputKind::OciDir(dir) | OutputKind::Local(dir) => Some(dir),
+        _ => None,
+    }
 }
 
 fn open(kind: &OutputKind, settings: &Settings, job: &Job) -> Result<Receiving, Error> {
@@ -544,13 +554,10 @@ fn open(kind: &OutputKind, settings: &Settings, job: &Job) -> Result<Receiving, 
             Dest::Path(path) => PathOrStdout::Path(path.clone()),
             Dest::Stdout => PathOrStdout::Stdout,
         };
-        OutputFile::create(&to).map(Receiving::File).map_err(|error| match dest {
-            Dest::Path(path) => cannot_write(&error).while_doing(format!("cannot write {}", path.display())),
-            Dest::Stdout => cannot_write(&error),
-        })
+        OutputFile::create(&to).map(Receiving::File).map_err(|error| cannot_write(&error, place_of(kind)))
     };
     let stream = |read: Box<dyn FnOnce(io::PipeReader) -> Result<(), Error> + Send>| {
-        let (from, pipe) = io::pipe().map_err(|error| cannot_write(&error))?;
+        let (from, pipe) = io::pipe().map_err(|error| cannot_write(&error, None))?;
         Ok(Receiving::Stream { pipe, reads: std::thread::spawn(move || read(from)) })
     };
     match kind {
@@ -584,8 +591,8 @@ fn open(kind: &OutputKind, settings: &Settings, job: &Job) -> Result<Receiving, 
 
 /// An image as a layout in a folder: through a store of its own, so that every blob is checked.
 fn layout(from: &mut io::PipeReader, dir: &Path) -> Result<(), Error> {
-    std::fs::create_dir_all(dir).map_err(|error| cannot_write(&error))?;
-    let aside = beside::folder_in(dir).map_err(|error| cannot_write(&error))?;
+    std::fs::create_dir_all(dir).map_err(|error| cannot_write(&error, Some(dir)))?;
+    let aside = beside::folder_in(dir).map_err(|error| cannot_write(&error, Some(dir)))?;
     let store = Store::open(aside.path())?;
     for (target, names) in archive::read(&store, from)? {
         archive::write_oci_dir(&store, &target, &names, dir)?;
@@ -595,20 +602,20 @@ fn layout(from: &mut io::PipeReader, dir: &Path) -> Result<(), Error> {
 
 /// Files in a folder. Says which devices could not be made.
 fn files(from: io::PipeReader, dir: &Path) -> Result<Option<String>, Error> {
-    std::fs::create_dir_all(dir).map_err(|error| cannot_write(&error))?;
+    std::fs::create_dir_all(dir).map_err(|error| cannot_write(&error, Some(dir)))?;
     beside::clear(dir);
-    let aside = beside::folder_in(dir).map_err(|error| cannot_write(&error))?;
+    let aside = beside::folder_in(dir).map_err(|error| cannot_write(&error, Some(dir)))?;
     let arrived = folder::receive(from, aside.path());
     let (tree, owners) =
         arrived.map_err(|error| Error::new(Kind::Driver, "the files of the image did not arrive").because(error.of_archive()))?;
     let mut devices = vec![];
     for (path, owner) in &owners {
         if owner.device().is_some() {
-            std::fs::remove_file(aside.path().join(path)).map_err(|error| cannot_write(&error))?;
+            std::fs::remove_file(aside.path().join(path)).map_err(|error| cannot_write(&error, Some(dir)))?;
             devices.push(path);
         }
     }
-    ovenbird_engine::export::output::move_into(&tree, dir).map_err(|error| cannot_write(&error))?;
+    ovenbird_engine::export::output::move_into(&tree, dir).map_err(|error| cannot_write(&error, Some(dir)))?;
     let Some(first) = devices.first() else { return Ok(None) };
     Ok(Some(format!(
         "{} device(s) of the image are not in {}, for only root can make them: {}; type=tar keeps them",

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use engine_room::{Room, room, settings};
-use ovenbird::docker_engine::{ContainerSpec, DockerEngine, DockerEngineError, DockerSettings, Endpoint, Stream};
+use ovenbird::docker_engine::{BuildCall, BuildFailure, ContainerSpec, DockerEngine, DockerEngineError, DockerSettings, Endpoint, Stream};
 use ovenbird_engine::Cancel;
 use ovenbird_testing::dockerd::Dockerd;
 use ovenbird_testing::needs::{self, Need};
@@ -230,4 +230,85 @@ fn an_engine_that_is_not_there() {
     talk.join().unwrap();
     let error = DockerEngine::new(&settings(&format!("tcp://{address}"))).unwrap().reach().unwrap_err();
     assert!(matches!(error, DockerEngineError::Unreachable { .. }), "{error:?}");
+}
+
+/// Something at a socket that answers every request with this beginning, and then for ever with this.
+fn liar(begin: &'static [u8], more: impl Into<Vec<u8>>) -> (tempfile::TempDir, DockerEngine) {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("liar.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let more = more.into();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, more) = (stream.unwrap(), more.clone());
+            std::thread::spawn(move || {
+                let mut asked = [0; 4096];
+                let _ = stream.read(&mut asked);
+                if stream.write_all(begin).is_ok() {
+                    while !more.is_empty() && stream.write_all(&more).is_ok() {}
+                }
+                // Silence until the other end gives up.
+                while stream.read(&mut asked).is_ok_and(|read| read > 0) {}
+            });
+        }
+    });
+    let engine = DockerEngine::new(&settings(&format!("unix://{}", socket.display()))).unwrap();
+    (dir, engine)
+}
+
+/// Cancels after a while, and says how long the call went on.
+fn cancelled<T>(call: impl FnOnce(&Cancel) -> T) -> (T, Duration) {
+    let cancel = Cancel::default();
+    let later = cancel.clone();
+    let stopper = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(500));
+        later.cancel();
+        Instant::now()
+    });
+    let result = call(&cancel);
+    let end = Instant::now();
+    (result, end.saturating_duration_since(stopper.join().unwrap()))
+}
+
+const CHUNKS: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nb\r\n{\"stream\":\"\r\n";
+const CHUNK: &[u8] = b"20\r\naaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n";
+
+#[test]
+fn an_engine_that_does_not_answer_is_given_up() {
+    let (_dir, engine) = liar(b"", []);
+    let (told, took) = cancelled(|cancel| engine.until(cancel).image_exists("x"));
+    assert!(matches!(told, Err(DockerEngineError::Cancelled { .. })), "{told:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    let start = Instant::now();
+    let told = engine.within(Duration::from_secs(1)).remove_container("x");
+    assert!(matches!(told, Err(DockerEngineError::Broken { .. })), "{told:?}");
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn an_answer_without_end_is_cut() {
+    let (_dir, engine) = liar(CHUNKS, CHUNK);
+    let told = engine.reach().unwrap_err().to_string();
+    assert!(told.ends_with("it says more than 1 MiB at once"), "{told}");
+}
+
+#[test]
+fn a_build_whose_words_have_no_end_can_be_cancelled() {
+    let build = |engine: &DockerEngine, cancel: &Cancel| {
+        engine.build(&BuildCall::default(), cancel, &ovenbird_engine::event::Silent, |out| out.write_all(&[0; 1024])).unwrap_err()
+    };
+    let (_dir, engine) = liar(CHUNKS, CHUNK);
+    let (told, took) = cancelled(|cancel| build(&engine, cancel));
+    assert!(matches!(told, BuildFailure::Engine(DockerEngineError::Cancelled { .. })), "{told}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
+
+    // Without a cancel the limit ends it.
+    let large = [b"80000\r\n".as_slice(), &vec![b'a'; 0x80000], b"\r\n"].concat();
+    let (_dir, engine) = liar(CHUNKS, large);
+    let told = build(&engine, &Cancel::default());
+    assert!(told.to_string().ends_with("it says more than 8 MiB at once"), "{told}");
+
+    // Not even its headers end.
+    let (_dir, engine) = liar(b"HTTP/1.1 200 OK\r\nX-Long: ", CHUNK);
+    assert!(matches!(engine.reach(), Err(DockerEngineError::Broken { .. })));
 }

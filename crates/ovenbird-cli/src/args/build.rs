@@ -268,6 +268,30 @@ impl BuildArgs {
         self.check || self.call == Some(Call::Check)
     }
 
+    /// Flags that ask for more than findings. Those that say how steps run, or what the image is called, are about the build that is checked.
+    fn refuse_beside_check(&self) -> Result<(), Error> {
+        let asks = [
+            ("--push", self.push),
+            ("--load", self.load),
+            ("--output", !self.outputs.is_empty()),
+            ("--iidfile", self.iidfile.is_some()),
+            ("--metadata-file", self.metadata_file.is_some()),
+            ("--cache-to", self.cache_to.iter().any(|row| !row.is_empty())),
+            ("--if-needed", self.if_needed.0.is_some()),
+            ("--force", self.force),
+            ("--explain", self.explain),
+            ("--plugin", !self.plugins.is_empty()),
+            ("--workflow", !self.workflows.is_empty()),
+        ];
+        match asks.iter().find(|(_, said)| *said && self.checks_only()) {
+            Some((flag, _)) => {
+                let why = "a check builds nothing, runs no plugin and writes findings only";
+                Err(Error::refused(&format!("{flag} with --check"), why).hint(format!("leave out {flag}, or --check")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// What the flags say of images of a project; `None`: they are about a context.
     pub(crate) fn project(&self, environment: &Environment) -> Result<Option<ProjectBuild>, Error> {
         let missing = |flag: &str| Error::new(Kind::Usage, format!("{flag} is about the images of ovenbird.toml, and there is none here"));
@@ -304,6 +328,7 @@ impl BuildArgs {
             asked.retain(|name| touched.contains(name.as_str()));
         }
         self.refused.check()?;
+        self.refuse_beside_check()?;
         let request = self.assemble(self.subject.request_of_project(environment)?, environment)?;
         let mut single = self.subject.of_one_image();
         single.extend((!self.tags.is_empty()).then_some("--tag"));
@@ -318,12 +343,17 @@ impl BuildArgs {
             )
             .hint("name one: `ovenbird build NAME`, or say it in ovenbird.toml"));
         }
+        if self.checks_only() {
+            return Err(Error::refused("--check of an image of ovenbird.toml", "it checks one Dockerfile")
+                .hint("`ovenbird lint PATH` checks the Dockerfile of that folder"));
+        }
         Ok(Some(ProjectBuild { project, asked, request }))
     }
 
     /// The request that these flags say.
     pub(crate) fn request(&self, environment: &Environment) -> Result<BuildRequest, Error> {
         self.refused.check()?;
+        self.refuse_beside_check()?;
         let subject = self.subject.request(environment)?;
         let Some(said) = self.build_json(environment)? else { return self.assemble(subject, environment) };
         if self.subject.words.iter().any(|word| word != ".") || subject.dockerfile != DockerfileFrom::Default {
@@ -502,6 +532,8 @@ mod tests {
             (". --provenance=false --sbom=false --attest=type=sbom,disabled=true --rm --force-rm --compress", "source"),
             (". --squash=false --call build --isolation default", "source"),
             (". --call check,format=text", "source"),
+            (". --check=false --push -t x", "kind: Registry"),
+            (". --check --push=false --cache-to= --if-needed=false -t x --memory 1g", "names: [\"x\"]"),
             (". --sbom=0 --provenance=F --cache-from= --cache-to=", "source"),
         ] {
             match request(line) {
@@ -530,6 +562,17 @@ mod tests {
                 ". --call check,format=json",
                 "! invalid value 'check,format=json' for '--call <METHOD>': buildx's form of the findings is not made; `ovenbird lint",
             ),
+            (". --check --push -t x", "! 2 --push with --check is not supported"),
+            (". --check --load", "! 2 --load with --check"),
+            (". --call check -o type=oci,dest=x", "! 2 --output with --check"),
+            (". --check --iidfile f", "! 2 --iidfile with --check"),
+            (". --check --metadata-file f", "! 2 --metadata-file with --check"),
+            (". --check --cache-to type=local,dest=d", "! 2 --cache-to with --check"),
+            (". --check --if-needed -t a:{id}", "! 2 --if-needed with --check"),
+            (". --check --force", "! 2 --force with --check"),
+            (". --check --explain", "! 2 --explain with --check"),
+            (". --check --plugin pre_build:nope", "! 2 --plugin with --check"),
+            (". --call=lint --workflow f", "! 2 --workflow with --check"),
             (". --debug", "! 2 --debug is not supported"),
             (". -D", "! 2 --debug is not supported"),
             (". --policy p", "! 2 --policy is not supported"),

@@ -30,6 +30,10 @@ pub(crate) fn run(args: &BuildArgs, request: &BuildRequest, session: &Session, g
         );
     }
     if args.checks_only() {
+        // They are a build.json's: --plugin is refused.
+        if !request.workflow.pre_build.is_empty() {
+            crate::note("plugins that run before a build may change its Dockerfile: a check runs none of them");
+        }
         return lint::check(request, session, lint::Manner::OF_BUILD);
     }
     let place = choose_driver(args, session, global)?;

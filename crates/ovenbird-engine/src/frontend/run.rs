@@ -66,7 +66,7 @@ impl Lowering<'_> {
             security,
             mounts,
             inline_files,
-            hostname: hostname.filter(|h| !h.is_empty()).cloned().unwrap_or_else(|| "buildkitsandbox".into()),
+            hostname: hostname.filter(|h| !h.is_empty()).cloned().unwrap_or_else(|| ovenbird_sandbox::DEFAULT_HOSTNAME.into()),
             hosts: self.options.add_hosts.clone(),
         });
         let root = self.vertices.add(op, name, self.lines(span), self.nodes[id].no_cache);

@@ -16,7 +16,7 @@ use crate::failure::Context;
 use crate::prepare::Scratch;
 use crate::reap::{self, Running};
 use crate::step::{self, Program, Streams};
-use crate::{Level, Network, Outcome, Root, SandboxError, Step, Stream, limits, mounts, socket, syscall};
+use crate::{DEFAULT_HOSTNAME, Level, Network, Outcome, Root, SandboxError, Step, Stream, limits, mounts, socket, syscall};
 
 pub(crate) fn run(step: &Step, output: &mut dyn FnMut(Stream, &[u8]), cancel: &AtomicBool) -> Result<Outcome, SandboxError> {
     let refused = |option: &str, reason: &str| SandboxError::Refused {
@@ -32,6 +32,10 @@ pub(crate) fn run(step: &Step, output: &mut dyn FnMut(Stream, &[u8]), cancel: &A
     }
     if step.limits.shm_size.is_some() {
         return Err(refused("--shm-size", "mounting /dev/shm needs CAP_SYS_ADMIN; give it to the container, or leave the option out"));
+    }
+    // The name that every step has is in /etc/hostname; one that was asked for is for programs that ask the kernel.
+    if step.hostname != DEFAULT_HOSTNAME {
+        return Err(refused("--hostname", "a name of its own needs CAP_SYS_ADMIN; give it to the container, or leave the option out"));
     }
     let Root::Dir(root) = &step.root else {
         return Err(SandboxError::Impossible { reason: "the chroot level cannot mount an overlay: give it a plain folder".to_owned() });

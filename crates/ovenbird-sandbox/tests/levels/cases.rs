@@ -431,6 +431,13 @@ fn own() -> Vec<Case> {
             check: |ran| assert!(ran.error().contains("--shm-size")),
         },
         Case {
+            name: "host_name_refused",
+            levels: CHROOT,
+            script: "true",
+            set_up: |_, step| step.hostname = "asked-for".into(),
+            check: |ran| assert!(ran.error().contains("--hostname is not possible at the chroot level"), "{}", ran.error()),
+        },
+        Case {
             name: "ulimits",
             levels: ALL,
             script: "ulimit -n; ulimit -H -n; ulimit -c",

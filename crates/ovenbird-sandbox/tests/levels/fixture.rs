@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, IntoRawFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ovenbird_sandbox::{Level, Limits, Network, Root, Step, StepUser};
+use ovenbird_sandbox::{DEFAULT_HOSTNAME, Level, Limits, Network, Root, Step, StepUser};
 use tempfile::TempDir;
 
 const BUSYBOX: [&str; 3] = ["/bin/busybox", "/usr/bin/busybox", "/bin/busybox.static"];
@@ -134,7 +134,7 @@ impl Place {
             env: vec!["PATH=/usr/bin:/bin".into()],
             cwd: "/".into(),
             user: StepUser::default(),
-            hostname: "builder".into(),
+            hostname: if level == Level::Chroot { DEFAULT_HOSTNAME.into() } else { "builder".into() },
             network: Network::Host,
             mounts: Vec::new(),
             hosts: Vec::new(),

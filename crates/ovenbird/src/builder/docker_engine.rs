@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ovenbird_dockerfile::ast::{Dockerfile, Kind as Said, Source as CopySource};
 use ovenbird_engine::input::Exportable;
 use ovenbird_engine::ops::file::decompress;
-use ovenbird_engine::{ContentId, Event};
+use ovenbird_engine::{Cancel, ContentId, Event};
 use ovenbird_oci::archive::ArchiveError;
 use ovenbird_oci::image::media;
 use ovenbird_oci::keychain::{Credential, Keychain, Query};
@@ -50,8 +50,8 @@ pub struct DockerEngineBuilder {
     keychain: Keychain,
     /// For images on their way out of the engine: as large as those of our store, so on its disk.
     temp: PathBuf,
-    /// What our images are called in the engine, by our digest.
-    ids: Mutex<HashMap<Digest, String>>,
+    /// What our images are called in the engine, by our digest, and the engine as the job that made them asks it.
+    ids: Mutex<HashMap<Digest, (String, Arc<DockerEngine>)>>,
 }
 
 /// Which of the engine's two builders, and what it knows.
@@ -68,6 +68,12 @@ impl DockerEngineBuilder {
         Self { docker, images, keychain, temp: settings.root.clone(), ids: Mutex::default() }
     }
 
+    /// The same, whose engine is given up when this is cancelled, also where no job is.
+    #[must_use]
+    pub fn until(self, cancel: &Cancel) -> Self {
+        Self { docker: self.docker.until(cancel), ..self }
+    }
+
     /// The Docker Engine.
     pub fn docker(&self) -> &DockerEngine {
         &self.docker
@@ -75,7 +81,7 @@ impl DockerEngineBuilder {
 
     fn technique(&self, dockerfile: &Dockerfile, place: &Place, job: &Job) -> Result<Technique, Error> {
         let say = |text: &str| job.sink.emit(Event::Message { text: text.into() });
-        let version = self.docker.reach()?;
+        let version = self.docker.until(&job.cancel).reach()?;
         let said = self.docker.said_buildkit();
         let own = version.prefers_buildkit();
         let hidden = matches!(place, Place::Beside(_));
@@ -130,7 +136,7 @@ impl DockerEngineBuilder {
 
     /// An image that the engine has, in our store: to be pushed or written somewhere else.
     pub fn import(&self, name: &str, job: &Job) -> Result<Image, Error> {
-        let id = self.docker.image_id(name)?;
+        let id = self.docker.until(&job.cancel).image_id(name)?;
         self.take(&id.to_string(), &BuildRequest::new(Source::Stdin), job)
     }
 
@@ -151,14 +157,15 @@ impl DockerEngineBuilder {
         };
         let folder = beside::folder_in(&self.temp).map_err(made)?;
         let scratch = Store::open(folder.path())?;
-        if let Some(config) = self.config_without_layers(id)? {
+        let docker = Arc::new(self.docker.until(&job.cancel));
+        if let Some(config) = config_without_layers(&docker, id)? {
             let bytes = serde_json::to_vec(&config).map_err(|error| Error::from_chain(Kind::Bug, &error))?;
             let config = Descriptor::new(media::OCI_CONFIG, scratch.write(&bytes)?, bytes.len() as u64);
             let media_type = Some(media::OCI_MANIFEST.to_owned());
             let source = Manifest { schema_version: 2, media_type, config, layers: vec![], annotations: BTreeMap::new() };
-            return self.packed(id, &scratch, &source, request);
+            return self.packed(id, docker, &scratch, &source, request);
         }
-        let read = self.docker.save(id, &job.cancel, |archive| archive::read(&scratch, archive));
+        let read = docker.save(id, &job.cancel, |archive| archive::read(&scratch, archive));
         let images = read?.map_err(|error| {
             let kind = if matches!(error, ArchiveError::Store(_)) { Kind::Configuration } else { Kind::Driver };
             Error::from_chain(kind, &error).while_doing("the Docker Engine gave an image that cannot be read")
@@ -167,43 +174,23 @@ impl DockerEngineBuilder {
             return Err(Error::new(Kind::Driver, format!("the Docker Engine gave no image for {}", short(id))));
         };
         let source = one_image(&scratch, target)?;
-        self.packed(id, &scratch, &source, request)
+        self.packed(id, docker, &scratch, &source, request)
     }
 
-    /// The config of an image that has no layers: engines do not save such an image, so it is made of what they tell.
-    fn config_without_layers(&self, id: &str) -> Result<Option<Value>, Error> {
-        let said = self.docker.inspect_image(id)?;
-        if said["RootFS"]["Layers"].as_array().is_some_and(|layers| !layers.is_empty()) {
-            return Ok(None);
-        }
-        let mut history = vec![];
-        for (created_by, created, comment) in self.docker.image_history(id)? {
-            let created = jiff::Timestamp::from_second(created).unwrap_or_default().to_string();
-            let mut line = json!({"created": created, "created_by": created_by, "empty_layer": true});
-            if !comment.is_empty() {
-                line["comment"] = comment.into();
-            }
-            history.push(line);
-        }
-        let mut config = json!({
-            "architecture": said["Architecture"], "os": said["Os"], "created": said["Created"], "config": said["Config"],
-            "rootfs": {"type": "layers", "diff_ids": []}, "history": history,
-        });
-        for (name, said) in [("variant", &said["Variant"]), ("author", &said["Author"])] {
-            if said.as_str().is_some_and(|text| !text.is_empty()) {
-                config[name] = said.clone();
-            }
-        }
-        Ok(Some(config))
-    }
-
-    fn packed(&self, id: &str, scratch: &Store, source: &Manifest, request: &BuildRequest) -> Result<Image, Error> {
+    fn packed(
+        &self,
+        id: &str,
+        docker: Arc<DockerEngine>,
+        scratch: &Store,
+        source: &Manifest,
+        request: &BuildRequest,
+    ) -> Result<Image, Error> {
         let compression = agreed(&request.outputs, "compression", |o| o.compression)?;
         let docker_types = agreed(&request.outputs, "oci-mediatypes", |o| o.oci_media_types)?.is_some_and(|oci| !oci);
         let mut annotations = request.annotations.clone();
         annotations.extend(request.outputs.iter().flat_map(|output| output.annotations.clone()));
         let image = self.pack(scratch, source, compression, docker_types, annotations)?;
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(image.target.digest, id.to_owned());
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(image.target.digest, (id.to_owned(), docker));
         Ok(image)
     }
 
@@ -267,11 +254,12 @@ impl DockerEngineBuilder {
     }
 
     /// The base images of a Dockerfile that the engine has.
-    fn known_bases(&self, dockerfile: &Dockerfile, request: &BuildRequest) -> Vec<Base> {
+    fn known_bases(&self, dockerfile: &Dockerfile, request: &BuildRequest, job: &Job) -> Vec<Base> {
+        let docker = self.docker.until(&job.cancel);
         let names = bases(dockerfile, request);
         let last = names.last().cloned();
         let described = names.into_iter().filter_map(|reference| {
-            let said = self.docker.inspect_image(&reference.familiar()).ok()?;
+            let said = docker.inspect_image(&reference.familiar()).ok()?;
             let id: Digest = said["Id"].as_str()?.parse().ok()?;
             let platform = platform_of(&said);
             let size = said["Size"].as_u64().unwrap_or(0);
@@ -312,11 +300,11 @@ impl DockerEngineBuilder {
     }
 
     /// What an image of the engine is for.
-    fn platform_of(&self, id: &str) -> Result<Platform, Error> {
-        Ok(platform_of(&self.docker.inspect_image(id)?))
+    fn platform_of(&self, id: &str, job: &Job) -> Result<Platform, Error> {
+        Ok(platform_of(&self.docker.until(&job.cancel).inspect_image(id)?))
     }
 
-    fn id_of(&self, image: &Image) -> Option<String> {
+    fn id_of(&self, image: &Image) -> Option<(String, Arc<DockerEngine>)> {
         self.ids.lock().unwrap_or_else(PoisonError::into_inner).get(&image.target.digest).cloned()
     }
 }
@@ -336,7 +324,7 @@ impl Builder for DockerEngineBuilder {
         };
         let asked = asked_platform(&parsed, request).filter(|_| !technique.buildkit);
         let is_other = |built: &Result<Built, Error>, asked: &Platform| match built {
-            Ok(built) => Ok(!asked.matches(&self.platform_of(&built.id)?)),
+            Ok(built) => Ok(!asked.matches(&self.platform_of(&built.id, job)?)),
             // A stage that came from the cache, and that the next one begins with.
             Err(error) => Ok::<_, Error>(error.causes.iter().any(|cause| cause.contains(OTHER_PLATFORM))),
         };
@@ -357,13 +345,13 @@ impl Builder for DockerEngineBuilder {
         }
         let built = built?;
         let image = self.take(&built.id, request, job)?;
-        Ok(Image { ran: built.ran, cached: built.cached, bases: self.known_bases(&parsed, request), ..image })
+        Ok(Image { ran: built.ran, cached: built.cached, bases: self.known_bases(&parsed, request, job), ..image })
     }
 
     fn name(&self, image: &Image, names: &[Reference]) -> Result<(), Error> {
         // The engine's user finds the image there, too, as after `docker build`.
-        if let Some(id) = self.id_of(image) {
-            names.iter().try_for_each(|name| self.docker.tag(&id, name))?;
+        if let Some((id, docker)) = self.id_of(image) {
+            names.iter().try_for_each(|name| docker.tag(&id, name))?;
         }
         self.images.name(image, names)
     }
@@ -393,7 +381,9 @@ impl Workshop for DockerEngineBuilder {
     }
 
     fn as_base(&self, image: &Image) -> Result<String, Error> {
-        self.id_of(image).ok_or_else(|| Error::refused("a command in this image", "the Docker Engine does not have it in this form"))
+        self.id_of(image)
+            .map(|(id, _)| id)
+            .ok_or_else(|| Error::refused("a command in this image", "the Docker Engine does not have it in this form"))
     }
 
     fn squash(&self, image: &Image, whole: bool, source: &SourceTree, request: &BuildRequest, job: &Job) -> Result<Image, Error> {
@@ -547,6 +537,33 @@ fn refuse(request: &BuildRequest, technique: Technique) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The config of an image that has no layers: engines do not save such an image, so it is made of what they tell.
+fn config_without_layers(docker: &DockerEngine, id: &str) -> Result<Option<Value>, Error> {
+    let said = docker.inspect_image(id)?;
+    if said["RootFS"]["Layers"].as_array().is_some_and(|layers| !layers.is_empty()) {
+        return Ok(None);
+    }
+    let mut history = vec![];
+    for (created_by, created, comment) in docker.image_history(id)? {
+        let created = jiff::Timestamp::from_second(created).unwrap_or_default().to_string();
+        let mut line = json!({"created": created, "created_by": created_by, "empty_layer": true});
+        if !comment.is_empty() {
+            line["comment"] = comment.into();
+        }
+        history.push(line);
+    }
+    let mut config = json!({
+        "architecture": said["Architecture"], "os": said["Os"], "created": said["Created"], "config": said["Config"],
+        "rootfs": {"type": "layers", "diff_ids": []}, "history": history,
+    });
+    for (name, said) in [("variant", &said["Variant"]), ("author", &said["Author"])] {
+        if said.as_str().is_some_and(|text| !text.is_empty()) {
+            config[name] = said.clone();
+        }
+    }
+    Ok(Some(config))
 }
 
 /// What an image is for, in the engine's words.

@@ -105,7 +105,7 @@ impl EngineBuilder {
 
     /// Gives the image to the Docker Engine: nothing is sent when it has the image already.
     fn load(&self, target: &Descriptor, names: &[Reference], job: &Job) -> Result<(), Error> {
-        let docker = DockerEngine::new(&self.docker)?;
+        let docker = DockerEngine::new(&self.docker)?.until(&job.cancel);
         let config = self.config_of(target)?;
         job.sink.emit(Event::Message { text: format!("loading into the Docker Engine at {docker}") });
         // An engine with the classic store knows images by config, one with the containerd store by manifest.

@@ -113,7 +113,7 @@ impl DockerEngine {
         });
         let credentials: HashMap<String, DockerCredentials> = credentials.collect();
         let mut log = Log { buildkit: call.buildkit, sink, steps: HashMap::new(), order: vec![], current: None, id: None };
-        let done = self.send(NAME, cancel, context, async |client, body| {
+        let done = self.send(NAME, cancel, context, async |client, allowance, body| {
             // The client's own options have no room for limits above 2 GiB, for several hosts, or for ulimits.
             let client = client.clone().with_request_modifier(move |mut request| {
                 if request.uri().path() == query.path() {
@@ -137,6 +137,7 @@ impl DockerEngine {
             let mut said = client.build_image(options, Some(credentials), Some(body));
             let mut failed = None;
             while let Some(line) = said.next().await {
+                allowance.restart();
                 match line {
                     Ok(line) => log.take(line),
                     // The engine's builder ends its words with the failure.

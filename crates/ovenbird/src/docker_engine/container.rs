@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io::{self, Write};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::container::LogOutput;
@@ -15,7 +16,8 @@ use ovenbird_engine::Cancel;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
-use super::{DockerEngine, DockerEngineError};
+use super::connection::Allowance;
+use super::{DockerEngine, DockerEngineError, VALUE};
 
 /// Pieces of output that wait to be read.
 const WAITING: usize = 64;
@@ -110,8 +112,7 @@ impl fmt::Debug for AttachedInput<'_> {
 
 impl AttachedInput<'_> {
     fn block_on<T>(&mut self, work: impl AsyncFnOnce(&mut Pin<Box<dyn AsyncWrite + Send>>) -> io::Result<T>) -> io::Result<T> {
-        let open = self.engine.open().map_err(io::Error::other)?;
-        open.runtime.block_on(work(&mut self.inner))
+        self.engine.runtime().map_err(io::Error::other)?.block_on(work(&mut self.inner))
     }
 }
 
@@ -211,37 +212,46 @@ impl DockerEngine {
     pub fn attach_container(&self, id: &str, stdin: bool) -> Result<Attached<'_>, DockerEngineError> {
         let options =
             query::AttachContainerOptions { stream: true, stdin, stdout: true, stderr: true, ..query::AttachContainerOptions::default() };
-        let attached = self.ask("attach", async |client| client.attach_container(id, Some(options)).await)?;
-        let output = self.pump("attach", attached.output)?;
+        let (call, allowance) = ("attach", Allowance::new(VALUE));
+        let attach = async |client: &bollard::Docker| client.attach_container(id, Some(options)).await;
+        let attached = self.ask_on(self.runtime()?, &allowance, call, self.patience, attach)?;
+        let output = self.pump(call, allowance, attached.output)?;
         Ok(Attached { input: AttachedInput { engine: self, inner: attached.input }, output })
     }
 
     /// What it has said, and with `follow` what it says until it ends.
     pub fn container_logs(&self, id: &str, follow: bool) -> Result<AttachedOutput, DockerEngineError> {
         let options = query::LogsOptions { follow, stdout: true, stderr: true, ..query::LogsOptions::default() };
-        let open = self.open()?;
+        let allowance = Allowance::new(VALUE);
+        let client = self.client(&allowance)?;
         let logs = {
-            let _entered = open.runtime.enter();
-            open.client.logs(id, Some(options))
+            let _entered = self.runtime()?.enter();
+            client.logs(id, Some(options))
         };
-        self.pump("logs", logs)
+        self.pump("logs", allowance, logs)
     }
 
     /// Moves a stream onto a channel that can be read without a runtime.
     fn pump(
         &self,
         call: &'static str,
+        allowance: Arc<Allowance>,
         mut from: impl futures_util::Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send + Unpin + 'static,
     ) -> Result<AttachedOutput, DockerEngineError> {
         let (sender, receiver) = mpsc::channel(WAITING);
         let endpoint = self.to_string();
-        self.open()?.runtime.spawn(async move {
+        self.runtime()?.spawn(async move {
             while let Some(next) = from.next().await {
+                let exceeded = allowance.exceeded();
+                allowance.restart();
                 let next = next.map(piece).map_err(|error| match error {
                     bollard::errors::Error::DockerResponseServerError { status_code, message } => {
                         DockerEngineError::Refused { call: call.into(), status: status_code, message }
                     }
-                    other => DockerEngineError::Broken { endpoint: endpoint.clone(), call: call.into(), reason: other.to_string() },
+                    other => {
+                        let reason = exceeded.unwrap_or_else(|| other.to_string());
+                        DockerEngineError::Broken { endpoint: endpoint.clone(), call: call.into(), reason }
+                    }
                 });
                 let failed = next.is_err();
                 if sender.send(next).await.is_err() || failed {
@@ -254,7 +264,7 @@ impl DockerEngine {
 
     /// Waits until it ends and gives its exit code.
     pub fn wait_container(&self, id: &str, cancel: &Cancel) -> Result<i64, DockerEngineError> {
-        self.work("wait", cancel, async |client| {
+        self.work("wait", cancel, async |client, _| {
             use bollard::errors::Error as Told;
             match client.wait_container(id, None::<query::WaitContainerOptions>).next().await {
                 Some(Ok(ended)) => Ok(ended.status_code),
@@ -302,7 +312,7 @@ impl DockerEngine {
     ) -> Result<(), DockerEngineError> {
         let call = "archive upload";
         let options = query::UploadToContainerOptions { path: path.into(), ..query::UploadToContainerOptions::default() };
-        self.send(call, cancel, write, async |client, body| {
+        self.send(call, cancel, write, async |client, _, body| {
             let body = bollard::body_try_stream(body.into_stream());
             client.upload_to_container(id, Some(options), body).await.map_err(|error| self.told(call, error))
         })

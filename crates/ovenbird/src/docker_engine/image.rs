@@ -86,10 +86,11 @@ impl DockerEngine {
         archive: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send,
     ) -> Result<String, DockerEngineError> {
         let options = query::ImportImageOptions { quiet: true, ..query::ImportImageOptions::default() };
-        self.send("load", cancel, archive, async |client, body| {
+        self.send("load", cancel, archive, async |client, allowance, body| {
             let mut said = client.import_image_stream(options, body.into_stream(), None);
             let mut words = String::new();
             while let Some(line) = said.next().await {
+                allowance.restart();
                 let line = line.map_err(|error| self.told("load", error))?;
                 words.push_str(&line.stream.unwrap_or_default());
             }
@@ -104,14 +105,13 @@ impl DockerEngine {
         cancel: &Cancel,
         read: impl FnOnce(&mut dyn Read) -> T + Send,
     ) -> Result<T, DockerEngineError> {
-        // Before the thread: an engine that is not there is told as such.
-        self.open()?;
         let (sender, receiver) = mpsc::channel::<Result<Bytes, String>>(WAITING);
         let (saved, read) = std::thread::scope(|scope| {
             let reader = scope.spawn(move || read(&mut Archive { receiver, piece: Bytes::new() }));
-            let saved = self.work("save", cancel, async move |client| {
+            let saved = self.work("save", cancel, async move |client, allowance| {
                 let mut archive = std::pin::pin!(client.export_image(image));
                 while let Some(piece) = archive.next().await {
+                    allowance.restart();
                     let piece = piece.map_err(|error| self.told("save", error));
                     let told = piece.clone().map_err(|error| error.to_string());
                     if sender.send(told).await.is_err() {

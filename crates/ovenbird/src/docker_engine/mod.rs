@@ -1,10 +1,12 @@
 //! A Docker Engine, through its API: where it is ([`Endpoint`]), containers ([`ContainerSpec`]), images, and builds.
 //!
-//! Synchronous and typed; every engine has a small runtime of its own, made when it is first asked. What counts is an engine that
-//! answers ([`DockerEngine::reach`]), not a program on the path. Long calls take a [`Cancel`]: the connection is dropped, which ends the
-//! engine's work. The calls know nothing of stores, sources or requests: the builder over them is in [`crate::builder`], and [`Tasker`] is over that.
+//! Synchronous and typed. What counts is an engine that answers ([`DockerEngine::reach`]), not a program on the path. Every call has a
+//! connection and a runtime of its own, ends when it is cancelled ([`DockerEngine::until`]; the connection is dropped, which ends the engine's
+//! work), and takes only so much from an engine that says too much (`connection`). The calls know nothing of stores, sources or requests:
+//! the builder over them is in [`crate::builder`], and [`Tasker`] is over that.
 
 mod build;
+mod connection;
 mod container;
 mod endpoint;
 mod image;
@@ -13,8 +15,7 @@ mod tasker;
 
 use std::fmt;
 use std::io::{self, Write};
-use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,6 +31,8 @@ pub use image::ImageSummary;
 pub use options::{BuildOptions, ContainerLimits, Prepared};
 pub use tasker::{GitSource, Tasker};
 
+use connection::{Allowance, Door, NotConnected};
+
 use crate::error::{Error, Kind};
 use crate::pieces::Pieces;
 
@@ -41,6 +44,12 @@ const SHORT: Duration = Duration::from_mins(1);
 const ENDLESS: Duration = Duration::from_hours(7 * 24);
 /// A cancelled call is dropped after at most this.
 const CANCEL_LOOK: Duration = Duration::from_millis(50);
+/// Longest answer to the first question.
+const VERSION: u64 = 1 << 20;
+/// Longest answer to a call that looks something up: every image of a large engine, with its labels.
+const ANSWER: u64 = 32 << 20;
+/// Longest value of a stream, as of a worker.
+const VALUE: u64 = 8 << 20;
 /// Pieces of a request's body that wait to be sent.
 const PIECES: usize = 4;
 
@@ -171,13 +180,11 @@ fn kind_of_build(message: &str) -> Kind {
 pub struct DockerEngine {
     endpoint: Endpoint,
     buildkit: Option<bool>,
-    open: OnceLock<Open>,
-}
-
-/// What is made on first use.
-struct Open {
-    runtime: Runtime,
-    client: bollard::Docker,
+    cancel: Cancel,
+    patience: Duration,
+    door: OnceLock<Door>,
+    /// Of what goes on beside its callers: containers that are attached to.
+    runtime: OnceLock<Runtime>,
 }
 
 impl fmt::Display for DockerEngine {
@@ -211,7 +218,27 @@ impl Version {
 impl DockerEngine {
     /// The engine that the environment means. Does not connect.
     pub fn new(settings: &DockerSettings) -> Result<Self, DockerEngineError> {
-        Ok(Self { endpoint: settings.endpoint()?, buildkit: settings.buildkit, open: OnceLock::new() })
+        Ok(Self {
+            endpoint: settings.endpoint()?,
+            buildkit: settings.buildkit,
+            cancel: Cancel::default(),
+            patience: SHORT,
+            door: OnceLock::new(),
+            runtime: OnceLock::new(),
+        })
+    }
+
+    /// The same engine, whose calls end when this is cancelled.
+    #[must_use]
+    pub fn until(&self, cancel: &Cancel) -> Self {
+        let (endpoint, buildkit) = (self.endpoint.clone(), self.buildkit);
+        Self { endpoint, buildkit, cancel: cancel.clone(), patience: self.patience, door: self.door.clone(), runtime: OnceLock::new() }
+    }
+
+    /// The same engine, which has only this long to answer a call that looks something up or cleans up.
+    #[must_use]
+    pub fn within(&self, patience: Duration) -> Self {
+        Self { patience, ..self.until(&self.cancel) }
     }
 
     /// Where it is.
@@ -222,7 +249,7 @@ impl DockerEngine {
     /// Its version, when it answers within a few seconds.
     pub fn reach(&self) -> Result<Version, DockerEngineError> {
         let call = "version";
-        let said = self.ask_within(call, REACH, async |client| client.version().await)?;
+        let said = self.ask_within(call, REACH, VERSION, async |client| client.version().await)?;
         let api = said.api_version.unwrap_or_default();
         let (major, minor) = api.split_once('.').unwrap_or_default();
         Ok(Version {
@@ -236,40 +263,34 @@ impl DockerEngine {
         self.buildkit
     }
 
-    /// Runs something on the engine's runtime.
+    /// Runs something on a runtime of the engine.
     pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> Result<T, DockerEngineError> {
-        Ok(self.open()?.runtime.block_on(work))
+        Ok(self.runtime()?.block_on(work))
     }
 
-    fn open(&self) -> Result<&Open, DockerEngineError> {
-        if let Some(open) = self.open.get() {
-            return Ok(open);
+    fn runtime(&self) -> Result<&Runtime, DockerEngineError> {
+        if let Some(runtime) = self.runtime.get() {
+            return Ok(runtime);
         }
-        let unreachable = |reason: String, forbidden| DockerEngineError::Unreachable { endpoint: self.to_string(), reason, forbidden };
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("docker-engine")
-            .enable_all()
-            .build()
-            .map_err(|error| unreachable(error.to_string(), false))?;
-        let (seconds, version) = (ENDLESS.as_secs(), bollard::API_DEFAULT_VERSION);
-        let client = match &self.endpoint {
-            Endpoint::Unix(path) => {
-                // The client's own words for a socket that is missing or closed to us do not say which.
-                if let Err(error) = std::os::unix::net::UnixStream::connect(path) {
-                    return Err(unreachable(error.to_string(), error.kind() == io::ErrorKind::PermissionDenied));
-                }
-                bollard::Docker::connect_with_unix(&path.to_string_lossy(), seconds, version)
-            }
-            Endpoint::Tcp(address) => bollard::Docker::connect_with_http(&format!("tcp://{address}"), seconds, version),
-            Endpoint::Tls { address, certificates } => {
-                let file = |name: &str| readable(&certificates.join(name)).map(|()| certificates.join(name));
-                let (key, cert, ca) = (file("key.pem")?, file("cert.pem")?, file("ca.pem")?);
-                bollard::Docker::connect_with_ssl(&format!("tcp://{address}"), &key, &cert, &ca, seconds, version)
+        let made = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("docker-engine").enable_all().build();
+        let made = made.map_err(|error| self.unreachable(error.to_string(), false))?;
+        Ok(self.runtime.get_or_init(|| made))
+    }
+
+    fn unreachable(&self, reason: String, forbidden: bool) -> DockerEngineError {
+        DockerEngineError::Unreachable { endpoint: self.to_string(), reason, forbidden }
+    }
+
+    /// The client library for one call that takes as much as `allowance` says.
+    fn client(&self, allowance: &Arc<Allowance>) -> Result<bollard::Docker, DockerEngineError> {
+        let door = match self.door.get() {
+            Some(door) => door,
+            None => {
+                let door = Door::of(&self.endpoint)?;
+                self.door.get_or_init(|| door)
             }
         };
-        let client = client.map_err(|error| self.told("version", error))?;
-        Ok(self.open.get_or_init(|| Open { runtime, client }))
+        door.client(allowance, ENDLESS.as_secs()).map_err(|error| self.told("version", error))
     }
 
     /// One call that looks something up.
@@ -278,36 +299,66 @@ impl DockerEngine {
         call: &str,
         work: impl AsyncFnOnce(&bollard::Docker) -> Result<T, bollard::errors::Error>,
     ) -> Result<T, DockerEngineError> {
-        self.ask_within(call, SHORT, work)
+        self.ask_within(call, self.patience, ANSWER, work)
     }
 
     fn ask_within<T>(
         &self,
         call: &str,
         limit: Duration,
+        most: u64,
         work: impl AsyncFnOnce(&bollard::Docker) -> Result<T, bollard::errors::Error>,
     ) -> Result<T, DockerEngineError> {
-        let open = self.open()?;
-        match open.runtime.block_on(async { tokio::time::timeout(limit, work(&open.client)).await }) {
-            Ok(done) => done.map_err(|error| self.told(call, error)),
-            Err(_) => Err(DockerEngineError::Broken {
-                endpoint: self.to_string(),
-                call: call.into(),
-                reason: format!("nothing came within {} seconds", limit.as_secs()),
-            }),
-        }
+        let (runtime, allowance) = (self.passing()?, Allowance::new(most));
+        let done = self.ask_on(&runtime, &allowance, call, limit, work);
+        runtime.shutdown_background();
+        done
     }
 
-    /// One call that takes as long as its work.
+    /// A runtime without a thread: what reads a connection and what makes sense of it take turns, so an engine that never pauses keeps
+    /// nobody from seeing that the call is cancelled.
+    fn passing(&self) -> Result<Runtime, DockerEngineError> {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| self.unreachable(error.to_string(), false))
+    }
+
+    fn ask_on<T>(
+        &self,
+        runtime: &Runtime,
+        allowance: &Arc<Allowance>,
+        call: &str,
+        limit: Duration,
+        work: impl AsyncFnOnce(&bollard::Docker) -> Result<T, bollard::errors::Error>,
+    ) -> Result<T, DockerEngineError> {
+        self.work_on(runtime, allowance, call, &self.cancel, async |client, _| match tokio::time::timeout(limit, work(client)).await {
+            Ok(done) => done.map_err(|error| self.told(call, error)),
+            Err(_) => Err(self.broken(call, format!("nothing came within {} seconds", limit.as_secs()))),
+        })
+    }
+
+    /// One call that takes as long as its work. The work says of a stream when a value is whole.
     fn work<T>(
         &self,
         call: &str,
         cancel: &Cancel,
-        work: impl AsyncFnOnce(&bollard::Docker) -> Result<T, DockerEngineError>,
+        work: impl AsyncFnOnce(&bollard::Docker, &Allowance) -> Result<T, DockerEngineError>,
     ) -> Result<T, DockerEngineError> {
-        let open = self.open()?;
-        open.runtime.block_on(async {
-            let work = std::pin::pin!(work(&open.client));
+        let runtime = self.passing()?;
+        let done = self.work_on(&runtime, &Allowance::new(VALUE), call, cancel, work);
+        runtime.shutdown_background();
+        done
+    }
+
+    fn work_on<T>(
+        &self,
+        runtime: &Runtime,
+        allowance: &Arc<Allowance>,
+        call: &str,
+        cancel: &Cancel,
+        work: impl AsyncFnOnce(&bollard::Docker, &Allowance) -> Result<T, DockerEngineError>,
+    ) -> Result<T, DockerEngineError> {
+        let client = self.client(allowance)?;
+        let done = runtime.block_on(async {
+            let work = std::pin::pin!(work(&client, allowance));
             let stopped = std::pin::pin!(async {
                 while !cancel.is_cancelled() {
                     tokio::time::sleep(CANCEL_LOOK).await;
@@ -317,7 +368,16 @@ impl DockerEngine {
                 futures_util::future::Either::Left((done, _)) => done,
                 futures_util::future::Either::Right(_) => Err(DockerEngineError::Cancelled { call: call.into() }),
             }
-        })
+        });
+        match (done, allowance.exceeded()) {
+            // The client tells of the broken connection only.
+            (Err(DockerEngineError::Broken { .. }), Some(reason)) => Err(self.broken(call, reason)),
+            (done, _) => done,
+        }
+    }
+
+    fn broken(&self, call: &str, reason: String) -> DockerEngineError {
+        DockerEngineError::Broken { endpoint: self.to_string(), call: call.into(), reason }
     }
 
     /// As [`Self::work`], with a body that `write` makes on a thread of its own while it is sent.
@@ -326,10 +386,8 @@ impl DockerEngine {
         call: &str,
         cancel: &Cancel,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send,
-        work: impl AsyncFnOnce(&bollard::Docker, Body) -> Result<T, DockerEngineError>,
+        work: impl AsyncFnOnce(&bollard::Docker, &Allowance, Body) -> Result<T, DockerEngineError>,
     ) -> Result<T, DockerEngineError> {
-        // Before the thread: an engine that is not there is told as such.
-        self.open()?;
         let (sender, receiver) = mpsc::channel(PIECES);
         let (written, done) = std::thread::scope(|scope| {
             let writer = scope.spawn(move || {
@@ -342,7 +400,7 @@ impl DockerEngine {
                 }
                 written
             });
-            let done = self.work(call, cancel, async move |client| work(client, Body(receiver)).await);
+            let done = self.work(call, cancel, async move |client, allowance| work(client, allowance, Body(receiver)).await);
             (writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), done)
         });
         match (written, done) {
@@ -363,38 +421,24 @@ impl DockerEngine {
                 DockerEngineError::Refused { call: call.into(), status: 200, message: error.trim().into() }
             }
             other => {
-                let mut reason = other.to_string();
-                let (mut next, mut connecting, mut forbidden) = (std::error::Error::source(&other), false, false);
-                if let Told::HyperLegacyError { err } = &other {
-                    connecting = err.is_connect();
-                    next = std::error::Error::source(err);
-                    reason = err.to_string();
+                if let Told::IOError { err } = &other
+                    && let Some(NotConnected(error)) = err.get_ref().and_then(|inner| inner.downcast_ref())
+                {
+                    return self.unreachable(error.to_string(), error.kind() == io::ErrorKind::PermissionDenied);
                 }
+                let mut reason = other.to_string();
+                let mut next = std::error::Error::source(&other);
                 while let Some(cause) = next {
                     let text = cause.to_string();
                     if !reason.contains(&text) {
                         reason = format!("{reason}: {text}");
                     }
-                    forbidden |= cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
                     next = cause.source();
                 }
-                let endpoint = self.to_string();
-                if connecting || matches!(other, Told::SocketNotFoundError(_)) {
-                    DockerEngineError::Unreachable { endpoint, reason, forbidden }
-                } else {
-                    DockerEngineError::Broken { endpoint, call: call.into(), reason }
-                }
+                self.broken(call, reason)
             }
         }
     }
-}
-
-/// A file that TLS needs.
-fn readable(path: &Path) -> Result<(), DockerEngineError> {
-    std::fs::File::open(path).map(drop).map_err(|error| DockerEngineError::Configuration {
-        what: format!("the certificate of the Docker Engine {}", path.display()),
-        reason: error.to_string(),
-    })
 }
 
 /// The body of a request, as it is made.

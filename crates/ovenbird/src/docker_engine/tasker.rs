@@ -91,6 +91,7 @@ impl Lines {
 impl Tasker {
     /// Over this builder; sources come through `sources`.
     pub fn new(builder: DockerEngineBuilder, sources: impl Into<Fetcher>, sink: Arc<dyn EventSink>, cancel: Cancel) -> Self {
+        let builder = builder.until(&cancel);
         Self { driver: LocalDriver::new(builder, sources, io::empty()), sink, cancel, last: Arc::default() }
     }
 
@@ -201,7 +202,7 @@ impl Tasker {
         };
         let call = "commit";
         let engine = self.engine();
-        let made = engine.work(call, &self.cancel, async |client| {
+        let made = engine.work(call, &self.cancel, async |client, _| {
             client.commit_container(options, ContainerConfig::default()).await.map_err(|error| engine.told(call, error))
         })?;
         Ok(made.id)

@@ -42,7 +42,7 @@ const SECURITY: [&str; 2] = ["seccomp=unconfined", "apparmor=unconfined"];
 const MAX_SAID: usize = 16 << 10;
 
 /// How long the engine may take to remove a container.
-const GONE: Duration = Duration::from_secs(5);
+const GONE: Duration = Duration::from_secs(10);
 
 /// How often it is looked whether it has ended.
 const LOOK: Duration = Duration::from_millis(10);
@@ -139,7 +139,7 @@ pub fn remove_orphans(engine: &DockerEngine, job: &Job) -> Result<(), DockerEngi
 
 impl Launcher for ContainerLauncher {
     fn launch(&self, spec: &WorkerSpec, job: &Job) -> Result<Pipe, Error> {
-        let engine = Arc::new(DockerEngine::new(&self.settings.docker)?);
+        let engine = Arc::new(DockerEngine::new(&self.settings.docker)?.until(&job.cancel));
         engine.reach()?;
         remove_orphans(&engine, job)?;
         let mut container = self.spec(self.image(&engine, job)?, spec);
@@ -187,7 +187,9 @@ fn start(engine: &Arc<DockerEngine>, container: &ContainerSpec, kept: Option<Kep
     let (from, from_worker) = io::pipe().map_err(broken)?;
     let said = Arc::new(Mutex::new(Vec::new()));
     let container = Event::Container { id: id.clone() };
-    let life = Running { engine: Arc::clone(engine), id: id.clone(), said: Arc::clone(&said), code: Arc::default(), kept };
+    // It is removed also when the build was cancelled, by an engine that may have stopped answering.
+    let removes = engine.until(&ovenbird_engine::Cancel::default()).within(GONE);
+    let life = Running { engine: removes, id: id.clone(), said: Arc::clone(&said), code: Arc::default(), kept };
     let (tell, told) = mpsc::channel();
     let (engine, code) = (Arc::clone(engine), Arc::clone(&life.code));
     std::thread::spawn(move || {
@@ -250,7 +252,7 @@ fn feed(mut from: PipeReader, mut to: impl io::Write) {
 }
 
 struct Running {
-    engine: Arc<DockerEngine>,
+    engine: DockerEngine,
     id: String,
     said: Arc<Mutex<Vec<u8>>>,
     code: Arc<Mutex<Option<Result<i64, String>>>>,
@@ -304,10 +306,10 @@ impl Life for Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        let end = Instant::now() + GONE;
         self.kill();
         // The engine may be removing it by itself.
-        let end = Instant::now() + GONE;
-        while self.engine.inspect_container(&self.id).is_ok() && Instant::now() < end {
+        while Instant::now() < end && self.engine.inspect_container(&self.id).is_ok() {
             std::thread::sleep(LOOK);
         }
     }

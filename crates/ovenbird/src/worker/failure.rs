@@ -9,6 +9,12 @@ use crate::report::Record;
 /// Longest text of a Dockerfile that is sent back.
 const MAX_TEXT: usize = 1 << 20;
 
+/// Longest text of a failure that is shown, and how many there are of one sort.
+const MAX_WORDS: usize = 16 << 10;
+const MAX_TEXTS: usize = 64;
+/// How many findings of a Dockerfile.
+const MAX_FINDINGS: usize = 10_000;
+
 /// A failure.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -103,11 +109,12 @@ impl Failure {
                     let (name, text) = text(dockerfile);
                     let diagnostics = findings
                         .into_iter()
+                        .take(MAX_FINDINGS)
                         .map(|found| Diagnostic {
                             severity: if found.error { Severity::Error } else { Severity::Warning },
                             code: found.code.into(),
-                            message: found.message,
-                            help: found.help,
+                            message: cut(found.message),
+                            help: found.help.map(cut),
                             // Foreign numbers: the text is cut with them.
                             span: Span { start: within(&text, found.start), end: within(&text, found.end).max(within(&text, found.start)) },
                         })
@@ -115,14 +122,27 @@ impl Failure {
                     Detail::Dockerfile { name, text, diagnostics }
                 }
                 Shown::Step { name, command, code, lines, dockerfile, tail } => {
-                    Detail::Step { name, command, code, lines, dockerfile: dockerfile.map(text), tail }
+                    Detail::Step { name: cut(name), command, code, lines, dockerfile: dockerfile.map(text), tail: few(tail) }
                 }
                 Shown::Damage => Detail::Damage,
                 Shown::Instruction { line, dockerfile } => Detail::Instruction { line, dockerfile: text(dockerfile) },
             })
         });
-        Error { kind: self.kind, message: self.message, causes: self.causes, hints: self.hints, detail, record: self.record }
+        Error { kind: self.kind, message: cut(self.message), causes: few(self.causes), hints: few(self.hints), detail, record: self.record }
     }
+}
+
+/// Text of a worker, which may say anything.
+fn cut(mut text: String) -> String {
+    if text.len() > MAX_WORDS {
+        text.truncate(text.floor_char_boundary(MAX_WORDS));
+        text.push('…');
+    }
+    text
+}
+
+fn few(texts: Vec<String>) -> Vec<String> {
+    texts.into_iter().take(MAX_TEXTS).map(cut).collect()
 }
 
 fn within(text: &str, at: usize) -> usize {
@@ -152,5 +172,14 @@ mod tests {
             assert_eq!(wire.matches("FROM a").count(), 0, "the text is not sent back");
             assert_eq!(serde_json::from_str::<Failure>(&wire).unwrap().into_error(sent), error);
         }
+    }
+
+    #[test]
+    fn a_worker_does_not_flood() {
+        let mut error = Error::new(Kind::Driver, "é".repeat(1 << 20));
+        error.causes = vec!["b".repeat(1 << 20); 1000];
+        let told = Failure::of(error, ("", "")).into_error(("", ""));
+        assert!(told.message.len() < 20 << 10 && told.message.ends_with('…'));
+        assert_eq!((told.causes.len(), told.causes[0].len()), (MAX_TEXTS, MAX_WORDS + '…'.len_utf8()));
     }
 }

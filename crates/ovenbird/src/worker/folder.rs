@@ -4,7 +4,8 @@
 //! are. Owners are 0:0: that is what a build makes of every file of a context. All stands below one folder in the tar, so that the
 //! folder itself has its permissions, too.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
@@ -338,9 +339,16 @@ fn header(tree: &dyn Tree, visit: &Visit, firsts: &mut HashMap<(u64, u64), Vec<u
 
 /// Reads the tar into an empty folder; where the tree is then, and what the disk cannot hold.
 pub(crate) fn receive(from: impl Read, into: &Path) -> Result<(std::path::PathBuf, Owners), LayerError> {
+    let names = || -> io::Result<BTreeSet<OsString>> { std::fs::read_dir(into)?.map(|entry| Ok(entry?.file_name())).collect() };
+    let unreadable = |error: io::Error| LayerError::Malformed { reason: format!("the folder it went to cannot be read: {error}") };
+    let before = names().map_err(unreadable)?;
     let ownership = if rustix::process::geteuid().is_root() { Ownership::Real } else { Ownership::Recorded };
     let owners = layer::extract(from, into, ownership)?;
-    let tree = into.join(std::ffi::OsStr::from_bytes(TOP));
+    let top = OsStr::from_bytes(TOP);
+    if let Some(name) = names().map_err(unreadable)?.difference(&before).find(|name| *name != top) {
+        return Err(LayerError::Malformed { reason: format!("{name:?} is outside of the folder that was sent") });
+    }
+    let tree = into.join(top);
     if tree.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
         return Ok((tree, owners));
     }
@@ -392,6 +400,12 @@ mod tests {
         assert_eq!(listed(&tree), listed(from.path()));
         assert_eq!(fs::metadata(tree.join("run")).unwrap().ino(), fs::metadata(tree.join("same")).unwrap().ino());
         assert_eq!(listed(&tree).iter().any(|entry| entry.contains("117, 115, 101, 114")), attributed);
+        // Nothing is dropped silently: what is beside the folder is refused.
+        let mut beside = vec![];
+        tar::encode(&Header::new(b"other".to_vec(), tar::Kind::File), &mut beside);
+        beside.extend_from_slice(&sent);
+        let error = receive(beside.as_slice(), tempfile::tempdir().unwrap().path()).unwrap_err();
+        assert!(error.to_string().contains("\"other\" is outside of the folder"), "{error}");
         for cut in [0, 511, 700, sent.len() / 2] {
             assert!(receive(&sent[..cut], tempfile::tempdir().unwrap().path()).is_err(), "{cut}");
         }

@@ -329,7 +329,9 @@ fn run(place: &Place, bench: Bench, given: Given, request: &BuildRequest, job: &
     let given = (bench, given);
     let docker = match builder {
         BuilderKind::Docker => Some(DockerEngine::new(&settings.docker)?),
-        BuilderKind::Auto if !engine.runs_steps() => DockerEngine::new(&settings.docker).ok().filter(|docker| docker.reach().is_ok()),
+        BuilderKind::Auto if !engine.runs_steps() => {
+            DockerEngine::new(&settings.docker).ok().filter(|docker| docker.until(&job.cancel).reach().is_ok())
+        }
         BuilderKind::Auto | BuilderKind::Engine => None,
     };
     match docker {
