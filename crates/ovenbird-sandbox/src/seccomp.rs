@@ -57,6 +57,8 @@ enum Action {
     TraceWhen(&'static [u32]),
     /// To the tracer when the pointer in the argument (by number) is not NULL.
     TracePointer(u32),
+    /// To the tracer when the first argument has one of the bits.
+    TraceBits(u32),
 }
 
 /// Docker's filter.
@@ -91,6 +93,7 @@ pub(crate) fn tracer() -> &'static [sock_filter] {
         let mut rules: Vec<(u32, Action)> = calls::always().into_iter().map(|nr| (nr as u32, Action::Return(RET_TRACE))).collect();
         rules.extend(calls::by_value().into_iter().map(|(nr, values)| (nr as u32, Action::TraceWhen(values))));
         rules.extend(calls::by_pointer().into_iter().map(|(nr, argument)| (nr as u32, Action::TracePointer(argument))));
+        rules.extend(calls::by_bits().into_iter().map(|(nr, bits)| (nr as u32, Action::TraceBits(bits))));
         rules.extend(calls::missing().into_iter().map(|nr| (nr as u32, Action::Return(errno(libc::ENOSYS)))));
         compile(rules, RET_ALLOW, errno(libc::ENOSYS), errno(libc::ENOSYS))
     })
@@ -190,6 +193,7 @@ fn leaf(action: Action) -> Vec<sock_filter> {
             let trace = op(RETURN, RET_TRACE);
             vec![op(LOAD, low), branch(JUMP_EQ, 0, 0, 2), op(LOAD, low + 4), branch(JUMP_EQ, 0, 1, 0), trace, allow]
         }
+        Action::TraceBits(bits) => vec![op(LOAD, ARG0), branch(JUMP_SET, bits, 0, 1), op(RETURN, RET_TRACE), allow],
         Action::Personality => {
             let count = PERSONALITIES.len();
             let mut out = vec![op(LOAD, ARG0)];
@@ -331,8 +335,10 @@ mod tests {
         for nr in 0..600 {
             let values = calls::by_value().into_iter().find(|(by, _)| *by == nr).map(|(_, values)| values);
             let pointer = calls::by_pointer().iter().any(|(by, _)| *by == nr);
-            for arg in [0, 1, libc::PR_SET_DUMPABLE as u32, libc::PR_SET_NAME as u32] {
-                let traced = always.contains(&nr) || values.is_some_and(|values| values.contains(&arg)) || (pointer && arg != 0);
+            let bits = calls::by_bits().into_iter().find(|(by, _)| *by == nr).map_or(0, |(_, bits)| bits);
+            for arg in [0, 1, libc::PR_SET_DUMPABLE as u32, libc::PR_SET_NAME as u32, (libc::CLONE_UNTRACED | libc::SIGCHLD) as u32] {
+                let traced =
+                    always.contains(&nr) || values.is_some_and(|values| values.contains(&arg)) || (pointer && arg != 0) || arg & bits != 0;
                 let want = if missing.contains(&nr) || nr >= c_long::from(UNKNOWN_FROM) {
                     errno(libc::ENOSYS)
                 } else if traced {
@@ -343,6 +349,7 @@ mod tests {
                 assert_eq!(eval(tracer(), ARCH, nr as u32, arg), want, "call {nr} with {arg}");
             }
         }
+        assert_eq!(eval(tracer(), ARCH, libc::SYS_clone3 as u32, 0), errno(libc::ENOSYS), "its flags are in memory");
         assert_eq!(eval(tracer(), 0x4000_0003, 5, 0), errno(libc::ENOSYS), "i386 opens nothing");
         assert_eq!(eval(tracer(), ARCH, 0x4000_0002, 0), errno(libc::ENOSYS), "nor does x32");
     }

@@ -42,9 +42,15 @@ pub(crate) fn by_pointer() -> Vec<(c_long, u32)> {
     vec![(libc::SYS_sendto, 4)]
 }
 
-/// The calls that name files in ways that cannot be followed, and have an older sister: programs fall back.
+/// The calls that stop when their first argument has one of the bits: who asks for it would make a process that nobody traces.
+pub(crate) fn by_bits() -> Vec<(c_long, u32)> {
+    vec![(libc::SYS_clone, libc::CLONE_UNTRACED as u32)]
+}
+
+/// The calls that name files (or, `clone3`, what a new process shares) in ways that cannot be followed, and have an older sister:
+/// programs fall back.
 pub(crate) fn missing() -> Vec<c_long> {
-    let mut all = vec![libc::SYS_openat2, libc::SYS_io_uring_setup];
+    let mut all = vec![libc::SYS_openat2, libc::SYS_io_uring_setup, libc::SYS_clone3];
     all.extend(XATTR_AT);
     all
 }

@@ -27,6 +27,10 @@ pub(crate) mod calls {
         Vec::new()
     }
 
+    pub(crate) fn by_bits() -> Vec<(c_long, u32)> {
+        Vec::new()
+    }
+
     pub(crate) fn missing() -> Vec<c_long> {
         Vec::new()
     }

@@ -171,6 +171,12 @@ impl Tracer {
 
     fn entry(&mut self, thread: i32) -> io::Result<()> {
         let mut registers = Registers::of(thread)?;
+        if registers.call() == libc::SYS_clone {
+            // Whoever makes processes that nobody traces leaves something behind: the flag goes.
+            registers.set_argument(0, registers.arguments()[0] & !(libc::CLONE_UNTRACED as u64));
+            registers.give(thread)?;
+            return ptrace::go_on(thread, 0);
+        }
         let verdict = match self.call(thread, &registers) {
             Ok(Verdict::Instead(instead)) => self.instead(thread, &mut registers, instead),
             other => other,

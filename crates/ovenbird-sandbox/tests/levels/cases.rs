@@ -104,6 +104,7 @@ pub(crate) fn missing(case: &str) -> Option<&'static str> {
 
 pub(crate) fn all() -> Vec<Case> {
     let mut all = programs::cases();
+    all.extend(crate::raw::cases());
     all.extend(own());
     all
 }
@@ -967,7 +968,8 @@ impl Case {
 pub(crate) fn run_for_ever(level: Level) -> ExitCode {
     let mark = std::env::var(MARK).unwrap_or_default();
     let place = Place::new();
-    let step = place.step(level, &format!("(setsid sleep {mark} &); (sleep 1; echo running) & sleep {mark}"));
+    let mut step = place.step(level, &format!("/inside >/dev/null; (setsid sleep {mark} &); (sleep 1; echo running) & sleep {mark}"));
+    crate::raw::asking_not_to_be_traced(&place, &mut step, &mark);
     // The killed cannot clean up: the parent does.
     println!("{}", place.folder.path().display());
     if ovenbird_sandbox::enter(level).is_ok() {
