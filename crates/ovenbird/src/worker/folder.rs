@@ -346,7 +346,7 @@ pub(crate) fn receive(from: impl Read, into: &Path) -> Result<(std::path::PathBu
     let owners = layer::extract(from, into, ownership)?;
     let top = OsStr::from_bytes(TOP);
     if let Some(name) = names().map_err(unreadable)?.difference(&before).find(|name| *name != top) {
-        return Err(LayerError::Malformed { reason: format!("{name:?} is outside of the folder that was sent") });
+        return Err(LayerError::Malformed { reason: format!("{:?} is outside of the folder that was sent", name.to_string_lossy()) });
     }
     let tree = into.join(top);
     if tree.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
