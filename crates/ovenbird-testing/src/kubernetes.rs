@@ -11,8 +11,12 @@ use crate::process::{on_path, output};
 use crate::registry::Registry;
 use crate::{AtPath, Error, Result, cache, repository};
 
-/// Debian packages that building and running need.
-pub const PACKAGES: [&str; 13] = [
+/// Debian packages that building and running need. `kubectl` may be there from elsewhere: Debian's package cannot be installed beside that.
+pub fn packages() -> Vec<&'static str> {
+    PACKAGES.into_iter().chain((!on_path("kubectl")).then_some("kubernetes-client")).collect()
+}
+
+const PACKAGES: [&str; 12] = [
     "bc",
     "busybox-static",
     "containerd",
@@ -21,7 +25,6 @@ pub const PACKAGES: [&str; 13] = [
     "etcd-server",
     "gcc",
     "iproute2",
-    "kubernetes-client",
     "make",
     "openssl",
     "rsync",
